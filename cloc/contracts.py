@@ -1,0 +1,165 @@
+"""All that passes between folders: Sample, Batch, Features, LossTerms.
+
+Stands at the root of the flow ``data → models → losses → evaluation → engine``; every folder may import it and it
+imports none of them. Shape letters, everywhere in the project: **B** images, **M** regions per image (padded),
+**N** patch tokens, **C** tower width, **D** joint width, **P** distinct phrases in the batch, **L** text length,
+**W** world size. Boxes are xyxy, normalized to 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used. ``reason`` is the counter's name, ``detail`` says what was seen."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One annotated box of a picture.
+
+    Attributes:
+        box: xyxy, normalized to 0..1 of the upright picture.
+        phrases: texts that name the box; at least one.
+        category: class name, where the source has a closed set of classes.
+        score: confidence of a pseudo-label in 0..1.
+        negatives: hard negative texts that join this region's own denominator.
+        crowd: the box covers a group that the source marked as a crowd.
+    """
+
+    box: tuple[float, float, float, float]
+    phrases: tuple[str, ...]
+    category: str | None = None
+    score: float | None = None
+    negatives: tuple[str, ...] = ()
+    crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture as the shards hold it: encoded bytes and annotations.
+
+    Attributes:
+        key: unique name within its data set.
+        image: encoded file (JPEG, PNG or WebP).
+        extension: file name extension of ``image``, without the dot.
+        captions: texts of the whole picture; may be empty.
+        regions: annotated boxes; may be empty.
+        width: width of the upright picture in pixels; 0 where the source does not say.
+        height: height of the upright picture in pixels; 0 where the source does not say.
+        source: name of the data set the sample came from.
+        extra: whatever else the sample's JSON holds (for instance a ``relation`` test item).
+    """
+
+    key: str
+    image: bytes
+    extension: str
+    captions: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    width: int = 0
+    height: int = 0
+    source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch of one rank, built whole in the data worker.
+
+    Attributes:
+        images: ``[B,3,H,W]`` uint8.
+        content: ``[B,4]`` the picture inside the padding.
+        captions: ``[B,L]`` int64 token ids, trimmed to the longest of the batch.
+        caption_id: ``[B]`` int64 hash of the caption's tokens; equal captions have equal ids.
+        boxes: ``[B,M,4]`` in the coordinates of the padded view.
+        target_boxes: ``[B,M,4]`` the union of all boxes of the picture that the region's phrase owns.
+        region_valid: ``[B,M]`` bool.
+        phrases: ``[P,L]`` int64 token ids of the distinct phrases, trimmed; P ≥ 1 even without regions.
+        phrase_id: ``[P]`` int64 hash of the phrase's tokens, equal across ranks.
+        region_phrase: ``[B,M]`` int64 index into ``phrases``.
+        phrase_is_shared: ``[B,M]`` bool, the phrase owns another box of the same picture.
+        keys: B sample keys.
+        source: ``[B]`` int64 index of the data source.
+        cursor: global position of the first sample *after* this global batch; what a checkpoint stores.
+        stats: counters of the data worker (skips by reason, truncated texts, …).
+    """
+
+    images: Tensor
+    content: Tensor
+    captions: Tensor
+    caption_id: Tensor
+    boxes: Tensor
+    target_boxes: Tensor
+    region_valid: Tensor
+    phrases: Tensor
+    phrase_id: Tensor
+    region_phrase: Tensor
+    phrase_is_shared: Tensor
+    keys: list[str]
+    source: Tensor
+    cursor: int
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+        }
+        return Batch(**moved)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, for asynchronous copies (called by the DataLoader)."""
+        pinned = {
+            f.name: value.pin_memory() if isinstance(value, Tensor) else value
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+        }
+        return Batch(**pinned)
+
+
+@dataclass(slots=True)
+class Features:
+    """What a model makes of a batch. Embeddings have unit norm and are float32.
+
+    Attributes:
+        image: ``[B,D]`` pooled image embedding.
+        text: ``[B,D]`` caption embedding.
+        region: ``[B,M,D]`` Prompter embedding of each box, or None for a model without Prompter.
+        phrase: ``[P,D]`` embedding of each distinct phrase, or None.
+        grounded: ``[B,M,4]`` xyxy box predicted from each region's phrase, or None for a model without grounding.
+        scales: inverse temperature of each contrastive loss, each ``[1]``, already exponentiated and clamped.
+    """
+
+    image: Tensor
+    text: Tensor
+    region: Tensor | None
+    phrase: Tensor | None
+    grounded: Tensor | None
+    scales: dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class LossTerms:
+    """A loss with its parts.
+
+    Attributes:
+        total: scalar to back-propagate.
+        terms: unweighted named terms (detached scalars).
+        stats: what else is worth logging (filtered share, λ, count of valid regions, …); detached scalars.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    stats: dict[str, Tensor]
