@@ -1,0 +1,63 @@
+"""Encoded bytes → upright RGB uint8 tensor (``order → decode → views → collate → stream``)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as tv
+
+from cloc.contracts import BadSample
+
+MAX_PIXELS = 64_000_000  # a picture of more pixels is a decompression bomb, not training data
+
+
+def decode_rgb(data: bytes) -> Tensor:
+    """Decode a JPEG, PNG or WebP file.
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        ``[3,H,W]`` uint8, upright (EXIF orientation applied); gray, CMYK, 16-bit and alpha pictures become RGB.
+
+    Raises:
+        BadSample: ``decompression_bomb`` or ``corrupt_image``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit here is stricter
+            with Image.open(io.BytesIO(data)) as header:
+                width, height = header.size
+                plain = header.mode in ("RGB", "L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSample("corrupt_image", str(error)) from error
+    if width * height > MAX_PIXELS:
+        raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
+    if not plain:
+        return _decode_pillow(data)
+    try:
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise BadSample("corrupt_image", str(error).splitlines()[0]) from error
+    return image
+
+
+def _decode_pillow(data: bytes) -> Tensor:
+    """Modes that torchvision refuses or leaves unscaled (16-bit, CMYK, palettes, alpha): Pillow knows them all."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I;16") or picture.mode == "I":
+                picture = picture.point(lambda value: value / 257).convert("L")
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+                picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+            return tv.pil_to_tensor(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadSample("corrupt_image", str(error)) from error

@@ -1,0 +1,292 @@
+"""Members of one tar sample → ``Sample``, and back.
+
+The first step of ``data → models → losses → evaluation → engine``: everything behind it may trust a ``Sample``. All
+knowledge of the JSON member lives here, and all the ways in which a stranger's sample can be wrong: what can be saved
+is saved and counted by reason, what cannot raises ``BadSample`` with a reason that the caller counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from cloc.contracts import BadSample, Region, Sample
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""File name extensions of a sample's picture, tried in this order, in any case."""
+MAX_REGIONS = 1_000
+"""Regions kept of one picture; more are dropped and counted as ``too_many_regions``."""
+MAX_MEMBER_BYTES = 64 * 2**20
+"""Largest member of a sample, in bytes."""
+MAX_PIXELS = 64_000_000
+"""Largest picture, width × height in pixels: decoding one takes 200 MB."""
+PIXEL_BOX = 1.5
+"""A coordinate beyond this cannot be a rounding error of 0..1: the box is in pixels."""
+
+_KNOWN_KEYS = frozenset({"captions", "caption", "regions", "width", "height", "source"})
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)
+
+
+def parse_sample(members: Mapping[str, bytes], key: str, source: str) -> tuple[Sample, Counter[str]]:
+    """Read the members of one tar sample.
+
+    Args:
+        members: file contents by extension without the dot (``"jpg"``, ``"json"``, ``"txt"``), in any case.
+        key: name of the sample.
+        source: name of the data set, used where the JSON names none.
+
+    Returns:
+        The sample, and how many captions and regions were dropped or mended, by reason (``box_not_finite``,
+        ``box_malformed``, ``box_in_pixels``, ``box_inverted``, ``box_outside``, ``box_empty``, ``box_clipped``,
+        ``region_malformed``, ``region_without_phrase``, ``empty_caption``, ``caption_not_text``,
+        ``too_many_regions``).
+
+    Raises:
+        BadSample: ``giant_member``, ``no_image``, ``bad_json``, ``bad_text`` or ``no_caption_and_no_region``.
+    """
+    members = {extension.lower(): data for extension, data in members.items()}
+    extension = _image_extension(members, key)
+    counts: Counter[str] = Counter()
+    record = _read_json(members["json"], key) if "json" in members else {}
+    captions = _read_captions(record, members.get("txt"), key, counts)
+    regions = _read_regions(record.get("regions"), key, counts)
+    if not captions and not regions:
+        seen = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none were given"
+        raise BadSample("no_caption_and_no_region", f"sample {key!r} of {source!r}: {seen}")
+    sample = Sample(
+        key=key,
+        image=members[extension],
+        extension=extension,
+        captions=captions,
+        regions=regions,
+        width=_pixels(record, "width", key),
+        height=_pixels(record, "height", key),
+        source=record["source"] if isinstance(record.get("source"), str) else source,
+        extra={name: value for name, value in record.items() if name not in _KNOWN_KEYS},
+    )
+    return sample, counts
+
+
+def sample_to_json(sample: Sample) -> dict[str, Any]:
+    """Return the JSON object of ``sample``: the inverse of ``parse_sample``, all but the picture's bytes."""
+    record: dict[str, Any] = {
+        "captions": list(sample.captions),
+        "regions": [_region_to_json(region) for region in sample.regions],
+        "width": sample.width,
+        "height": sample.height,
+    }
+    if sample.source:
+        record["source"] = sample.source
+    return record | sample.extra
+
+
+def regions_of(data: bytes, key: str) -> tuple[Region, ...]:
+    """Return the usable regions of a JSON member; none where the JSON itself cannot be used (for indexing)."""
+    try:
+        return _read_regions(_read_json(data, key).get("regions"), key, Counter())
+    except BadSample:  # counted where the sample is read for use
+        return ()
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright picture, from the header alone.
+
+    Args:
+        data: encoded file; EXIF orientation is applied.
+
+    Raises:
+        BadSample: ``corrupt_image`` for a file without a readable header, ``decompression_bomb`` for more than
+            ``MAX_PIXELS`` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                width, height = picture.size
+                turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+    except Image.DecompressionBombError as error:
+        raise BadSample("decompression_bomb", str(error)) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise BadSample("corrupt_image", f"{len(data)} bytes: {error}") from error
+    if width * height > MAX_PIXELS:
+        raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+    return (height, width) if turned else (width, height)
+
+
+def parse_box(values: Any, counts: Counter[str]) -> tuple[float, float, float, float] | None:
+    """Read one xyxy box in 0..1, clipped to the picture.
+
+    Args:
+        values: what the JSON holds under ``box``.
+        counts: receives the reason for dropping the box, or ``box_clipped``.
+
+    Returns:
+        The box, or None where it cannot be used.
+    """
+    if not isinstance(values, list | tuple) or len(values) != 4 or not all(_is_number(value) for value in values):
+        counts["box_malformed"] += 1
+        return None
+    x0, y0, x1, y1 = box = tuple(_to_float(value) for value in values)
+    reason = _box_fault(x0, y0, x1, y1)
+    if reason:
+        counts[reason] += 1
+        return None
+    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
+    counts["box_clipped"] += clipped != box
+    return clipped
+
+
+def _box_fault(x0: float, y0: float, x1: float, y1: float) -> str | None:
+    """Name what makes a box unusable; the most telling reason first."""
+    corners = (x0, y0, x1, y1)
+    if not all(math.isfinite(value) for value in corners):
+        return "box_not_finite"
+    if max(abs(value) for value in corners) > PIXEL_BOX:
+        return "box_in_pixels"
+    if x1 < x0 or y1 < y0:
+        return "box_inverted"
+    if x0 >= 1 or y0 >= 1 or x1 <= 0 or y1 <= 0:
+        return "box_outside"
+    return "box_empty" if x1 == x0 or y1 == y0 else None
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON integers have no bound; one beyond float64 is no coordinate
+        return math.inf
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _image_extension(members: Mapping[str, bytes], key: str) -> str:
+    for extension, data in members.items():
+        if len(data) > MAX_MEMBER_BYTES:
+            detail = f"sample {key!r}: member {extension!r} has {len(data):,} bytes, the limit is {MAX_MEMBER_BYTES:,}"
+            raise BadSample("giant_member", detail)
+    for extension in IMAGE_EXTENSIONS:
+        if members.get(extension):
+            return extension
+    raise BadSample("no_image", f"sample {key!r} has members {sorted(members)}; one of {IMAGE_EXTENSIONS} is needed")
+
+
+def _read_json(data: bytes, key: str) -> dict[str, Any]:
+    try:
+        record = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadSample("bad_text", f"sample {key!r}: the JSON is not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_json", f"sample {key!r}: {error}") from error
+    if not isinstance(record, dict):
+        raise BadSample("bad_json", f"sample {key!r}: an object is needed, not {type(record).__name__}")
+    return record
+
+
+def _read_captions(
+    record: Mapping[str, Any], text: bytes | None, key: str, counts: Counter[str]
+) -> tuple[str, ...]:
+    """Take ``captions``; else img2dataset's ``txt`` member, else its ``caption`` key."""
+    given = record.get("captions")
+    if given is None and text is not None:
+        try:
+            given = [text.decode("utf-8")]
+        except UnicodeDecodeError as error:
+            raise BadSample("bad_text", f"sample {key!r}: the txt member is not UTF-8: {error}") from error
+    elif given is None and record.get("caption") is not None:
+        given = [record["caption"]]
+    if given is None:
+        return ()
+    return _texts(given if isinstance(given, list) else [given], counts, "caption")
+
+
+def _texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[str, ...]:
+    """Keep the texts that say something, without surrounding space; count the others by reason."""
+    kept = []
+    for value in values:
+        if not isinstance(value, str):
+            counts[f"{kind}_not_text"] += 1
+        elif not value.strip():
+            counts[f"empty_{kind}"] += 1
+        elif not _encodable(value):
+            counts[f"{kind}_bad_unicode"] += 1
+        else:
+            kept.append(value.strip())
+    return tuple(kept)
+
+
+def _encodable(text: str) -> bool:
+    """Tell whether UTF-8 can hold the text: JSON may smuggle in lone surrogates, which no tokenizer takes."""
+    return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+
+
+def _read_regions(given: Any, key: str, counts: Counter[str]) -> tuple[Region, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise BadSample("bad_json", f"sample {key!r}: regions must be a list, not {type(given).__name__}")
+    regions = []
+    for index, record in enumerate(given):
+        region = _read_region(record, counts)
+        if region is not None:
+            regions.append(region)
+        if len(regions) == MAX_REGIONS and index + 1 < len(given):
+            counts["too_many_regions"] += len(given) - index - 1
+            break
+    return tuple(regions)
+
+
+def _read_region(record: Any, counts: Counter[str]) -> Region | None:
+    if not isinstance(record, dict):
+        counts["region_malformed"] += 1
+        return None
+    box = parse_box(record.get("box"), counts)
+    if box is None:
+        return None
+    phrases = record.get("phrases")
+    texts = _texts(phrases if isinstance(phrases, list) else [] if phrases is None else [phrases], counts, "phrase")
+    if not texts:
+        counts["region_without_phrase"] += 1
+        return None
+    negatives = record.get("negatives")
+    score = record.get("score")
+    return Region(
+        box=box,
+        phrases=texts,
+        category=record["category"] if isinstance(record.get("category"), str) else None,
+        score=float(score) if _is_number(score) else None,
+        negatives=_texts(negatives if isinstance(negatives, list) else [], counts, "negative"),
+        crowd=bool(record.get("crowd", record.get("iscrowd", False))),
+    )
+
+
+def _region_to_json(region: Region) -> dict[str, Any]:
+    record: dict[str, Any] = {"box": [round(value, 6) for value in region.box], "phrases": list(region.phrases)}
+    if region.category is not None:
+        record["category"] = region.category
+    if region.score is not None:
+        record["score"] = region.score
+    if region.negatives:
+        record["negatives"] = list(region.negatives)
+    if region.crowd:
+        record["crowd"] = True
+    return record
+
+
+def _pixels(record: Mapping[str, Any], name: str, key: str) -> int:
+    """Read a size in pixels; 0 where it is absent, as img2dataset's JSON has null for failed rows."""
+    value = record.get(name)
+    if value is None:
+        return 0
+    if not _is_number(value) or not math.isfinite(value) or value < 0:
+        raise BadSample("bad_json", f"sample {key!r}: {name} is {value!r}, a number of pixels is needed")
+    return int(value)

@@ -1,0 +1,269 @@
+"""Shards on disk: write them, index them, read any one sample of them.
+
+Stands at the start of ``data → models → losses → evaluation → engine``. A manifest beside plain webdataset tars says
+where each sample's bytes are; so the set has a known length, any sample can be read alone, and the order of training
+can be a pure function of (seed, pass). Nothing here unpickles or runs what a shard holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from webdataset.writer import ShardWriter
+
+from cloc.contracts import Sample
+from cloc.data.schema import sample_to_json
+from cloc.data.tars import ShardError, ShardInfo, index_shard, read_sample_members, scan_shard
+
+__all__ = [
+    "MANIFEST_NAME",
+    "Manifest",
+    "ShardError",
+    "ShardInfo",
+    "ShardReader",
+    "index_folder",
+    "index_shard",
+    "load_manifest",
+    "read_sample_members",
+    "write_manifest",
+    "write_shards",
+]
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+_SAFE_KEY = re.compile(r"[^./\\\x00]+")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An indexed folder of shards.
+
+    Attributes:
+        folder: where the shards are.
+        shards: in order of name.
+        categories: sorted distinct region categories.
+    """
+
+    folder: Path
+    shards: tuple[ShardInfo, ...]
+    categories: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def regions(self) -> int:
+        """Number of usable regions in all shards."""
+        return sum(shard.regions for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any byte of any shard, or their order."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+
+
+class ShardReader:
+    """Reads the bytes of any sample. May be pickled into workers: files open where they are read.
+
+    Args:
+        manifest: the folder's index.
+        max_open: number of files held open; the one used longest ago closes first.
+    """
+
+    def __init__(self, manifest: Manifest, max_open: int = 16) -> None:
+        self.manifest = manifest
+        self.max_open = max_open
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def read(self, shard_index: int, sample_index: int) -> bytes:
+        """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
+
+        Raises:
+            ShardError: the shard is gone, or shorter than its manifest says.
+        """
+        shard = self.manifest.shards[shard_index]
+        start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
+        data = os.pread(self._file(shard_index).fileno(), stop - start, start)
+        if len(data) != stop - start:
+            path = self.manifest.folder / shard.name
+            message = f"{path}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
+            raise ShardError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
+        return data
+
+    def close(self) -> None:
+        """Close every file; a later ``read`` opens them again."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _file(self, shard_index: int) -> BinaryIO:
+        if shard_index in self._files:
+            self._files.move_to_end(shard_index)
+            return self._files[shard_index]
+        path = self.manifest.folder / self.manifest.shards[shard_index].name
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise ShardError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
+        self._files[shard_index] = file
+        if len(self._files) > self.max_open:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"manifest": self.manifest, "max_open": self.max_open, "_files": OrderedDict()}
+
+
+def load_manifest(folder: Path | str) -> Manifest:
+    """Read the folder's manifest, or index its shards where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no shard in it.
+        ShardError: the manifest is damaged or does not fit the files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of shards; make one: python -m cloc data convert")
+    path = folder / MANIFEST_NAME
+    if path.is_file():
+        return _read_manifest(path)
+    _LOG.warning("%s has no %s: indexing every shard; save the index: python -m cloc data check", folder, MANIFEST_NAME)
+    return index_folder(folder)
+
+
+def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manifest:
+    """Index every ``*.tar`` of a folder.
+
+    Args:
+        folder: where the shards are.
+        categories: names to record instead of those that occur.
+
+    Raises:
+        FileNotFoundError: there is no ``.tar`` in the folder.
+        ShardError: as ``index_shard``.
+    """
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        inside = sorted(path.name for path in folder.iterdir())[:5]
+        raise FileNotFoundError(f"{folder}: holds no .tar, but {inside or 'nothing'}; name the folder of the shards")
+    scans = [scan_shard(path) for path in paths]
+    seen = set(categories) if categories is not None else set().union(*(found for _, found in scans))
+    return Manifest(folder, tuple(info for info, _ in scans), tuple(sorted(seen)))
+
+
+def write_manifest(manifest: Manifest) -> Path:
+    """Write ``manifest.json`` into the manifest's folder, whole or not at all, and return its path."""
+    path = manifest.folder / MANIFEST_NAME
+    shards = [asdict(shard) for shard in manifest.shards]
+    record = {"version": MANIFEST_VERSION, "categories": list(manifest.categories), "shards": shards}
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    out: Path | str,
+    *,
+    samples_per_shard: int = 1000,
+    categories: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write samples as shards with a manifest. The same samples make the same bytes.
+
+    Args:
+        samples: read once.
+        out: folder to write; made where it is missing.
+        samples_per_shard: samples of every shard but the last.
+        categories: names to record instead of those that occur.
+        overwrite: remove the shards and the manifest that ``out`` already holds.
+
+    Raises:
+        ShardError: ``out`` is not empty, there are no samples, or a key is unsafe or comes twice.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not overwrite:
+        raise ShardError(f"{out}: the folder is not empty; name another one, or pass overwrite (--overwrite)")
+    (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: what follows leaves no manifest that fits
+    for old in [*out.glob("*.tar"), *out.glob("*.tar.partial")]:
+        old.unlink()
+    if not _write_tars(samples, out, samples_per_shard):
+        raise ShardError(f"{out}: there was no sample to write; check the source")
+    manifest = index_folder(out, categories)
+    write_manifest(manifest)
+    return manifest
+
+
+def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) -> int:
+    """Write ``shard-000000.tar`` … and return the number of samples. Unfinished shards are named ``.partial``."""
+    opened: list[BinaryIO] = []
+    keys: set[str] = set()
+
+    def open_partial(name: str) -> BinaryIO:
+        opened.append((out / f"{name}.partial").open("wb"))
+        return opened[-1]
+
+    def finish(name: str) -> None:
+        opened.pop().close()
+        (out / f"{name}.partial").replace(out / name)
+
+    options = {"mtime": 0, "user": "", "group": "", "encoder": False, "compress": False}
+    writer: ShardWriter | None = None
+    for sample in samples:
+        _check_key(sample.key, keys)
+        if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
+            writer = ShardWriter(
+                "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
+            )
+        record = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))
+        writer.write({"__key__": sample.key, sample.extension: sample.image, "json": record.encode("utf-8")})
+    if writer is not None:
+        writer.close()
+    return len(keys)
+
+
+def _check_key(key: str, seen: set[str]) -> None:
+    if not _SAFE_KEY.fullmatch(key):
+        raise ShardError(f"key {key!r}: dots, slashes and NUL are the tar's own; replace them, for instance with '_'")
+    if key in seen:
+        raise ShardError(f"key {key!r} comes twice; keys must be unique in a data set")
+    seen.add(key)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    remedy = f"rebuild it: delete {path}, then python -m cloc data check {path.parent}"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["version"] != MANIFEST_VERSION:
+            raise ShardError(f"{path}: version {record['version']}, this program reads {MANIFEST_VERSION}; {remedy}")
+        shards = tuple(ShardInfo(**{**item, "offsets": tuple(item["offsets"])}) for item in record["shards"])
+        manifest = Manifest(path.parent, shards, tuple(record["categories"]))
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a manifest ({type(error).__name__}: {error}); {remedy}") from error
+    for shard in manifest.shards:
+        _check_shard(path.parent / shard.name, shard, remedy)
+    return manifest
+
+
+def _check_shard(path: Path, shard: ShardInfo, remedy: str) -> None:
+    if PurePosixPath(shard.name).name != shard.name:
+        raise ShardError(f"{path}: the manifest names a shard outside of its folder; {remedy}")
+    if not path.is_file():
+        raise ShardError(f"{path}: the manifest names this shard, but it is not there; restore it, or {remedy}")
+    if path.stat().st_size != shard.bytes or len(shard.offsets) != shard.samples + 1:
+        seen = f"{path.stat().st_size:,} bytes, its manifest says {shard.bytes:,}"
+        raise ShardError(f"{path}: the shard has {seen}; restore it, or {remedy}")

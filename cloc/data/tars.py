@@ -1,0 +1,173 @@
+"""The bytes of one tar: where its samples are, and what each holds.
+
+Stands below ``shards`` at the start of ``data → models → losses → evaluation → engine``. Grouping follows webdataset: a
+member's key is its path up to the first dot of the file name. Its own readers are not used here because they stream:
+they give no offsets, and let damaged tails pass. Nothing here unpickles or runs what a tar holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from cloc.data.schema import MAX_MEMBER_BYTES, regions_of
+
+_BLOCK = tarfile.BLOCKSIZE
+_MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
+
+
+class ShardError(ValueError):
+    """A shard or its manifest cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What the manifest knows of one shard.
+
+    Attributes:
+        name: file name within the folder.
+        samples: number of samples, usable or not.
+        regions: number of usable regions.
+        bytes: size of the file.
+        sha256: hash of the file, in hex.
+        offsets: ``samples + 1`` byte offsets: where each sample's first header starts, and where the last one ends.
+    """
+
+    name: str
+    samples: int
+    regions: int
+    bytes: int
+    sha256: str
+    offsets: tuple[int, ...]
+
+
+def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
+    """Split the tar bytes of one sample.
+
+    Args:
+        raw: a slice of a tar between two offsets of its ``ShardInfo``.
+
+    Returns:
+        The key, and the contents by extension in lower case.
+
+    Raises:
+        ShardError: the bytes are no tar members, or a member is cut off.
+    """
+    key, members, position = "", {}, 0
+    while position < len(raw) and raw[position]:  # a zero block ends a tar
+        kind = raw[position + 156 : position + 157]
+        if kind in b"xgLK":  # long or non-ASCII names: leave their rules to tarfile
+            return _read_with_tarfile(raw)
+        try:
+            header = tarfile.TarInfo.frombuf(raw[position : position + _BLOCK], "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ShardError(f"no tar header at byte {position} of a sample ({error}); rebuild the manifest") from error
+        start = position + _BLOCK
+        position = start + _round_up(header.size if header.isreg() else 0)
+        name = _MEMBER_NAME.match(header.name)
+        if name and header.isreg():
+            key = name[1]
+            members[name[2].lower()] = raw[start : start + header.size]
+    if position > len(raw):
+        raise ShardError(f"sample {key!r}: a member is cut off after {len(raw)} bytes; restore the shard")
+    return key, members
+
+
+def index_shard(path: Path | str) -> ShardInfo:
+    """Read a tar's headers and say where its samples are.
+
+    Raises:
+        ShardError: the tar is truncated or damaged, a name is absolute or climbs out, a key or member comes twice.
+    """
+    return scan_shard(Path(path))[0]
+
+
+def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
+    """Index one shard.
+
+    Returns:
+        What ``index_shard`` returns, and the categories of the shard's regions.
+
+    Raises:
+        ShardError: as ``index_shard``.
+    """
+    offsets: list[int] = []
+    keys: dict[str, set[str]] = {}
+    categories: set[str] = set()
+    regions, last, end = 0, None, 0
+    with path.open("rb") as file:
+        for member, data in _members(path, file):
+            name = _MEMBER_NAME.match(member.name)
+            end = member.offset_data + _round_up(member.size)
+            if name is None:
+                continue
+            key, extension = name[1], name[2].lower()
+            if key != last:
+                _refuse(key in keys, path, f"key {key!r} comes twice, again at byte {member.offset}", "rename one")
+                keys[key], last = set(), key
+                offsets.append(member.offset)
+            _refuse(extension in keys[key], path, f"member {member.name!r} comes twice", "remove one")
+            keys[key].add(extension)
+            if extension == "json":
+                found = regions_of(data, key)
+                regions += len(found)
+                categories.update(region.category for region in found if region.category is not None)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    info = ShardInfo(path.name, len(offsets), regions, size, digest, (*offsets, end) if offsets else (0,))
+    return info, categories
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield regular members, with the contents of JSON ones; refuse unsafe names and damaged tars."""
+    remedy = "restore or rewrite the shard"
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + _round_up(member.size if member.isreg() else 0)
+                pure = PurePosixPath(member.name)
+                _refuse(pure.is_absolute() or ".." in pure.parts, path, f"member {member.name!r} escapes", remedy)
+                wanted = member.isreg() and member.name.endswith(".json") and member.size <= MAX_MEMBER_BYTES
+                content = tar.extractfile(member) if wanted else None
+                if member.isreg():
+                    yield member, content.read() if content else b""
+    except (tarfile.TarError, EOFError) as error:
+        raise ShardError(f"{path}: not a whole tar: {error}; {remedy}") from error
+    file.seek(end)  # tarfile takes a damaged header for the end of the tar
+    tail = file.read(_BLOCK)
+    _refuse(bool(tail.strip(b"\0")) or 0 < len(tail) < _BLOCK, path, f"truncated or damaged at byte {end}", remedy)
+    size = file.seek(0, os.SEEK_END)
+    _refuse(size < end, path, f"truncated: {end:,} bytes are needed, {size:,} are there", remedy)
+
+
+def _refuse(condition: bool, path: Path, what: str, remedy: str) -> None:
+    if condition:
+        raise ShardError(f"{path}: {what}; {remedy}")
+
+
+def _read_with_tarfile(raw: bytes) -> tuple[str, dict[str, bytes]]:
+    key, members = "", {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+            for member in tar:
+                name = _MEMBER_NAME.match(member.name)
+                content = tar.extractfile(member) if name and member.isreg() else None
+                if name and content:
+                    key = name[1]
+                    members[name[2].lower()] = content.read()
+    except tarfile.TarError as error:
+        raise ShardError(f"a sample of {len(raw)} bytes is no tar: {error}; rebuild the manifest") from error
+    return key, members
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK

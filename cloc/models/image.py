@@ -1,0 +1,276 @@
+"""Image towers: normalized pixels → pooled embedding and un-pooled patch tokens, in one pass.
+
+First part of the model (``image, text → prompter → grounding``, composed in ``model.py``). A tower returns what CLOC
+needs: the joint-space embedding of the picture and the tokens *before* pooling and projection (CLOC, Sec. 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import build_fourier_pos_embed, build_sincos2d_pos_embed, set_fused_attn
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from cloc.models.weights import load_weights
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def prefer_plain_attention() -> None:
+    """Use matmul-softmax-matmul on a machine without GPU, where the backward of fused attention is slower."""
+    fused = torch.cuda.is_available()
+    set_fused_attn(fused)
+    torch.backends.cuda.enable_flash_sdp(fused)  # governs the CPU kernel too
+
+
+def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed sine-cosine table of a token grid: ``[N,dim]``; ``dim`` must be a multiple of 4."""
+    return build_sincos2d_pos_embed(list(grid), dim=dim)
+
+
+class ConvStem(nn.Module):
+    """Patch embedding by three stride-2 3×3 convolutions and a projection, in place of one large-stride one.
+
+    Trains faster than a plain patch projection on small data ("Early Convolutions Help Transformers See Better",
+    arXiv 2106.14881), here without batch norm. Signature and attributes are those of timm's ``PatchEmbed``.
+    """
+
+    def __init__(
+        self, img_size: int = 64, patch_size: int = 8, in_chans: int = 3, embed_dim: int = 128, **unused: Any
+    ) -> None:
+        super().__init__()
+        strides = patch_size.bit_length() - 1
+        if 2**strides != patch_size:
+            raise ValueError(f"model.image.patch_size={patch_size}: a convolution stem needs a power of two")
+        widths = [in_chans, *(max(16, embed_dim // 2**i) for i in reversed(range(1, strides + 1)))]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+        self.img_size = (img_size, img_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B,3,H,W]`` → ``[B,N,C]``."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class TimmTower(nn.Module):
+    """Any timm backbone with a dense feature map, CNN or ViT, and optionally a few transformer blocks upon it.
+
+    Args:
+        joint_dim: D.
+        name: timm model name.
+        image_size: side of the view in pixels.
+        pretrained: False, True (timm's own download), or a local file of weights under timm's names.
+        options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …).
+        conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
+        positions: ``learned`` as timm initializes them, or ``sincos`` / ``fourier`` as initial values.
+        zero_init: start every residual branch of the blocks at zero.
+        adapter_depth: transformer blocks upon the backbone's tokens; 0 for none.
+        adapter_width: their width C.
+        tune_last: how many of the backbone's last stages or blocks are trained; -1 trains all, 0 freezes all.
+        mean: of the pixels, per channel; None takes the backbone's own.
+        std: as ``mean``.
+
+    A frozen part runs without gradient and in evaluation mode, so that batch norm keeps its statistics.
+    """
+
+    def __init__(
+        self,
+        joint_dim: int,
+        name: str,
+        image_size: int = 224,
+        pretrained: bool | str = False,
+        options: Mapping[str, Any] | None = None,
+        conv_stem: bool = False,
+        positions: str = "learned",
+        zero_init: bool = False,
+        adapter_depth: int = 0,
+        adapter_width: int = 384,
+        tune_last: int = -1,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        prefer_plain_attention()
+        kwargs: dict[str, Any] = dict(options or {})
+        if conv_stem:
+            kwargs["embed_layer"] = ConvStem
+        if "vit" in name or "img_size" in kwargs:
+            kwargs.setdefault("img_size", image_size)
+        self.trunk = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
+        if isinstance(pretrained, str):
+            load_weights(self.trunk, Path(pretrained), ignore=("classifier.", "head.", "fc."))
+        self.image_size, self.joint_dim, self.tune_last = image_size, joint_dim, tune_last
+        self.is_vit = hasattr(self.trunk, "blocks") and hasattr(self.trunk, "num_prefix_tokens")
+        self.grid, trunk_width = self._probe()
+        own = self.trunk.pretrained_cfg
+        self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
+        if self.is_vit:
+            _init_vit(self.trunk, positions, zero_init)
+        self.width = adapter_width if adapter_depth else trunk_width
+        self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid) if adapter_depth else None
+        self.proj = nn.Linear(self.width, joint_dim, bias=False)
+        nn.init.normal_(self.proj.weight, std=self.width**-0.5)
+        self._freeze()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode pictures.
+
+        Args:
+            images: ``[B,3,H,W]`` normalized float.
+
+        Returns:
+            joint-space embedding ``[B,D]`` (not yet of unit norm) and patch tokens ``[B,N,C]`` after the last norm.
+        """
+        frozen = self.tune_last == 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            maps = self.trunk.forward_features(images)
+            tokens = self._tokens(maps)
+        if self.adapter is not None:
+            tokens = self.adapter(tokens)
+            return self.proj(tokens.mean(1)), tokens
+        pooled = self.trunk.forward_head(maps, pre_logits=True)
+        if self.is_vit and not isinstance(self.trunk.fc_norm, nn.Identity):
+            tokens = self.trunk.fc_norm(tokens)
+        return self.proj(pooled), tokens
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """Patch tokens ``[...,C]`` → joint space ``[...,D]``, as the pooled embedding is projected."""
+        return self.proj(tokens)
+
+    def train(self, mode: bool = True) -> TimmTower:
+        """As usual, but frozen parts stay in evaluation mode (batch-norm statistics, dropout)."""
+        super().train(mode)
+        if self.tune_last >= 0:
+            self.trunk.eval()
+        return self
+
+    def _tokens(self, maps: Tensor) -> Tensor:
+        if maps.ndim == 3:
+            return maps[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
+        if maps.shape[1] != self.trunk.num_features:  # channels last, as Swin's
+            return maps.flatten(1, 2)
+        return maps.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[tuple[int, int], int]:
+        mode = self.trunk.training
+        maps = self.trunk.eval().forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
+        self.trunk.train(mode)
+        tokens = self._tokens(maps)
+        side = round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise ValueError(f"{tokens.shape[1]} patch tokens are not a square grid: not a backbone with a dense map")
+        return (side, side), tokens.shape[2]
+
+    def _freeze(self) -> None:
+        if self.tune_last < 0:
+            return
+        self.trunk.requires_grad_(False)
+        stages = list(self.trunk.blocks) if hasattr(self.trunk, "blocks") else list(self.trunk.children())
+        for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
+            stage.requires_grad_(True)
+
+
+class Adapter(nn.Module):
+    """A few pre-norm transformer blocks with positions upon a backbone's tokens.
+
+    Args:
+        inputs: width of the backbone's tokens.
+        width: C.
+        depth: number of blocks.
+        grid: rows and columns of tokens.
+    """
+
+    def __init__(self, inputs: int, width: int, depth: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(inputs)
+        self.proj = nn.Linear(inputs, width)
+        self.pos_embed = nn.Parameter(grid_positions(grid, width)[None] * 0.5)
+        self.blocks = nn.ModuleList(Block(width, max(1, width // 64), qkv_bias=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        _zero_branches(self.blocks)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B,N,inputs]`` → ``[B,N,C]``."""
+        tokens = self.proj(self.norm_in(tokens)) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+def _init_vit(trunk: nn.Module, positions: str, zero_init: bool) -> None:
+    if positions != "learned":
+        table = trunk.pos_embed
+        grid = trunk.patch_embed.grid_size
+        prefix = table.shape[1] - grid[0] * grid[1]
+        with torch.no_grad():
+            if positions == "sincos":
+                values = build_sincos2d_pos_embed(list(grid), dim=table.shape[2])
+            elif positions == "fourier":
+                bands = table.shape[2] // 4
+                values = build_fourier_pos_embed(list(grid), num_bands=bands, max_res=grid[0]).flatten(0, 1)
+                values = nn.functional.pad(values, (0, table.shape[2] - values.shape[1]))
+            else:
+                raise ValueError(f"model.image.positions={positions!r}: give learned, sincos or fourier")
+            table.zero_()
+            table[0, prefix:] = values * 0.5
+    if zero_init:
+        _zero_branches(trunk.blocks)
+
+
+def _zero_branches(blocks: nn.Module) -> None:
+    for block in blocks:
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.mlp.fc2.weight)
+
+
+class OpenClipTower(nn.Module):
+    """The class-token ViT of CLIP as open_clip builds it (B/16, L/14, L/14@336, H/14, …).
+
+    Args:
+        joint_dim: D; must equal the architecture's own.
+        name: open_clip architecture (``ViT-B-16``) whose vision configuration is taken.
+        image_size: side of the view in pixels; position embeddings are resized when it differs from the weights' own.
+        pretrained: None, an open_clip tag (downloads) or a local file of weights.
+        quick_gelu: take CLIP's approximate GELU, as OpenAI's weights need.
+        options: overrides of open_clip's vision configuration (``width``, ``layers``, ``patch_size``, …).
+    """
+
+    def __init__(
+        self,
+        joint_dim: int,
+        name: str = "ViT-B-16",
+        image_size: int = 224,
+        pretrained: str | None = None,
+        quick_gelu: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        prefer_plain_attention()
+        from cloc.models.weights import open_clip_tower
+
+        self.visual = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {}))
+        self.visual.output_tokens = True
+        self.image_size, self.joint_dim = image_size, joint_dim
+        self.grid = tuple(self.visual.grid_size)
+        self.width = self.visual.transformer.width
+        self.mean, self.std = CLIP_MEAN, CLIP_STD
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`TimmTower.forward`."""
+        return self.visual(images)
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """As :meth:`TimmTower.project_tokens`."""
+        return tokens @ self.visual.proj

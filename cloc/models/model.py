@@ -1,0 +1,128 @@
+"""The whole model: Batch → Features. It never computes a loss.
+
+Composes the towers, the Prompter and the grounding head. A model without Prompter is a plain CLIP: the baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from cloc.contracts import Batch, Features
+from cloc.models.prompter import mask_tokens, roi_tokens
+
+MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
+
+
+@dataclass(slots=True)
+class ImageFeatures:
+    """An encoded picture: what every prompt is answered from.
+
+    Attributes:
+        pooled: ``[B,D]`` unit norm.
+        tokens: ``[B,N,C]`` after the last norm.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+
+
+class Cloc(nn.Module):
+    """Image tower, text tower, and optionally Prompter and grounding head.
+
+    Args:
+        image: a tower of ``image.py``.
+        text: a tower of ``text.py``.
+        prompter: a Prompter, or None for CLIP.
+        grounding: a head of ``grounding.py``, or None; needs a Prompter that takes phrases.
+
+    Raises:
+        ValueError: a grounding head without such a Prompter.
+    """
+
+    def __init__(
+        self, image: nn.Module, text: nn.Module, prompter: nn.Module | None = None, grounding: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if grounding is not None and not getattr(prompter, "supports_phrases", False):
+            raise ValueError(
+                f"model.grounding needs a Prompter that takes phrases, model.prompter is {type(prompter).__name__}; "
+                "set model.grounding=null or model.prompter=shared"
+            )
+        self.image, self.text, self.prompter, self.grounding = image, text, prompter, grounding
+        # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
+        names = ["global", "region"] if prompter is not None else ["global"]
+        self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(1 / 0.07))) for name in names})
+        self.register_buffer("mean", torch.tensor(image.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1) * 255, persistent=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens."""
+        return self.image.grid
+
+    def forward(self, batch: Batch) -> Features:
+        """Encode a whole batch; the tower runs once an image, each distinct phrase once a step."""
+        image = self.encode_images(batch.images)
+        text = self.encode_texts(batch.captions)
+        region = phrase = grounded = None
+        if self.prompter is not None:
+            phrase = self.encode_texts(batch.phrases)
+            memory = self.prompter.memory(image.tokens)
+            region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
+            if self.grounding is not None:
+                own = phrase[batch.region_phrase]
+                grounded = self.grounding(self.prompter.phrases(memory, own), own, image.tokens)
+        return Features(image.pooled, text, region, phrase, grounded, self.scales())
+
+    def scales(self) -> dict[str, Tensor]:
+        """Inverse temperatures, exponentiated and clamped at 100."""
+        return {name: value.exp().clamp(max=MAX_SCALE) for name, value in self.log_scales.items()}
+
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
+        pooled, tokens = self.image((images.float() - self.mean) / self.std)
+        return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """``[T,L]`` token ids → ``[T,D]`` of unit norm."""
+        return normalize(self.text(tokens).float(), dim=-1)
+
+    def encode_boxes(self, image: ImageFeatures, boxes: Tensor, source: str = "prompter") -> Tensor:
+        """Embed boxes of encoded pictures.
+
+        Args:
+            image: B encoded pictures.
+            boxes: ``[B,K,4]`` xyxy in 0..1 of the view.
+            source: ``prompter``, ``roi_align`` or ``mask_pool``; the latter two project pooled patch tokens as the
+                global embedding is projected and work for every model.
+
+        Returns:
+            ``[B,K,D]`` of unit norm.
+
+        Raises:
+            ValueError: unknown source, or ``prompter`` for a model without one.
+        """
+        if source == "prompter":
+            if self.prompter is None:
+                raise ValueError("source='prompter': this model has no Prompter; use roi_align, mask_pool or crop")
+            return normalize(self.prompter.boxes(self.prompter.memory(image.tokens), boxes).float(), dim=-1)
+        pool = {"roi_align": roi_tokens, "mask_pool": mask_tokens}.get(source)
+        if pool is None:
+            raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool or crop")
+        return normalize(self.image.project_tokens(pool(image.tokens, self.grid, boxes)).float(), dim=-1)
+
+    def ground(self, image: ImageFeatures, text: Tensor) -> Tensor:
+        """Boxes ``[B,K,4]`` of the view for phrase embeddings ``[B,K,D]``.
+
+        Raises:
+            ValueError: the model has no grounding head.
+        """
+        if self.prompter is None or self.grounding is None:
+            raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
+        states = self.prompter.phrases(self.prompter.memory(image.tokens), text)
+        return self.grounding(states, text, image.tokens).clamp(0, 1)

@@ -1,0 +1,213 @@
+"""The Prompter: patch tokens and a box (or a phrase) → an embedding (CLOC, Sec. 3.3).
+
+Stands behind the towers (``image, text → prompter → grounding``). The image tower runs once; any number of prompts is
+answered from its tokens. Three kinds with one interface: ``PaperPrompter``, ``SharedPrompter`` and ``RoiAlign``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from cloc.models.image import grid_positions
+
+
+def box_encoding(boxes: Tensor, dim: int) -> Tensor:
+    """Sine-cosine encoding of the four coordinates (CLOC, App. B.1).
+
+    Args:
+        boxes: ``[...,4]`` xyxy in 0..1.
+        dim: width per coordinate, even.
+
+    Returns:
+        ``[...,4*dim]``.
+    """
+    frequencies = math.pi * 2.0 ** torch.linspace(0, 6, dim // 2, device=boxes.device)
+    angles = boxes.unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+class BoxPrompt(nn.Module):
+    """Box → prompt token: encoding of its corners, center and size, then a two-layer perceptron."""
+
+    def __init__(self, width: int, dim: int = 32) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(8 * dim, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """``[B,K,4]`` → ``[B,K,C]``."""
+        center_size = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
+        return self.mlp(torch.cat([box_encoding(boxes, self.dim), box_encoding(center_size, self.dim)], -1))
+
+
+class SharedPrompter(nn.Module):
+    """Box and phrase prompts cross-attend to keys and values that are computed once an image.
+
+    Costs one projection of the N tokens an image and one attention row a prompt, where :class:`PaperPrompter` runs a
+    whole encoder layer over N+1 tokens for each prompt.
+
+    Args:
+        width: C of the tokens.
+        joint_dim: D.
+        grid: rows and columns of tokens.
+        heads: of the cross-attention.
+        mlp_ratio: hidden width of the perceptron over C.
+    """
+
+    supports_phrases = True
+
+    def __init__(
+        self, width: int, joint_dim: int, grid: tuple[int, int], heads: int = 4, mlp_ratio: float = 2.0
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"model.prompter.heads={heads} does not divide the tower's width {width}")
+        self.heads = heads
+        self.box_prompt = BoxPrompt(width)
+        self.phrase_prompt = nn.Linear(joint_dim, width)
+        self.register_buffer("positions", grid_positions(grid, width), persistent=False)
+        self.norm_prompt, self.norm_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        nn.init.zeros_(self.mlp[2].weight)
+        self.norm_out = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, joint_dim, bias=False)
+        nn.init.normal_(self.proj.weight, std=width**-0.5)
+
+    def memory(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B,heads,N,C/heads]`` of the patch tokens ``[B,N,C]``; once an image."""
+        tokens = self.norm_tokens(tokens)
+        return self._split(self.key(tokens + self.positions)), self._split(self.value(tokens))
+
+    def boxes(self, memory: tuple[Tensor, Tensor], boxes: Tensor) -> Tensor:
+        """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
+        return self.proj(self._attend(self.box_prompt(boxes), memory))
+
+    def phrases(self, memory: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
+        """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
+        return self._attend(self.phrase_prompt(text), memory)
+
+    def _attend(self, prompt: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        keys, values = memory
+        query = self._split(self.query(self.norm_prompt(prompt)))
+        # Plain attention: there are far fewer prompts than tokens, and on CPU it is the faster form.
+        weights = (query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5).float().softmax(-1).to(values.dtype)
+        read = (weights @ values).transpose(1, 2).flatten(2)
+        state = prompt + self.out(read)
+        return self.norm_out(state + self.mlp(self.norm_mlp(state)))
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class PaperPrompter(nn.Module):
+    """One single-head encoder layer over [prompt, patch tokens] for each prompt, then an average (CLOC, App. B.1).
+
+    Where the paper is silent: two corner tokens are prepended for a box and one for a phrase, the layer is pre-norm with
+    an expansion of 4, and the average covers prompt and patch tokens (docs/method.md).
+
+    Args:
+        width: C of the tokens.
+        joint_dim: D.
+        grid: rows and columns of tokens.
+    """
+
+    supports_phrases = True
+
+    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.width = width
+        self.corner = nn.Linear(width, width)
+        self.phrase_prompt = nn.Linear(joint_dim, width)
+        self.layer = nn.TransformerEncoderLayer(
+            width, 1, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, joint_dim, bias=False)
+        nn.init.normal_(self.proj.weight, std=width**-0.5)
+
+    def memory(self, tokens: Tensor) -> Tensor:
+        """The patch tokens themselves: nothing can be shared between prompts."""
+        return tokens
+
+    def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
+        """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
+        corners = box_encoding(boxes, self.width // 2).unflatten(-1, (2, self.width))
+        return self.proj(self._encode(self.corner(corners), memory))
+
+    def phrases(self, memory: Tensor, text: Tensor) -> Tensor:
+        """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
+        return self._encode(self.phrase_prompt(text).unsqueeze(2), memory)
+
+    def _encode(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        images, count = prompts.shape[:2]
+        repeated = tokens.unsqueeze(1).expand(-1, count, -1, -1)
+        states = self.layer(torch.cat([prompts.to(tokens.dtype), repeated], 2).flatten(0, 1))
+        return self.norm_out(states.mean(1)).unflatten(0, (images, count))
+
+
+class RoiAlign(nn.Module):
+    """The ablation "- Prompter" (CLOC, Table 2 rows 4, 9, 14): RoI-Align of the token map and a projection.
+
+    Args:
+        width: C of the tokens.
+        joint_dim: D.
+        grid: rows and columns of tokens.
+    """
+
+    supports_phrases = False
+
+    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.proj = nn.Linear(width, joint_dim, bias=False)
+        nn.init.normal_(self.proj.weight, std=width**-0.5)
+
+    def memory(self, tokens: Tensor) -> Tensor:
+        """The patch tokens themselves."""
+        return tokens
+
+    def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
+        """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
+        return self.proj(roi_tokens(memory, self.grid, boxes))
+
+
+def roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
+    """Average of the token map inside each box by RoI-Align (1×1 bin, aligned).
+
+    Args:
+        tokens: ``[B,N,C]``.
+        grid: rows and columns of tokens.
+        boxes: ``[B,K,4]`` xyxy in 0..1 of the view.
+
+    Returns:
+        ``[B,K,C]``.
+    """
+    maps = tokens.float().transpose(1, 2).unflatten(2, grid)
+    scale = boxes.new_tensor([grid[1], grid[0], grid[1], grid[0]])
+    pooled = roi_align(maps, list((boxes * scale).float().unbind(0)), output_size=1, aligned=True)
+    return pooled.flatten(1).unflatten(0, boxes.shape[:2]).to(tokens.dtype)
+
+
+def mask_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
+    """Mean of the patch tokens weighted by their overlap with each box.
+
+    Arguments and result as :func:`roi_tokens`.
+    """
+    rows = _overlap(boxes[..., 1], boxes[..., 3], grid[0])
+    columns = _overlap(boxes[..., 0], boxes[..., 2], grid[1])
+    weights = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
+    return weights.to(tokens.dtype) @ tokens
+
+
+def _overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:
+    edges = torch.arange(cells + 1, device=low.device) / cells
+    return (torch.minimum(high.unsqueeze(-1), edges[1:]) - torch.maximum(low.unsqueeze(-1), edges[:-1])).clamp(min=0)

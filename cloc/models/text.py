@@ -1,0 +1,143 @@
+"""Text towers: trimmed token ids → joint-space embedding (``image, text → prompter → grounding``).
+
+Captions, region phrases and class names all pass through the same tower. Batches arrive trimmed to their longest text;
+each tower here takes that without a change of its result, and a test proves it in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloc.models.weights import open_clip_tower
+
+
+class ClipText(nn.Module):
+    """CLIP's causal text transformer as open_clip builds it.
+
+    It pools at the end-of-text token, so what follows that token changes nothing and trimming is exact, once the
+    position table and the mask are cut to the text's length (open_clip's own ``encode_text`` does neither).
+
+    Args:
+        joint_dim: D.
+        name: open_clip architecture whose text configuration is taken.
+        pretrained: None, an open_clip tag or a local file.
+        quick_gelu: CLIP's approximate GELU.
+        tokenizer: see :class:`cloc.data.text.Tokenizer`.
+        context_length: longest text in tokens.
+        options: overrides of open_clip's text configuration (``width``, ``heads``, ``layers``, ``vocab_size``, …).
+
+    Raises:
+        ValueError: a tower whose result depends on what follows the text (class token, or no causal mask).
+    """
+
+    def __init__(
+        self,
+        joint_dim: int,
+        name: str = "ViT-B-16",
+        pretrained: str | None = None,
+        quick_gelu: bool = False,
+        tokenizer: str = "open_clip",
+        context_length: int = 77,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        options = dict(options or {})
+        if not pretrained:
+            options["context_length"] = context_length
+        self.tower = open_clip_tower("text", name, joint_dim, pretrained, quick_gelu, None, options)
+        if self.tower.cls_emb is not None or self.tower.attn_mask is None or self.tower.pool_type not in ("argmax", "eos"):
+            raise ValueError(f"model.text.name={name!r}: only causal text towers that pool at the end of text are trimmed")
+        self.tokenizer, self.context_length, self.joint_dim = tokenizer, context_length, joint_dim
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
+        tower, length = self.tower, tokens.shape[1]
+        states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length].to(states.dtype))
+        if tower.pool_type == "eos":
+            end = (tokens == tower.eos_id).int().argmax(-1)
+        else:
+            end = tokens.argmax(-1)  # the end-of-text token has the highest id
+        pooled = tower.ln_final(states[torch.arange(len(tokens), device=tokens.device), end])
+        projection = tower.text_projection
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    def position_and_vocabulary(self) -> list[nn.Parameter]:
+        """Tables that take no weight decay and no matrix optimizer."""
+        return [self.tower.token_embedding.weight, self.tower.positional_embedding]
+
+
+class HuggingFaceText(nn.Module):
+    """Any Hugging Face text encoder, mean-pooled over its unmasked tokens, with a projection to the joint space.
+
+    Args:
+        joint_dim: D.
+        name: folder or hub name.
+        pretrained: load the weights too; False builds the architecture alone.
+        frozen: keep the encoder as it is and train the projection only.
+        hidden: width of a hidden layer in the projection; 0 for a linear one.
+        tokenizer: folder or hub name; None takes ``name``.
+        context_length: longest text in tokens.
+
+    Padding is attention-masked, so trimming is exact.
+    """
+
+    def __init__(
+        self,
+        joint_dim: int,
+        name: str,
+        pretrained: bool = True,
+        frozen: bool = False,
+        hidden: int = 0,
+        tokenizer: str | None = None,
+        context_length: int = 77,
+    ) -> None:
+        super().__init__()
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise FileNotFoundError(f"model.text.name={name!r}: no such folder")
+        from transformers import AutoConfig, AutoModel
+
+        folder = str(Path(name).expanduser())
+        if pretrained:
+            self.tower = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        else:
+            self.tower = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        if hasattr(self.tower, "encoder") and getattr(self.tower.config, "is_encoder_decoder", False):
+            self.tower = self.tower.encoder
+        if getattr(self.tower, "pooler", None) is not None:
+            self.tower.pooler = None  # unused: parameters that take no part would stop distributed training
+        width = self.tower.config.hidden_size
+        if hidden:
+            self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, joint_dim))
+        else:
+            self.proj = nn.Linear(width, joint_dim, bias=False)
+        self.frozen = frozen
+        if frozen:
+            self.tower.requires_grad_(False)
+        self.tokenizer, self.context_length, self.joint_dim = tokenizer or name, context_length, joint_dim
+        self.pad_id = self.tower.config.pad_token_id or 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
+        mask = tokens != self.pad_id
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            states = self.tower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return self.proj(pooled)
+
+    def train(self, mode: bool = True) -> HuggingFaceText:
+        """As usual, but a frozen encoder stays in evaluation mode (no dropout)."""
+        super().train(mode)
+        if self.frozen:
+            self.tower.eval()
+        return self
+
+    def position_and_vocabulary(self) -> list[nn.Parameter]:
+        """Tables that take no weight decay and no matrix optimizer."""
+        return [p for n, p in self.tower.named_parameters() if "embeddings" in n]

@@ -1,0 +1,277 @@
+"""The shape of the code: who imports whom, what lives where, how long things get.
+
+Each rule reads one module and yields ``(line, message)``. Every rule runs over the real files and, so that it cannot
+fall silent, over a snippet that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 80
+
+FLOW = ["data", "models", "losses", "evaluation", "engine"]
+BASE = {"contracts", "config"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "contracts": set(),
+    "config": {"contracts"},
+    **{folder: BASE | set(FLOW[:place]) for place, folder in enumerate(FLOW)},
+    "encoder": BASE | {"data", "models"},
+    "export": BASE | {"data", "models", "losses", "encoder"},
+    "labeling": BASE | {"data", "models", "losses", "encoder"},
+}
+for _unit in ("evaluation", "engine"):
+    MAY_IMPORT[_unit].add("encoder")
+FREE = {"__init__", "__main__"}
+
+Found = Iterator[tuple[int, str]]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Module:
+    """One Python file: its path relative to the repository, and its text."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.path)
+
+    @property
+    def unit(self) -> str:
+        """Folder or module directly below cloc/ that the file belongs to; empty elsewhere."""
+        parts = Path(self.path).with_suffix("").parts
+        return parts[1] if parts[0] == "cloc" else ""
+
+    def imports(self) -> Iterator[tuple[int, str]]:
+        """Yield every imported name in full, relative ones resolved, wherever the import stands."""
+        package = Path(self.path).parent.parts
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node.lineno, alias.name
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else ()
+                origin = ".".join([*above, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    yield node.lineno, f"{origin}.{alias.name}"
+            elif isinstance(node, ast.Call) and _dotted(node.func).split(".")[-1] in ("import_module", "__import__"):
+                for argument in node.args[:1]:
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                        yield node.lineno, argument.value
+
+
+def _dotted(node: ast.AST) -> str:
+    """Return ``a.b.c`` for a chain of attributes on a name, else its tail."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def _within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def import_direction(module: Module) -> Found:
+    if module.unit in FREE or not module.unit:
+        return
+    if module.unit not in MAY_IMPORT:
+        yield 1, f"cloc/{module.unit} has no place in the flow; known are {', '.join(MAY_IMPORT)}"
+        return
+    allowed = MAY_IMPORT[module.unit] | {module.unit}
+    for line, name in module.imports():
+        if not _within(name, "cloc") or name == "cloc.__version__":
+            continue
+        target = name.split(".")[1] if "." in name else "the package root"
+        if target not in allowed:
+            yield line, f"{module.unit} imports {name}; it may import only {', '.join(sorted(allowed))}"
+
+
+def lightning_in_engine_only(module: Module) -> Found:
+    if module.unit == "engine" or module.path == "train.py":
+        return
+    for line, name in module.imports():
+        if _within(name, "lightning", "lightning_fabric", "pytorch_lightning"):
+            yield line, f"imports {name}; only cloc/engine and train.py know Lightning"
+
+
+def collectives_at_home(module: Module) -> Found:
+    if module.unit == "losses" or module.path in ("cloc/engine/runtime.py", "cloc/evaluation/reduce.py"):
+        return
+    uses = {(line, name) for line, name in module.imports() if _within(name, "torch.distributed")}
+    uses |= {(n.lineno, _dotted(n)) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute)}
+    for line in sorted({line for line, name in uses if _within(name, "torch.distributed")}):
+        yield line, "torch.distributed; it lives in cloc/losses, cloc/engine/runtime.py and cloc/evaluation/reduce.py"
+
+
+def short_files(module: Module) -> Found:
+    count = len(module.text.splitlines())
+    if count > MAX_FILE_LINES:
+        yield count, f"the file has {count} lines; split it at {MAX_FILE_LINES}"
+
+
+def short_functions(module: Module) -> Found:
+    for node in ast.walk(module.tree):
+        if isinstance(node, Function):
+            count = (node.end_lineno or node.lineno) - node.lineno + 1
+            if count > MAX_FUNCTION_LINES:
+                yield node.lineno, f"{node.name} has {count} lines; at most {MAX_FUNCTION_LINES}"
+
+
+def public_docstrings(module: Module) -> Found:
+    def visit(body: list[ast.stmt]) -> Found:
+        for node in body:
+            if not isinstance(node, Function | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            inherited = {_dotted(d).split(".")[-1] for d in node.decorator_list} & {"overload", "override", "setter"}
+            if not inherited and not ast.get_docstring(node):
+                yield node.lineno, f"{node.name} has no docstring"
+            if isinstance(node, ast.ClassDef):
+                yield from visit(node.body)
+
+    yield from visit(module.tree.body)
+
+
+def errors_are_not_swallowed(module: Module) -> Found:
+    broad = {"Exception", "BaseException"}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            silent = all(
+                isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+                for s in node.body
+            )
+            if node.type is None:
+                yield node.lineno, "bare except; name the errors that are expected"
+            elif silent and any(_dotted(kind) in broad for kind in kinds if kind):
+                yield node.lineno, "swallows every error; name the errors that are expected"
+        elif isinstance(node, ast.Call) and _dotted(node.func).split(".")[-1] == "suppress":
+            if any(_dotted(argument) in broad for argument in node.args):
+                yield node.lineno, "suppresses every error; name the errors that are expected"
+
+
+def no_pickles(module: Module) -> Found:
+    loaders = {"load", "loads", "Unpickler"}
+    for line, name in module.imports():
+        package, _, member = name.partition(".")
+        if package in ("pickle", "cPickle", "_pickle", "dill", "cloudpickle") and member in loaders:
+            yield line, f"imports {name}; unpickling runs code"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and re.fullmatch(
+            r"(_?c?pickle|dill|cloudpickle)\.(loads?|Unpickler)", _dotted(node), re.IGNORECASE
+        ):
+            yield node.lineno, f"{_dotted(node)}; unpickling runs code"
+        elif isinstance(node, ast.Call):
+            for word in node.keywords:
+                unsafe = (word.arg, getattr(word.value, "value", None)) in (
+                    ("weights_only", False),
+                    ("allow_pickle", True),
+                )
+                if unsafe:
+                    yield word.value.lineno, f"{word.arg}={ast.unparse(word.value)}; unpickling runs code"
+
+
+# The brackets keep this file from tripping over itself.
+_MARKS = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")
+
+
+def nothing_left_for_later(module: Module) -> Found:
+    for line, text in enumerate(module.text.splitlines(), start=1):
+        for mark in _MARKS.findall(text):
+            yield line, f"{mark}; do it, or write an issue"
+
+
+PACKAGE = ["cloc/**/*.py"]
+SOURCES = [*PACKAGE, "benchmarks/**/*.py", "*.py"]
+EVERYTHING = [*SOURCES, "tests/**/*.py"]
+RULES: dict[Callable[[Module], Found], list[str]] = {
+    import_direction: PACKAGE,
+    lightning_in_engine_only: [*PACKAGE, "*.py"],
+    collectives_at_home: PACKAGE,
+    short_files: SOURCES,
+    short_functions: SOURCES,
+    public_docstrings: PACKAGE,
+    errors_are_not_swallowed: SOURCES,
+    no_pickles: SOURCES,
+    nothing_left_for_later: EVERYTHING,
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule: Callable[[Module], Found]) -> None:
+    paths = sorted({path for pattern in RULES[rule] for path in ROOT.glob(pattern)})
+    modules = [Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
+    assert modules
+    broken = [f"{module.path}:{line}: {message}" for module in modules for line, message in rule(module)]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+LONG_BODY = "    x = 1\n" * MAX_FUNCTION_LINES
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text", "line"),
+    [
+        (import_direction, "cloc/data/a.py", "import torch\nfrom cloc.models import towers", 2),
+        (import_direction, "cloc/data/a.py", "from cloc import losses", 1),
+        (import_direction, "cloc/data/a.py", "from ..engine.module import M", 1),
+        (import_direction, "cloc/data/readers/a.py", "from ...engine import M", 1),
+        (import_direction, "cloc/data/__init__.py", "from ..models import M", 1),
+        (import_direction, "cloc/models/a.py", "def f():\n    import cloc.evaluation.x", 2),
+        (import_direction, "cloc/models/a.py", "import importlib\nimportlib.import_module('cloc.engine')", 2),
+        (import_direction, "cloc/export/a.py", "from cloc.engine import run", 1),
+        (import_direction, "cloc/export/a.py", "from cloc.evaluation import run", 1),
+        (import_direction, "cloc/encoder.py", "from cloc.losses import clip", 1),
+        (import_direction, "cloc/encoder.py", "import cloc", 1),
+        (import_direction, "cloc/contracts.py", "from cloc.config import Config", 1),
+        (import_direction, "cloc/utils.py", "", 1),
+        (lightning_in_engine_only, "cloc/data/a.py", "from lightning import Trainer", 1),
+        (lightning_in_engine_only, "eval.py", "import lightning.pytorch as pl", 1),
+        (collectives_at_home, "cloc/models/a.py", "import torch.distributed as dist", 1),
+        (collectives_at_home, "cloc/models/a.py", "from torch import distributed", 1),
+        (collectives_at_home, "cloc/engine/a.py", "import torch\ntorch.distributed.barrier()", 2),
+        (short_files, "cloc/data/a.py", "x = 1\n" * (MAX_FILE_LINES + 1), MAX_FILE_LINES + 1),
+        (short_functions, "cloc/data/a.py", f"x = 1\ndef f():\n{LONG_BODY}", 2),
+        (public_docstrings, "cloc/data/a.py", "def f():\n    return 1", 1),
+        (public_docstrings, "cloc/data/a.py", "class A:\n    '''Doc.'''\n    def f(self): ...", 3),
+        (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept:\n    raise", 3),
+        (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept (OSError, Exception):\n    pass", 3),
+        (errors_are_not_swallowed, "cloc/data/a.py", "with contextlib.suppress(Exception):\n    f()", 1),
+        (no_pickles, "cloc/data/a.py", "import pickle\npickle.loads(b'')", 2),
+        (no_pickles, "cloc/data/a.py", "from pickle import load", 1),
+        (no_pickles, "cloc/data/a.py", "torch.load(\n    p,\n    weights_only=False,\n)", 3),
+        (nothing_left_for_later, "cloc/data/a.py", "x = 1  # {} later".format("todo".upper()), 1),
+    ],
+)
+def test_rule_bites(rule: Callable[[Module], Found], path: str, text: str, line: int) -> None:
+    assert [found for found, _ in rule(Module(path, text))] == [line]
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (import_direction, "cloc/engine/a.py", "from cloc.evaluation import run\nfrom cloc.encoder import Encoder"),
+        (import_direction, "cloc/export/a.py", "from cloc import __version__\nfrom ..encoder import Encoder"),
+        (import_direction, "cloc/data/a.py", "from . import b\nfrom .b import c\nfrom cloc.contracts import Sample"),
+        (import_direction, "cloc/__main__.py", "from cloc.engine import run"),
+        (lightning_in_engine_only, "train.py", "import lightning"),
+        (collectives_at_home, "cloc/engine/runtime.py", "import torch.distributed as dist"),
+        (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept KeyError:\n    pass"),
+        (no_pickles, "cloc/data/a.py", "torch.load(p, weights_only=True)\njson.load(f)"),
+    ],
+)
+def test_rule_lets_pass(rule: Callable[[Module], Found], path: str, text: str) -> None:
+    assert list(rule(Module(path, text))) == []
