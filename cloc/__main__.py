@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Localized contrastive pretraining: data, export, embeddings, labels, sweeps.", no_args_is_help=True)
+app = typer.Typer(help="Localized contrastive pretraining: what goes before and after a run.", no_args_is_help=True)
 data_app = typer.Typer(help="Make, check and look at shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -47,7 +47,8 @@ def data_convert(
 
     needed = 1 if format == "openmoji" else 2
     if len(paths) != needed:
-        raise ValueError(f"format {format!r} takes {'OUT' if needed == 1 else 'SOURCE OUT'}; {len(paths)} paths were given")
+        wanted = "OUT" if needed == 1 else "SOURCE OUT"
+        raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
     options: dict[str, object] = {"split": split} if format == "coco" else {}
     if format == "openmoji":
         options = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "image_size": image_size}

@@ -111,12 +111,14 @@ def image_size(data: bytes) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as picture:
                 width, height = picture.size
-                turned = picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+                known = picture.format != "PNG" or "exif" in picture.info  # else Pillow decodes it all to look for more
+                fits = width * height <= MAX_PIXELS
+                turned = known and fits and picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except Image.DecompressionBombError as error:
         raise BadSample("decompression_bomb", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise BadSample("corrupt_image", f"{len(data)} bytes: {error}") from error
-    if width * height > MAX_PIXELS:
+    if not fits:
         raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
     return (height, width) if turned else (width, height)
 
@@ -140,7 +142,8 @@ def parse_box(values: Any, counts: Counter[str]) -> tuple[float, float, float, f
         counts[reason] += 1
         return None
     clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
-    counts["box_clipped"] += clipped != box
+    if clipped != box:
+        counts["box_clipped"] += 1
     return clipped
 
 
@@ -192,9 +195,7 @@ def _read_json(data: bytes, key: str) -> dict[str, Any]:
     return record
 
 
-def _read_captions(
-    record: Mapping[str, Any], text: bytes | None, key: str, counts: Counter[str]
-) -> tuple[str, ...]:
+def _read_captions(record: Mapping[str, Any], text: bytes | None, key: str, counts: Counter[str]) -> tuple[str, ...]:
     """Take ``captions``; else img2dataset's ``txt`` member, else its ``caption`` key."""
     given = record.get("captions")
     if given is None and text is not None:
@@ -259,11 +260,14 @@ def _read_region(record: Any, counts: Counter[str]) -> Region | None:
         return None
     negatives = record.get("negatives")
     score = record.get("score")
+    if score is not None and not (_is_number(score) and math.isfinite(score)):
+        counts["score_malformed"] += 1
+        score = None
     return Region(
         box=box,
         phrases=texts,
         category=record["category"] if isinstance(record.get("category"), str) else None,
-        score=float(score) if _is_number(score) else None,
+        score=None if score is None else float(score),
         negatives=_texts(negatives if isinstance(negatives, list) else [], counts, "negative"),
         crowd=bool(record.get("crowd", record.get("iscrowd", False))),
     )

@@ -22,13 +22,14 @@ from webdataset.writer import ShardWriter
 
 from cloc.contracts import Sample
 from cloc.data.schema import sample_to_json
-from cloc.data.tars import ShardError, ShardInfo, index_shard, read_sample_members, scan_shard
+from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
 
 __all__ = [
     "MANIFEST_NAME",
     "Manifest",
     "ShardError",
     "ShardInfo",
+    "ShardReadError",
     "ShardReader",
     "index_folder",
     "index_shard",
@@ -92,7 +93,7 @@ class ShardReader:
         """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
 
         Raises:
-            ShardError: the shard is gone, or shorter than its manifest says.
+            ShardReadError: the shard is gone, or shorter than its manifest says.
         """
         shard = self.manifest.shards[shard_index]
         start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
@@ -100,7 +101,7 @@ class ShardReader:
         if len(data) != stop - start:
             path = self.manifest.folder / shard.name
             message = f"{path}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
-            raise ShardError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
+            raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
         return data
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ class ShardReader:
         try:
             file = path.open("rb", buffering=0)
         except OSError as error:
-            raise ShardError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
+            raise ShardReadError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
         self._files[shard_index] = file
         if len(self._files) > self.max_open:
             self._files.popitem(last=False)[1].close()
@@ -199,9 +200,13 @@ def write_shards(
     if any(out.iterdir()) and not overwrite:
         raise ShardError(f"{out}: the folder is not empty; name another one, or pass overwrite (--overwrite)")
     (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: what follows leaves no manifest that fits
-    for old in [*out.glob("*.tar"), *out.glob("*.tar.partial")]:
-        old.unlink()
-    if not _write_tars(samples, out, samples_per_shard):
+    _remove_tars(out)
+    try:
+        written = _write_tars(samples, out, samples_per_shard)
+    except BaseException:  # half a data set must not pass for a whole one, even after Ctrl-C
+        _remove_tars(out)
+        raise
+    if not written:
         raise ShardError(f"{out}: there was no sample to write; check the source")
     manifest = index_folder(out, categories)
     write_manifest(manifest)
@@ -234,6 +239,11 @@ def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) ->
     if writer is not None:
         writer.close()
     return len(keys)
+
+
+def _remove_tars(out: Path) -> None:
+    for path in [*out.glob("*.tar"), *out.glob("*.tar.partial")]:
+        path.unlink()
 
 
 def _check_key(key: str, seen: set[str]) -> None:

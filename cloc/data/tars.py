@@ -27,6 +27,10 @@ class ShardError(ValueError):
     """A shard or its manifest cannot be used."""
 
 
+class ShardReadError(ShardError, OSError):
+    """A shard that was indexed cannot be read any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
     """What the manifest knows of one shard.
@@ -58,7 +62,7 @@ def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
         The key, and the contents by extension in lower case.
 
     Raises:
-        ShardError: the bytes are no tar members, or a member is cut off.
+        ShardReadError: the bytes are no tar members, or a member is cut off.
     """
     key, members, position = "", {}, 0
     while position < len(raw) and raw[position]:  # a zero block ends a tar
@@ -68,7 +72,9 @@ def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
         try:
             header = tarfile.TarInfo.frombuf(raw[position : position + _BLOCK], "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise ShardError(f"no tar header at byte {position} of a sample ({error}); rebuild the manifest") from error
+            raise ShardReadError(
+                f"byte {position} of a sample: no tar header ({error}); rebuild the manifest"
+            ) from error
         start = position + _BLOCK
         position = start + _round_up(header.size if header.isreg() else 0)
         name = _MEMBER_NAME.match(header.name)
@@ -76,7 +82,7 @@ def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
             key = name[1]
             members[name[2].lower()] = raw[start : start + header.size]
     if position > len(raw):
-        raise ShardError(f"sample {key!r}: a member is cut off after {len(raw)} bytes; restore the shard")
+        raise ShardReadError(f"sample {key!r}: a member is cut off after {len(raw)} bytes; restore the shard")
     return key, members
 
 
@@ -165,7 +171,7 @@ def _read_with_tarfile(raw: bytes) -> tuple[str, dict[str, bytes]]:
                     key = name[1]
                     members[name[2].lower()] = content.read()
     except tarfile.TarError as error:
-        raise ShardError(f"a sample of {len(raw)} bytes is no tar: {error}; rebuild the manifest") from error
+        raise ShardReadError(f"a sample of {len(raw)} bytes is no tar: {error}; rebuild the manifest") from error
     return key, members
 
 

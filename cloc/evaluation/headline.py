@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloc.evaluation.table import SOURCES, describe, finite, format_value
+from cloc.evaluation.table import SOURCES, describe, finite, format_value, why_missing
 
 Metrics = Mapping[str, Mapping[str, float]]
+
+MAX_BARS = 10
 
 # Region measure, first that was measured leads → (what the subject does, how the rival's number follows).
 REGION_WORDS = {
@@ -73,11 +75,11 @@ def _shown(model: str) -> str:
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
-def _gap(value: float, rival: float) -> str:
+def _gap(value: float, rival: float, rival_name: str) -> str:
     points = round(100 * (value - rival), 1)
     if points == 0:
-        return "The two are level."
-    return f"That is {abs(points):.1f} points {'more' if points > 0 else 'less'}."
+        return f"That is level with {rival_name}."
+    return f"That is {abs(points):.1f} points {'more' if points > 0 else 'less'} than {rival_name}."
 
 
 def _readings(models: Metrics, measure: str) -> list[tuple[float, str, str]]:
@@ -109,13 +111,18 @@ def _region_headline(models: Metrics, measure: str, readings: list[tuple[float, 
         rival = rivals[0]
         owner = f"{_shown(rival[1])} source" if strangers else "other source"
         said += f"; the best {owner} {follows.format(format_value(rival[0], True))}"
-        gap = f"{_gap(value, rival[0])} The other number is {rival[1]} read by {SOURCES.get(rival[2], rival[2])}."
-    bars = [Bar(name, f"{name} · {SOURCES.get(src, src)}", val, format_value(val, True)) for val, name, src in readings]
+        gap = _gap(value, rival[0], f"{_shown(rival[1])} with {SOURCES.get(rival[2], rival[2])}")
+    shown = readings
+    if len(readings) > MAX_BARS:  # best first, so the first of a model is its best
+        shown = [
+            reading for n, reading in enumerate(readings) if reading[1] not in {name for _, name, _ in readings[:n]}
+        ]
+    bars = [Bar(name, f"{name} · {SOURCES.get(src, src)}", val, format_value(val, True)) for val, name, src in shown]
     if measure == "top1" and classes > 1:
         bars.append(Bar(None, f"chance, 1 of {classes:,} classes", 1 / classes, format_value(1 / classes, True)))
     reading = describe(f"region/prompter/{measure}")
-    depth = f" ({measure.rpartition('_')[2]})" if "@" in measure else ""
-    return Headline(said + ".", gap, f"{reading.family}{depth}. {reading.reading}", bars)
+    which = "each model and way to read a box" if shown is readings else "each model, with its best way to read a box"
+    return Headline(said + ".", gap, f"{reading.family}. {reading.reading} One bar for {which}.", bars)
 
 
 def headline(models: Metrics, classes: int = 0) -> Headline:
@@ -129,10 +136,12 @@ def headline(models: Metrics, classes: int = 0) -> Headline:
         The Prompter against the best reading of models without one where regions were measured; otherwise the first
         of grounding, retrieval and classification that was.
     """
-    for measure in REGION_WORDS:
-        readings = _readings(models, measure)
-        if readings:
-            return _region_headline(models, measure, readings, classes)
+    measured = {measure: readings for measure in REGION_WORDS if (readings := _readings(models, measure))}
+    prompted = [
+        measure for measure, readings in measured.items() if any(source == "prompter" for *_, source in readings)
+    ]
+    for measure in (prompted or list(measured))[:1]:
+        return _region_headline(models, measure, measured[measure], classes)
     for metric, verb in OTHER_WORDS.items():
         known = {model: finite(metrics, metric) for model, metrics in models.items()}
         ranked = sorted(((value, model) for model, value in known.items() if value is not None), reverse=True)
@@ -141,9 +150,16 @@ def headline(models: Metrics, classes: int = 0) -> Headline:
             rest = [f"{_shown(model)} {format_value(value, True)}" for value, model in ranked[1:2]]
             meaning = describe(metric)
             bars = [Bar(model, model, value, format_value(value, True)) for value, model in ranked]
-            gap = _gap(ranked[0][0], ranked[1][0]) if rest else ""
+            gap = _gap(ranked[0][0], ranked[1][0], _shown(ranked[1][1])) if rest else ""
             return Headline("; ".join([said, *rest]) + ".", gap, f"{meaning.family}. {meaning.reading}", bars)
     return Headline("Nothing was measured.", "", "", [])
+
+
+def _absent(metric: str, models: Metrics, missing: list[str]) -> str:
+    headless = all("no grounding head" in why_missing(metric, models[model]) for model in missing)
+    if len(missing) > 1:
+        return f"of {len(missing)} others none {'has a grounding head' if headless else 'has a value'}"
+    return f"{missing[0]} {'has no grounding head' if headless else 'has no value'}"
 
 
 def key_facts(models: Metrics) -> list[Fact]:
@@ -155,9 +171,9 @@ def key_facts(models: Metrics) -> list[Fact]:
             continue
         ranked = sorted(known, key=lambda pair: -pair[0])
         missing = [model for model in models if finite(models[model], metric) is None]
-        against = f"{ranked[1][1]}: {format_value(ranked[1][0], True)}" if len(ranked) > 1 else ""
+        against = f"{ranked[1][1]} {format_value(ranked[1][0], True)}" if len(ranked) > 1 else ""
         if not against and missing:
-            against = f"{', '.join(missing)}: cannot" if metric.startswith(("grounding", "relations/grounded")) else ""
+            against = _absent(metric, models, missing)
         facts.append(Fact(format_value(ranked[0][0], True), counts, ranked[0][1], against))
     return facts[:4]
 
@@ -171,3 +187,13 @@ def plain_number(value: str | float) -> str:
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def plain_seconds(seconds: float) -> str:
+    """``57.14 → "57 s"``, ``7500 → "2.1 h"``; NaN is ``"–"``."""
+    if not math.isfinite(seconds):
+        return "–"
+    for limit, size, unit in ((3 * 3600, 3600, "h"), (300, 60, "min")):
+        if seconds > limit:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -39,11 +39,15 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A box over a picture: ``number`` names it, ``pattern`` is 0 for truth and 1, 2, … for the models' boxes."""
+    """A box over a picture: ``number`` names it, ``pattern`` is 0 for truth and 1, 2, … for the models' boxes.
+
+    ``badge`` is False where the box lies so near to its truth that a second number would only hide the picture.
+    """
 
     number: int
     box: Box
     pattern: int = 0
+    badge: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ def overlay(shapes: Sequence[Shape], width: int, height: int) -> Markup:
         boxes += Markup(
             '<g class="b b{}" data-n="{}"><rect class="halo" {}/><rect class="edge" {} stroke-dasharray="{}"/></g>'
         ).format((shape.number - 1) % 8, shape.number, rect, rect, dash or "none")
+        if not shape.badge:
+            continue
         wide = 9.0 + 8.0 * len(str(shape.number))
         place = _place_badge((x0, y0, x1, y1), wide, canvas, taken)
         taken.append(place)
@@ -189,23 +195,28 @@ def _path(points: list[Point | None]) -> str:
     return "".join(parts)
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], at: Callable[[float, float], Point], texts: list[str]) -> Markup:
-    """Grid lines, tick labels and the axis title; ``texts`` are the labels of x, of y and the title of x."""
+def _rule(kind: str, start: Point, end: Point) -> Markup:
+    line = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
+    return line.format(kind, *start, *end)
+
+
+def _text(at: Point, anchor: str, text: str) -> Markup:
+    return Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(*at, anchor, text)
+
+
+def _axes(
+    x_ticks: dict[float, str], y_ticks: dict[float, str], title: str, at: Callable[[float, float], Point]
+) -> Markup:
+    """Grid lines, labeled ticks (value → text) and the title of x."""
+    (left, bottom), (right, _) = at(min(x_ticks), min(y_ticks)), at(max(x_ticks), min(y_ticks))
     body = Markup("")
-    left, bottom = at(x_ticks[0], y_ticks[0])
-    right = at(x_ticks[-1], y_ticks[0])[0]
-    for tick, text in zip(y_ticks, texts[len(x_ticks) :], strict=False):
-        y = at(x_ticks[0], tick)[1]
-        body += Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(left, right, y, y)
-        body += Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 8, y + 4, text)
-    for tick, text in zip(x_ticks, texts, strict=False):
-        x = at(tick, y_ticks[0])[0]
-        body += Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(x, x, bottom, bottom + 4)
-        body += Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x, bottom + 17, text)
-    body += Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(left, right, bottom, bottom)
-    return body + Markup('<text class="tick title" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
-        right, bottom + 34, texts[-1]
-    )
+    for tick, text in y_ticks.items():
+        y = at(min(x_ticks), tick)[1]
+        body += _rule("grid", (left, y), (right, y)) + _text((left - 8, y + 4), "end", text)
+    for tick, text in x_ticks.items():
+        x = at(tick, min(y_ticks))[0]
+        body += _rule("axis", (x, bottom), (x, bottom + 4)) + _text((x, bottom + 17), "middle", text)
+    return body + _rule("axis", (left, bottom), (right, bottom)) + _text((right, bottom + 34), "end", title)
 
 
 def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: bool) -> Markup | None:
@@ -220,7 +231,10 @@ def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: boo
     Returns:
         An SVG, or None where no point can be drawn.
     """
-    pairs = [[(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in zip(li.x, li.y, strict=True)] for li in lines]
+    pairs = [
+        [point if all(map(math.isfinite, point)) else None for point in zip(line.x, line.y, strict=True)]
+        for line in lines
+    ]
     known = [point for points in pairs for point in points if point is not None]
     if not known:
         return None
@@ -238,7 +252,7 @@ def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: boo
         return MARGIN_LEFT + width * right, MARGIN_TOP + height * (1 - up)
 
     y_texts = [f"{100 * tick:g}%" if percent else short_number(tick) for tick in y_ticks]
-    body = _axes(x_ticks, y_ticks, at, [*map(short_number, x_ticks), *y_texts, title])
+    body = _axes({x: short_number(x) for x in x_ticks}, dict(zip(y_ticks, y_texts, strict=True)), title, at)
     drawn = [[None if p is None else at(p[0] / scale, p[1]) for p in points] for points in pairs]
     ends = [(index, [p for p in points if p is not None][-1]) for index, points in enumerate(drawn) if any(points)]
     heights = _spread([end[1] for _, end in ends], 16.0, CHART[1] - MARGIN_BOTTOM)
@@ -250,5 +264,5 @@ def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: boo
         dots = [p for p in drawn[index] if p is not None] if len(drawn[index]) <= 16 else [end]
         body += Markup("").join(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(*p) for p in dots)
         body += Markup('<text x="{:.1f}" y="{:.1f}">{}</text></g>').format(end[0] + 9, label_y + 4.5, names[index])
-    opening = Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(*CHART, describe)
-    return opening + body + Markup("</svg>")
+    opening = Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    return opening.format(*CHART, describe) + body + Markup("</svg>")

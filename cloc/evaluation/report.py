@@ -48,6 +48,7 @@ class Case:
     grounded: dict[str, list[Box]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Refuses lists of unequal length."""
         lengths = {"phrases": len(self.phrases)}
         lengths |= {f"named[{model!r}]": len(answers) for model, answers in self.named.items()}
         lengths |= {f"grounded[{model!r}]": len(boxes) for model, boxes in self.grounded.items() if boxes}
@@ -69,6 +70,7 @@ class Curve:
     values: list[float]
 
     def __post_init__(self) -> None:
+        """Refuses lists of unequal length."""
         lengths = (len(self.samples), len(self.seconds), len(self.values))
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -176,7 +178,8 @@ def _grounding(case: Case, picture: Encoded) -> dict[str, Any]:
     given = {label: boxes for label, boxes in case.grounded.items() if boxes}
     shapes = [Shape(number, box) for number, box in enumerate(case.boxes, 1)]
     for pattern, boxes in enumerate(given.values(), 1):
-        shapes += [Shape(number, box, pattern) for number, box in enumerate(boxes, 1)]
+        near = [(pictures.iou(box, truth) or 0) >= 0.5 for box, truth in zip(boxes, case.boxes, strict=True)]
+        shapes += [Shape(n, box, pattern, not hit) for n, (box, hit) in enumerate(zip(boxes, near, strict=True), 1)]
     overlaps = [
         [(label, _overlap(case, index, boxes[index])) for label, boxes in given.items()]
         for index in range(len(case.phrases))
@@ -218,12 +221,10 @@ def _galleries(data: ReportData) -> list[dict[str, Any]]:
     for entry in data.data:
         encoded = _encode(entry.cases, PICTURE_BUDGET // len(data.data))
         shown = list(zip(entry.cases, encoded, strict=False))
-        galleries.append({
-            "name": entry.name,
-            "naming": [_naming(case, picture) for case, picture in shown if case.named],
-            "grounding": [_grounding(case, picture) for case, picture in shown if any(case.grounded.values())],
-            "left_out": len(entry.cases) - len(encoded),
-        })
+        naming = [_naming(case, picture) for case, picture in shown if case.named]
+        grounding = [_grounding(case, picture) for case, picture in shown if any(case.grounded.values())]
+        left_out = len(entry.cases) - len(encoded)
+        galleries.append({"name": entry.name, "naming": naming, "grounding": grounding, "left_out": left_out})
     return galleries
 
 
@@ -240,7 +241,7 @@ def _curves(data: ReportData, styles: dict[str, int]) -> list[dict[str, Any]]:
             drawn += [] if chart is None else [chart]
         last = [
             f"{curve.model} {table.format_value(curve.values[-1], meaning.percent)} after "
-            f"{headline.plain_number(curve.samples[-1])} samples, {headline.plain_number(curve.seconds[-1])} s"
+            f"{headline.plain_number(curve.samples[-1])} samples, {headline.plain_seconds(curve.seconds[-1])}"
             for curve in curves
             if curve.values
         ]
@@ -265,6 +266,7 @@ def render(data: ReportData) -> str:
         headlines=[headline.headline(entry.metrics, entry.counts.get("classes", 0)) for entry in data.data],
         facts=headline.key_facts(data.data[0].metrics) if data.data else [],
         comparisons=[table.compare(entry.metrics) for entry in data.data],
+        absences=[table.absences(table.compare(entry.metrics)) for entry in data.data],
         source_meaning=table.SOURCE_MEANING,
         galleries=_galleries(data),
         curves=_curves(data, styles),

@@ -140,7 +140,7 @@ def _depth(rest: str) -> int:
 def describe(metric: str) -> Meaning:
     """Names and explains a metric of ``metrics.json``; an unknown one goes to ``OTHER`` under its own name."""
     head, _, rest = metric.partition("/")
-    keys, label, group = list(FAMILIES), "", -1
+    keys, label, depth, group = list(FAMILIES), "", "", -1
     family, percent, minor = "", True, _depth(rest)
     if head == "image_text":
         family, group, label = rest.partition("_R@")[0], 0, f"R@{minor}"
@@ -150,7 +150,7 @@ def describe(metric: str) -> Meaning:
         source, _, measure = rest.partition("/")
         family, group = measure.partition("_R@")[0], 1
         order = list(SOURCES).index(source) if source in SOURCES else len(SOURCES)
-        label, minor = SOURCES.get(source, source) + (f", R@{minor}" if "R@" in measure else ""), minor * 10 + order
+        label, depth, minor = SOURCES.get(source, source), f", R@{minor}" if "R@" in measure else "", minor * 10 + order
     elif head == "grounding" and rest in GROUNDING_ROWS:
         family, group, label, percent = "grounding", 2, GROUNDING_ROWS[rest], rest != "mIoU"
         minor = list(GROUNDING_ROWS).index(rest)
@@ -161,7 +161,7 @@ def describe(metric: str) -> Meaning:
     if group < 0 or family not in FAMILIES:
         return Meaning(metric, OTHER, "", "Reported as measured.", metric, False, (len(GROUPS), 0, 0))
     title, reading = FAMILIES[family]
-    return Meaning(metric, GROUPS[group], title, reading, label, percent, (group, keys.index(family), minor))
+    return Meaning(metric, GROUPS[group], title + depth, reading, label, percent, (group, keys.index(family), minor))
 
 
 def format_value(value: float | None, percent: bool) -> str:
@@ -182,17 +182,18 @@ def why_missing(metric: str, metrics: Mapping[str, float]) -> str:
     if metrics.get(metric) is not None:
         return "Not a number: there was nothing to average, or the model diverged."
     if metric.startswith("region/prompter/") and not any(name.startswith("region/prompter/") for name in metrics):
-        return "This model has no Prompter: it was trained on whole images and captions alone."
-    if metric.startswith(("grounding/", "relations/grounded/")) and not any(n.startswith("grounding/") for n in metrics):
-        return "This model has no grounding head: it cannot draw a box for a phrase."
-    return "Not measured for this model in this run."
+        return "There is no Prompter: the model was trained on whole images and captions alone."
+    grounds = any(name.startswith("grounding/") for name in metrics)
+    if metric.startswith(("grounding/", "relations/grounded/")) and not grounds:
+        return "There is no grounding head: the model cannot draw a box for a phrase."
+    return "Not measured in this run."
 
 
 def _row(metric: str, models: Mapping[str, Mapping[str, float]]) -> Row:
     meaning = describe(metric)
     values = {model: finite(metrics, metric) for model, metrics in models.items()}
     known = [value for value in values.values() if value is not None]
-    best = max(known) if len(known) > 1 else None
+    best = max(known) if known and len(models) > 1 else None
     cells = [
         Cell(
             model,
@@ -232,6 +233,16 @@ def compare(models: Mapping[str, Mapping[str, float]]) -> list[Group]:
     return [Group(title, list(families.values())) for title, families in groups.items()]
 
 
+def absences(groups: list[Group]) -> list[str]:
+    """Why values are missing, each reason once with its models: ``"clip: There is no Prompter …"``."""
+    cells = [cell for group in groups for family in group.families for row in family.rows for cell in row.cells]
+    reasons: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.why:
+            reasons.setdefault(cell.why, {})[cell.model] = None
+    return [f"{', '.join(models)}: {why}" for why, models in reasons.items()]
+
+
 def comparison_table(data: Mapping[str, Any]) -> Table:
     """Builds the comparison of ``metrics.json`` for the terminal.
 
@@ -247,20 +258,24 @@ def comparison_table(data: Mapping[str, Any]) -> Table:
     if "data" not in data:
         raise ValueError(f"metrics hold {sorted(data)} and no 'data'; pass the whole content of metrics.json")
     models = list(dict.fromkeys(model for entry in data["data"].values() for model in entry["models"]))
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2 if len(models) < 6 else 1, 0, 0))
+    gap = 2 if len(models) < 6 else 1
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, gap, 0, 0))
     table.add_column("", overflow="fold", min_width=18)
+    widest = max(7, (100 - 34 - 8) // max(len(models), 1) - gap)  # columns left of 100 beside labels and difference
     for model in models:
-        table.add_column(Text(model), justify="right", min_width=6, overflow="fold")
+        table.add_column(Text(model), justify="right", min_width=6, max_width=widest, overflow="fold")
     if len(models) > 1:
         table.add_column("Δ", justify="right", min_width=6, no_wrap=True)
     for name, entry in data["data"].items():
+        if table.row_count:
+            table.add_row()
         table.add_row(Text(name, style="bold underline"))
         measured = {model: entry["models"].get(model, {}) for model in models}
         for group in compare(measured) if models else []:
             if group.families:
                 _add_group(table, group, len(models) > 1)
     if len(models) > 1:
-        table.caption = Text(f"Bold: best of the row. Δ: {models[0]} less the best other, in points.", style="dim")
+        table.caption = Text(f"Bold: best of its row.\nΔ: {models[0]} less the best other, in points.", style="dim")
         table.caption_justify = "left"
     return table
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from cloc.models.positions import token_centers
+
 
 class MlpHead(nn.Module):
     """The paper's head: a two-layer GELU perceptron, four outputs (CLOC, Table A).
@@ -47,9 +49,7 @@ class SpatialHead(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), nn.Linear(width, 4))
         nn.init.zeros_(self.mlp[2].weight)
         nn.init.zeros_(self.mlp[2].bias)
-        rows, columns = ((torch.arange(n) + 0.5) / n for n in grid)
-        centers = torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], -1)
-        self.register_buffer("centers", centers, persistent=False)
+        self.register_buffer("centers", token_centers(grid), persistent=False)
 
     def forward(self, states: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """Predict boxes.

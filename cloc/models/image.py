@@ -12,10 +12,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import build_fourier_pos_embed, build_sincos2d_pos_embed, set_fused_attn
+from timm.layers import build_sincos2d_pos_embed, set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from cloc.models.positions import grid_positions
 from cloc.models.weights import load_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,11 +28,6 @@ def prefer_plain_attention() -> None:
     fused = torch.cuda.is_available()
     set_fused_attn(fused)
     torch.backends.cuda.enable_flash_sdp(fused)  # governs the CPU kernel too
-
-
-def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed sine-cosine table of a token grid: ``[N,dim]``; ``dim`` must be a multiple of 4."""
-    return build_sincos2d_pos_embed(list(grid), dim=dim)
 
 
 class ConvStem(nn.Module):
@@ -218,9 +214,7 @@ def _init_vit(trunk: nn.Module, positions: str, zero_init: bool) -> None:
             if positions == "sincos":
                 values = build_sincos2d_pos_embed(list(grid), dim=table.shape[2])
             elif positions == "fourier":
-                bands = table.shape[2] // 4
-                values = build_fourier_pos_embed(list(grid), num_bands=bands, max_res=grid[0]).flatten(0, 1)
-                values = nn.functional.pad(values, (0, table.shape[2] - values.shape[1]))
+                values = grid_positions(grid, table.shape[2])
             else:
                 raise ValueError(f"model.image.positions={positions!r}: give learned, sincos or fourier")
             table.zero_()

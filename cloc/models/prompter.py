@@ -6,28 +6,11 @@ answered from its tokens. Three kinds with one interface: ``PaperPrompter``, ``S
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cloc.models.image import grid_positions
-
-
-def box_encoding(boxes: Tensor, dim: int) -> Tensor:
-    """Sine-cosine encoding of the four coordinates (CLOC, App. B.1).
-
-    Args:
-        boxes: ``[...,4]`` xyxy in 0..1.
-        dim: width per coordinate, even.
-
-    Returns:
-        ``[...,4*dim]``.
-    """
-    frequencies = math.pi * 2.0 ** torch.linspace(0, 6, dim // 2, device=boxes.device)
-    angles = boxes.unsqueeze(-1) * frequencies
-    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+from cloc.models.positions import fourier, grid_positions
 
 
 class BoxPrompt(nn.Module):
@@ -41,7 +24,7 @@ class BoxPrompt(nn.Module):
     def forward(self, boxes: Tensor) -> Tensor:
         """``[B,K,4]`` → ``[B,K,C]``."""
         center_size = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
-        return self.mlp(torch.cat([box_encoding(boxes, self.dim), box_encoding(center_size, self.dim)], -1))
+        return self.mlp(torch.cat([fourier(boxes, self.dim), fourier(center_size, self.dim)], -1))
 
 
 class SharedPrompter(nn.Module):
@@ -139,7 +122,7 @@ class PaperPrompter(nn.Module):
 
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        corners = box_encoding(boxes, self.width // 2).unflatten(-1, (2, self.width))
+        corners = fourier(boxes, self.width // 2).unflatten(-1, (2, self.width))
         return self.proj(self._encode(self.corner(corners), memory))
 
     def phrases(self, memory: Tensor, text: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+"""The Lightning module: it wires model, loss and optimizer, and computes nothing itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from cloc import __version__
+from cloc.config import TrainConfig, instantiate
+from cloc.contracts import Batch
+from cloc.engine.optim import build_optimizer, rate, set_rate
+from cloc.models.build import build_model
+
+
+class Pretrain(lightning.LightningModule):
+    """Model + loss + optimizer of one configuration.
+
+    Args:
+        config: validated.
+        resolved: the same as plain containers, stored in every checkpoint.
+    """
+
+    def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.resolved = config, resolved
+        self.model = build_model(resolved["model"])
+        self.loss = instantiate(resolved["loss"], "loss")
+        self.samples_seen = 0
+        self.cursor = 0
+        self.counters: dict[str, float] = {}
+        if config.trainer.compile:
+            self.model.image.compile()
+            self.model.text.compile()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Features, terms, and a log line every ``trainer.log_every`` steps."""
+        terms = self.loss(self.model(batch), batch)
+        for name, value in batch.stats.items():
+            self.counters[name] = self.counters.get(name, 0.0) + value
+        if self.global_step % self.config.trainer.log_every == 0:
+            self._log(terms.total, terms.terms, terms.stats)
+        return terms.total
+
+    def _log(self, total: Tensor, terms: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
+        values = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
+        values |= {f"train/{k}": v for k, v in stats.items()}
+        values |= {f"data/{k}": v for k, v in self.counters.items()}
+        values["samples"] = float(self.samples_seen)
+        values["lr"] = self.optimizers().param_groups[0]["lr"]
+        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()})
+        self.counters = {}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """One asynchronous copy a tensor."""
+        return batch.to(device, non_blocking=True)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Set the rates from the samples seen so far."""
+        optim = self.config.optim
+        factor = rate(self.samples_seen, self.config.samples, optim.warmup, optim.final)
+        set_rate(self.optimizers(use_pl_optimizer=False), factor)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Advance the cursor: only a batch that was trained counts, never one that was merely prefetched."""
+        self.samples_seen += self.config.batch_size
+        self.cursor = batch.cursor
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """See :func:`cloc.engine.optim.build_optimizer`."""
+        return build_optimizer(self.model, self.config.optim)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what a loader needs, as plain containers."""
+        checkpoint["cloc"] = {
+            "version": __version__,
+            "config": self.resolved,
+            "cursor": self.cursor,
+            "samples_seen": self.samples_seen,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where the stored batch ended."""
+        self.cursor = checkpoint["cloc"]["cursor"]
+        self.samples_seen = checkpoint["cloc"]["samples_seen"]
