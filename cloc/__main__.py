@@ -43,12 +43,12 @@ def data_convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards of OUT.")] = False,
 ) -> None:
     """Write a data set as shards with a manifest."""
-    from cloc.data.convert import convert
-
     needed = 1 if format == "openmoji" else 2
     if len(paths) != needed:
         wanted = "OUT" if needed == 1 else "SOURCE OUT"
         raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
+    from cloc.data.convert import convert
+
     options: dict[str, object] = {"split": split} if format == "coco" else {}
     if format == "openmoji":
         options = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "image_size": image_size}

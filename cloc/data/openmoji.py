@@ -113,10 +113,19 @@ class Scenes:
         Args:
             split: ``train``, ``val`` or ``test``.
             index: number of the scene within the split.
+
+        Raises:
+            ValueError: so many things of that size find no room.
         """
         rng = self._rng(SPLITS[split], index)
         picture = ground(self.image_size, rng)
         placed, owner = self._compose(rng)
+        for _ in range(_ATTEMPTS):
+            if len(placed) >= self.count[0]:
+                break
+            placed, owner = self._compose(rng)
+        else:
+            raise ValueError(f"count={self.count}, sprite={self.sprite}: no room for them; make either smaller")
         boxes = [item.box(self.image_size) for item in placed]
         names = [item.thing.phrase for item in placed]
         texts = captions(names, facts(boxes, _covering(placed, owner)), rng)
@@ -184,7 +193,7 @@ class Scenes:
         sprites = [sprite(thing, int(rng.integers(self.sprite[0], self.sprite[1] + 1))) for thing in pair]
         longest = max(max(mask.shape) for _, mask in sprites)
         apart = rng.uniform(longest + 1, max(longest + 1, self.image_size - longest - 1))
-        slack = (self.image_size - apart - longest) / 2
+        slack = max(0.0, (self.image_size - apart - longest) / 2)
         center = self.image_size / 2 + rng.uniform(-slack, slack, 2)
         for relation in RELATIONS:
             sign = -1 if relation in ("left", "above") else 1

@@ -1,0 +1,25 @@
+"""Evaluate: `python eval.py checkpoint=runs/demo/cloc 'data=[openmoji]' 'baseline=[runs/demo/clip]'`."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(config: DictConfig) -> None:
+    """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
+    from cloc.config import ConfigError, EvalConfig, validate
+    from cloc.data.shards import ShardError
+    from cloc.evaluation.compare import compare
+
+    try:
+        compare(validate(config, EvalConfig))
+    except (ConfigError, ShardError, FileNotFoundError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
