@@ -7,8 +7,12 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from cloc.config import register_eval
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+register_eval()
+
+
+@hydra.main(version_base="1.3", config_path=None, config_name="eval")
 def main(config: DictConfig) -> None:
     """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
     from cloc.config import ConfigError, EvalConfig, validate

@@ -29,13 +29,14 @@ def data_convert(
     format: Annotated[str, typer.Argument(help="openmoji, jsonl or coco.")],
     paths: Annotated[list[Path], typer.Argument(help="SOURCE OUT, or OUT alone for openmoji.", metavar="[SOURCE] OUT")],
     split: Annotated[str, typer.Option(help="coco: the split, which names the picture folder.")] = "val2017",
-    train: Annotated[int, typer.Option(help="openmoji: training scenes.")] = 12_000,
+    train: Annotated[int, typer.Option(help="openmoji: training scenes.")] = 20_000,
     val: Annotated[int, typer.Option(help="openmoji: validation scenes.")] = 1_000,
     test: Annotated[int, typer.Option(help="openmoji: test scenes.")] = 1_000,
     relation_sets: Annotated[int, typer.Option(help="openmoji: sets of the relation benchmark.")] = 100,
     image_size: Annotated[int, typer.Option(help="openmoji: side of a picture in pixels.")] = 64,
-    sprite_min: Annotated[int, typer.Option(help="openmoji: smallest thing in pixels.")] = 10,
-    sprite_max: Annotated[int, typer.Option(help="openmoji: largest thing in pixels.")] = 20,
+    sprite_min: Annotated[int, typer.Option(help="openmoji: smallest thing in pixels.")] = 12,
+    sprite_max: Annotated[int, typer.Option(help="openmoji: largest thing in pixels.")] = 24,
+    kinds: Annotated[int, typer.Option(help="openmoji: different things.")] = 144,
     seed: Annotated[int, typer.Option(help="openmoji: number of the data set.")] = 0,
     workers: Annotated[int, typer.Option(help="openmoji: processes that draw.")] = 1,
     samples_per_shard: Annotated[int, typer.Option(help="Samples of every shard but the last.")] = 1000,
@@ -52,7 +53,7 @@ def data_convert(
     options: dict[str, object] = {"split": split} if format == "coco" else {}
     if format == "openmoji":
         options = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "image_size": image_size}
-        options |= {"sprite": (sprite_min, sprite_max), "seed": seed, "workers": workers}
+        options |= {"sprite": (sprite_min, sprite_max), "kinds": kinds, "seed": seed, "workers": workers}
     source = paths[0] if needed == 2 else None
     common = {"samples_per_shard": samples_per_shard, "max_skip_share": max_skip_share, "overwrite": overwrite}
     convert(format, source, paths[-1], **common, **options)

@@ -11,10 +11,12 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 
 class ConfigError(ValueError):
@@ -201,10 +203,18 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0]}") from error
+        hint = _hint(schema, key) if isinstance(error, ConfigKeyError) else ""
+        raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0]}{hint}") from error
     if schema is TrainConfig:
         _check_train(result)
     return result
+
+
+def _hint(schema: type, key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    structured = OmegaConf.structured(schema)
+    close = difflib.get_close_matches(name, list(OmegaConf.select(structured, parent) if parent else structured), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_train(config: TrainConfig) -> None:
@@ -230,6 +240,18 @@ def _check_train(config: TrainConfig) -> None:
             resolve(node, path)
 
 
+def register_eval(folder: Path = Path(__file__).resolve().parents[1] / "conf") -> None:
+    """Make ``conf/eval.yaml`` and the groups that it uses known to Hydra, and no other group.
+
+    ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would read that as a choice of file.
+    """
+    store = ConfigStore.instance()
+    store.store(name="eval", node=OmegaConf.load(folder / "eval.yaml"))
+    for group in ("evaluation", "datasets"):
+        for file in sorted((folder / group).glob("*.yaml")):
+            store.store(group=group, name=file.stem, node=OmegaConf.load(file))
+
+
 def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
     """Find a node's target and check its keys.
 
@@ -252,6 +274,9 @@ def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{path}._target_={target!r}: {error}") from error
+    if not inspect.isclass(found) or found.__module__ != module:
+        # Nor what a module of the package imported, nor its functions, some of which write and delete files.
+        raise ConfigError(f"{path}._target_={target!r}: must name a class inside the cloc package, by its own module")
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     known = inspect.signature(found).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):

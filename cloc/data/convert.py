@@ -21,7 +21,7 @@ from rich.table import Table
 
 from cloc.contracts import Sample
 from cloc.data.formats import SHOWN_EXAMPLES, Report, read_coco, read_jsonl
-from cloc.data.openmoji import SPLITS, Scenes, attribution, things
+from cloc.data.openmoji import SPLITS, Scenes, attribution
 from cloc.data.shards import Manifest, write_shards
 
 ATTRIBUTION_NAME = "ATTRIBUTION.txt"
@@ -81,12 +81,13 @@ def convert_openmoji(
     write: Callable[..., Manifest],
     console: Console,
     *,
-    train: int = 12_000,
+    train: int = 20_000,
     val: int = 1_000,
     test: int = 1_000,
     relation_sets: int = 100,
     image_size: int = 64,
-    sprite: tuple[int, int] = (10, 20),
+    sprite: tuple[int, int] = (12, 24),
+    kinds: int = 144,
     seed: int = 0,
     workers: int = 1,
 ) -> None:
@@ -103,11 +104,12 @@ def convert_openmoji(
         relation_sets: sets of four pictures of the relation benchmark.
         image_size: side of a picture in pixels.
         sprite: smallest and largest long side of a thing in pixels.
+        kinds: how many different things there are.
         seed: number of the data set.
         workers: processes that draw; the result is the same for any number.
     """
-    scenes = Scenes(seed, image_size, sprite=sprite)
-    categories = [thing.phrase for thing in things()]
+    scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds)
+    categories = [thing.phrase for thing in scenes.things]
     for name, count in {"train": train, "val": val, "test": test, "relations": relation_sets}.items():
         if count <= 0:
             continue

@@ -34,7 +34,11 @@ def decode_rgb(data: bytes) -> Tensor:
             with Image.open(io.BytesIO(data)) as header:
                 width, height = header.size
                 plain = header.mode in ("RGB", "L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                if header.format == "WEBP" and "exif" in header.info:
+                    plain = False  # torchvision leaves a WebP as it lies
+    except Image.DecompressionBombError as error:
+        raise BadSample("decompression_bomb", str(error)) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise BadSample("corrupt_image", str(error)) from error
     if width * height > MAX_PIXELS:
         raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
@@ -45,7 +49,8 @@ def decode_rgb(data: bytes) -> Tensor:
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
         raise BadSample("corrupt_image", str(error).splitlines()[0]) from error
-    return image
+    # A 16-bit PNG comes as it is, whatever the mode.
+    return image if image.dtype == torch.uint8 else tv.to_dtype(image, torch.uint8, scale=True)
 
 
 def _decode_pillow(data: bytes) -> Tensor:

@@ -91,6 +91,7 @@ class Scenes:
         image_size: side of the square picture in pixels.
         count: fewest and most things of a scene.
         sprite: smallest and largest long side of a thing in pixels.
+        kinds: how many different things there are; evenly taken from the table.
 
     Raises:
         ValueError: the settings leave no room.
@@ -98,13 +99,21 @@ class Scenes:
     """
 
     def __init__(
-        self, seed: int = 0, image_size: int = 64, count: tuple[int, int] = (3, 6), sprite: tuple[int, int] = (10, 20)
+        self,
+        seed: int = 0,
+        image_size: int = 64,
+        count: tuple[int, int] = (3, 6),
+        sprite: tuple[int, int] = (10, 20),
+        kinds: int = 144,
     ) -> None:
-        if not 2 <= count[0] <= count[1] <= len(things()):
-            raise ValueError(f"count={count}: from 2 to {len(things())} things fit a scene, fewest first")
+        if not 2 <= kinds <= len(things()):
+            raise ValueError(f"kinds={kinds}: the table holds {len(things())} things; give 2 to {len(things())}")
+        if not 2 <= count[0] <= count[1] <= kinds:
+            raise ValueError(f"count={count}: from 2 to {kinds} things fit a scene, fewest first")
         if not 4 <= sprite[0] <= sprite[1] <= image_size // 2:
             raise ValueError(f"sprite={sprite}: sizes from 4 to half of image_size={image_size} are possible")
         self.seed, self.image_size, self.count, self.sprite = seed, image_size, count, sprite
+        self.things = [things()[i * len(things()) // kinds] for i in range(kinds)]
         _font()
 
     def sample(self, split: str, index: int) -> Sample:
@@ -158,11 +167,11 @@ class Scenes:
         wanted = int(rng.integers(self.count[0], self.count[1] + 1))
         owner = np.full((self.image_size, self.image_size), -1, np.int8)
         placed: list[Placed] = []
-        for index in rng.choice(len(things()), wanted, replace=False):
-            picture, mask = sprite(things()[index], int(rng.integers(self.sprite[0], self.sprite[1] + 1)))
+        for index in rng.choice(len(self.things), wanted, replace=False):
+            picture, mask = sprite(self.things[index], int(rng.integers(self.sprite[0], self.sprite[1] + 1)))
             for _ in range(_ATTEMPTS):
                 x, y = self._place(rng, mask.shape, placed)
-                item = Placed(things()[index], picture, mask, x, y)
+                item = Placed(self.things[index], picture, mask, x, y)
                 trial = _paint_owner(owner, item, len(placed))
                 if _all_visible([*placed, item], trial):
                     placed.append(item)
@@ -189,7 +198,7 @@ class Scenes:
     def _relation_set(self, number: int) -> Iterator[Sample]:
         rng = self._rng(_RELATION_STREAM, number)
         picture = ground(self.image_size, rng)
-        pair = [things()[index] for index in rng.choice(len(things()), 2, replace=False)]
+        pair = [self.things[index] for index in rng.choice(len(self.things), 2, replace=False)]
         sprites = [sprite(thing, int(rng.integers(self.sprite[0], self.sprite[1] + 1))) for thing in pair]
         longest = max(max(mask.shape) for _, mask in sprites)
         apart = rng.uniform(longest + 1, max(longest + 1, self.image_size - longest - 1))

@@ -46,6 +46,7 @@ class GlobalOrder:
             raise ValueError(f"{len(self.samples)} shards hold no sample: there is nothing to put in order")
         self.seed, self.group_bytes, self.shuffle = seed, group_bytes, shuffle
         self.length = int(self.samples.sum())
+        self._stride = 7919 if self.length % 7919 else 7907  # primes: substitutes never come back to the first sample
         self._passes: OrderedDict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -57,7 +58,7 @@ class GlobalOrder:
         """
         number, within = divmod(position, self.length)
         if replacement:
-            within = (within + replacement * 7919) % self.length
+            within = (within + replacement * self._stride) % self.length
         shards, ends, group_first = self._pass(number)
         group = int(np.searchsorted(ends[group_first[1:] - 1], within, side="right"))
         first = int(group_first[group])

@@ -45,7 +45,9 @@ def same_text(ids: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def alike_texts(rows: Tensor, columns: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def alike_texts(
+    rows: Tensor, columns: Tensor, threshold: float, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pairs of texts that mean the same (CLOC, Sec. 3.4): cosine above a threshold, in float32, without gradient.
 
     Random text embeddings are all alike, and the rule would silence every negative; so while the mean cosine of distinct
@@ -55,15 +57,18 @@ def alike_texts(rows: Tensor, columns: Tensor, threshold: float) -> tuple[Tensor
         rows: ``[R,D]`` text embeddings.
         columns: ``[K,D]`` text embeddings of all ranks.
         threshold: CLOC uses 0.9.
+        counted: ``[K]`` bool, the columns that the mean is over (a text that stands in for none is not); None for all.
 
     Returns:
         ``[R,K]`` bool, and the mean cosine (scalar).
     """
     rows, columns = normalize(rows.float(), dim=-1), normalize(columns.float(), dim=-1)
     cosine = rows @ columns.T
-    count = len(columns)
+    if counted is None:
+        counted = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
+    count = counted.sum()
     # Mean over distinct pairs of all columns, equal on every rank: |Σ t|² = K + Σ_{i≠j} cos.
-    mean = (columns.sum(0).square().sum() - count) / max(1, count * (count - 1))
+    mean = ((columns * counted.unsqueeze(1)).sum(0).square().sum() - count) / (count * (count - 1)).clamp(min=1)
     return (cosine > threshold) & (mean < MIXED), mean
 
 

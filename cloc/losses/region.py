@@ -42,7 +42,7 @@ def region_loss(
 
     same = same_text(own_id, column_id)
     if conflicts == "cosine":
-        alike, mean_cosine = alike_texts(own_text, columns, threshold)
+        alike, mean_cosine = alike_texts(own_text, columns, threshold, weight > 0)
         conflict = same | alike
         between_regions = conflict[:, torch.searchsorted(column_id, every_id)]  # ids are sorted and all there
     else:

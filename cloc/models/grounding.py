@@ -22,49 +22,46 @@ class MlpHead(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
 
-    def forward(self, states: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, states: Tensor, text: Tensor, local: Tensor) -> Tensor:
         """``[B,K,C]`` → boxes ``[B,K,4]`` xyxy; center and size pass a sigmoid, so that a box is never inverted."""
         return box_convert(self.mlp(states).float().sigmoid(), "cxcywh", "xyxy")
 
 
 class SpatialHead(nn.Module):
-    """Reads where the phrase is from its similarity to the patch tokens.
+    """Reads where the phrase is from its similarity to each patch token's own joint-space embedding.
 
-    A soft-argmax over phrase-token similarities gives the center, its spread a first guess of the size; a perceptron on
-    the Prompter's state corrects both. A bare perceptron has to learn to read positions out of a pooled vector, which
-    takes far longer (docs/results.md).
+    The region loss teaches the Prompter's value path to speak the text's language, so similarities between a phrase and
+    single tokens mean something early on. A soft-argmax over them gives the center, its spread a first guess of the
+    size; a perceptron on the Prompter's state corrects both. A bare perceptron has to learn to read positions out of a
+    pooled vector, which takes far longer (docs/results.md).
 
     Args:
         width: C of the Prompter's states.
         joint_dim: D of the phrase embedding.
         grid: rows and columns of tokens.
-        dim: width of the similarity.
     """
 
-    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int], dim: int = 64) -> None:
+    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(joint_dim, dim), nn.Linear(width, dim)
-        self.state_query = nn.Linear(width, dim)
-        self.scale = nn.Parameter(torch.full((1,), 2.0))
+        self.log_scale = nn.Parameter(torch.full((1,), 2.5))
         self.mlp = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), nn.Linear(width, 4))
         nn.init.zeros_(self.mlp[2].weight)
         nn.init.zeros_(self.mlp[2].bias)
         self.register_buffer("centers", token_centers(grid), persistent=False)
 
-    def forward(self, states: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, states: Tensor, text: Tensor, local: Tensor) -> Tensor:
         """Predict boxes.
 
         Args:
             states: ``[B,K,C]`` from ``prompter.phrases``.
             text: ``[B,K,D]`` phrase embeddings.
-            tokens: ``[B,N,C]`` patch tokens.
+            local: ``[B,N,D]`` unit norm, from ``prompter.local``.
 
         Returns:
             ``[B,K,4]`` xyxy, never inverted.
         """
-        query = nn.functional.normalize((self.query(text) + self.state_query(states)).float(), dim=-1)
-        key = nn.functional.normalize(self.key(tokens).float(), dim=-1)
-        attention = (query @ key.transpose(1, 2) * self.scale.exp()).softmax(-1)
+        similarity = text.float() @ local.float().transpose(1, 2)
+        attention = (similarity * self.log_scale.exp()).softmax(-1)
         center = attention @ self.centers
         spread = (attention @ self.centers.square() - center.square()).clamp(min=1e-6).sqrt()
         delta = self.mlp(torch.cat([states, center.to(states.dtype), spread.to(states.dtype)], -1)).float()

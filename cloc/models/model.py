@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Cloc(nn.Module):
             region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
             if self.grounding is not None:
                 own = phrase[batch.region_phrase]
-                grounded = self.grounding(self.prompter.phrases(memory, own), own, image.tokens)
+                grounded = self._ground(memory, own)
         return Features(image.pooled, text, region, phrase, grounded, self.scales())
 
     def scales(self) -> dict[str, Tensor]:
@@ -124,5 +125,8 @@ class Cloc(nn.Module):
         """
         if self.prompter is None or self.grounding is None:
             raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
-        states = self.prompter.phrases(self.prompter.memory(image.tokens), text)
-        return self.grounding(states, text, image.tokens).clamp(0, 1)
+        return self._ground(self.prompter.memory(image.tokens), text).clamp(0, 1)
+
+    def _ground(self, memory: Any, text: Tensor) -> Tensor:
+        local = normalize(self.prompter.local(memory).float(), dim=-1)
+        return self.grounding(self.prompter.phrases(memory, text), text, local)

@@ -13,6 +13,9 @@ from torchvision.ops import roi_align
 from cloc.models.positions import fourier, grid_positions
 
 
+OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
+
+
 class BoxPrompt(nn.Module):
     """Box → prompt token: encoding of its corners, center and size, then a two-layer perceptron."""
 
@@ -31,7 +34,8 @@ class SharedPrompter(nn.Module):
     """Box and phrase prompts cross-attend to keys and values that are computed once an image.
 
     Costs one projection of the N tokens an image and one attention row a prompt, where :class:`PaperPrompter` runs a
-    whole encoder layer over N+1 tokens for each prompt.
+    whole encoder layer over N+1 tokens for each prompt. A box prompt starts out attending to the tokens that it covers:
+    each head adds a learned multiple of the log of the overlap to its logits, and is free to unlearn it.
 
     Args:
         width: C of the tokens.
@@ -49,13 +53,14 @@ class SharedPrompter(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"model.prompter.heads={heads} does not divide the tower's width {width}")
-        self.heads = heads
+        self.heads, self.grid = heads, grid
         self.box_prompt = BoxPrompt(width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
         self.register_buffer("positions", grid_positions(grid, width), persistent=False)
         self.norm_prompt, self.norm_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.focus = nn.Parameter(torch.ones(heads, 1, 1))
         self.norm_mlp = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
@@ -71,19 +76,27 @@ class SharedPrompter(nn.Module):
 
     def boxes(self, memory: tuple[Tensor, Tensor], boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        return self.proj(self._attend(self.box_prompt(boxes), memory))
+        covered = token_overlap(boxes, self.grid)
+        bias = self.focus * (covered / covered.amax(-1, keepdim=True).clamp(min=1e-9) + OUTSIDE).log().unsqueeze(1)
+        return self.proj(self._attend(self.box_prompt(boxes), memory, bias))
 
     def phrases(self, memory: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
         return self._attend(self.phrase_prompt(text), memory)
 
-    def _attend(self, prompt: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+    def local(self, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Joint-space embedding ``[B,N,D]`` of each patch token, as a prompt that attends to it alone would read it."""
+        return self.proj(self._finish(self.out(memory[1].transpose(1, 2).flatten(2))))
+
+    def _attend(self, prompt: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None = None) -> Tensor:
         keys, values = memory
         query = self._split(self.query(self.norm_prompt(prompt)))
         # Plain attention: there are far fewer prompts than tokens, and on CPU it is the faster form.
-        weights = (query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5).float().softmax(-1).to(values.dtype)
-        read = (weights @ values).transpose(1, 2).flatten(2)
-        state = prompt + self.out(read)
+        logits = (query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5).float()
+        weights = (logits if bias is None else logits + bias).softmax(-1).to(values.dtype)
+        return self._finish(prompt + self.out((weights @ values).transpose(1, 2).flatten(2)))
+
+    def _finish(self, state: Tensor) -> Tensor:
         return self.norm_out(state + self.mlp(self.norm_mlp(state)))
 
     def _split(self, states: Tensor) -> Tensor:
@@ -128,6 +141,10 @@ class PaperPrompter(nn.Module):
     def phrases(self, memory: Tensor, text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
         return self._encode(self.phrase_prompt(text).unsqueeze(2), memory)
+
+    def local(self, memory: Tensor) -> Tensor:
+        """Joint-space embedding ``[B,N,D]`` of each patch token, without a prompt."""
+        return self.proj(self.norm_out(memory))
 
     def _encode(self, prompts: Tensor, tokens: Tensor) -> Tensor:
         images, count = prompts.shape[:2]
@@ -184,11 +201,16 @@ def mask_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
 
     Arguments and result as :func:`roi_tokens`.
     """
-    rows = _overlap(boxes[..., 1], boxes[..., 3], grid[0])
-    columns = _overlap(boxes[..., 0], boxes[..., 2], grid[1])
-    weights = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+    weights = token_overlap(boxes, grid)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
     return weights.to(tokens.dtype) @ tokens
+
+
+def token_overlap(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Area shared by each box ``[B,K,4]`` and each token's cell: ``[B,K,N]``, in units of the view's area."""
+    rows = _overlap(boxes[..., 1], boxes[..., 3], grid[0])
+    columns = _overlap(boxes[..., 0], boxes[..., 2], grid[1])
+    return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
 
 
 def _overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:
