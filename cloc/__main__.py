@@ -29,6 +29,7 @@ def data_convert(
     format: Annotated[str, typer.Argument(help="openmoji, jsonl or coco.")],
     paths: Annotated[list[Path], typer.Argument(help="SOURCE OUT, or OUT alone for openmoji.", metavar="[SOURCE] OUT")],
     split: Annotated[str, typer.Option(help="coco: the split, which names the picture folder.")] = "val2017",
+    images: Annotated[Path | None, typer.Option(help="jsonl: folder that picture paths are relative to.")] = None,
     train: Annotated[int, typer.Option(help="openmoji: training scenes.")] = 20_000,
     val: Annotated[int, typer.Option(help="openmoji: validation scenes.")] = 1_000,
     test: Annotated[int, typer.Option(help="openmoji: test scenes.")] = 1_000,
@@ -51,6 +52,8 @@ def data_convert(
     from cloc.data.convert import convert
 
     options: dict[str, object] = {"split": split} if format == "coco" else {}
+    if format == "jsonl":
+        options = {"images": images}
     if format == "openmoji":
         options = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "image_size": image_size}
         options |= {"sprite": (sprite_min, sprite_max), "kinds": kinds, "seed": seed, "workers": workers}

@@ -119,15 +119,12 @@ class DatasetConfig:
         relations: folder of relation shards, or null.
         templates: class texts; ``{}`` is the class name. One embedding a class: the mean over templates.
         description: one line for the report.
-        part: ``all``, or ``even`` / ``odd``: half of the pictures, by a hash of their keys (to keep choosing and
-            reporting apart).
     """
 
     shards: str | None = None
     relations: str | None = None
     templates: list[str] = field(default_factory=lambda: ["{}"])
     description: str = ""
-    part: str = "all"
 
 
 @dataclass

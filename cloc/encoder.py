@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -202,15 +203,21 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
 
     Raises:
         FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
-        ValueError: not a checkpoint of this project.
+        ValueError: not a checkpoint of this project, damaged, or one that holds more than tensors and plain containers.
+        ConfigError: its configuration names what this version does not have.
     """
     path = Path(path)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
-    stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if "cloc" not in stored:
-        raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {sorted(stored)[:5]})")
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError) as error:
+        # PyTorch's own message goes on to recommend unpickling without a check.
+        reason = "it would run code" if isinstance(error, UnpicklingError) else "it is damaged or no checkpoint"
+        raise ValueError(f"{file} cannot be loaded: {reason}; it must be a whole file that cloc has written") from error
+    if not isinstance(stored, dict) or "cloc" not in stored:
+        raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
     info = stored["cloc"]
     run = file.parent.parent
     config = {key: value for key, value in info["config"]["model"].items()}

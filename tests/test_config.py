@@ -19,7 +19,9 @@ from cloc.models.build import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.rglob("experiment/**/*.yaml"))
+EXPERIMENTS = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.rglob("experiment/**/*.yaml")
+)
 RUN = ["name=toy", "samples=64", "batch_size=8", "data.train=nowhere"]
 
 
@@ -51,7 +53,9 @@ def test_every_experiment_is_a_complete_run(experiment: str) -> None:
     assert config.samples >= config.batch_size >= 1
     assert config.run_dir == f"runs/{config.name}"
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[:8]
-    assert any(f"experiment={experiment}" in line for line in header if line.startswith("#")), "no launch command on top"
+    assert any(f"experiment={experiment}" in line for line in header if line.startswith("#")), (
+        "no launch command on top"
+    )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -177,7 +181,9 @@ def test_a_target_outside_of_the_package_is_refused(node: str, target: str | Non
         validate(config)
 
 
-@pytest.mark.parametrize("target", ["cloc.models.image.Timm", "cloc.models.nothing.Timm", "cloc.models.image.torch.load"])
+@pytest.mark.parametrize(
+    "target", ["cloc.models.image.Timm", "cloc.models.nothing.Timm", "cloc.models.image.torch.load"]
+)
 def test_a_target_that_is_not_there_is_named(target: str) -> None:
     config = composed(*RUN)
     OmegaConf.update(config, "model.image._target_", target)
@@ -186,7 +192,8 @@ def test_a_target_that_is_not_there_is_named(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["cloc.models.text.Path", "cloc.data.shards.write_shards", "cloc.config.importlib", "cloc.models.image.nn"]
+    "target",
+    ["cloc.models.text.Path", "cloc.data.shards.write_shards", "cloc.config.importlib", "cloc.models.image.nn"],
 )
 def test_a_target_is_a_class_of_ours_and_nothing_else_that_a_module_holds(target: str) -> None:
     """A checkpoint brings its configuration: loading one must not write files, or call what a module imported."""

@@ -142,7 +142,9 @@ def make_stream(manifest: Manifest, rank: int = 0, world: int = 1, **options: An
 
 
 def digest(*tensors: Tensor) -> str:
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() + str(tensor.shape).encode() for tensor in tensors)).hexdigest()
+    return hashlib.sha256(
+        b"".join(tensor.numpy().tobytes() + str(tensor.shape).encode() for tensor in tensors)
+    ).hexdigest()
 
 
 def contents(batch: Batch) -> list[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """Small batches and features for the tests of the losses, as plain leaves whose gradients can be compared.
 
-The text "tower" is a table of embeddings: token ids are its rows, so that equal texts have equal embeddings, as they have
-in a real model, on every rank.
+The text "tower" is a table of embeddings: token ids are its rows, so that equal texts have equal embeddings on every
+rank, as they have in a real model.
 """
 
 from __future__ import annotations

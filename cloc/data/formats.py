@@ -65,14 +65,16 @@ class Report:
             yield sample
 
 
-def read_jsonl(source: Path, report: Report) -> Iterator[Sample]:
+def read_jsonl(source: Path, report: Report, *, images: Path | None = None) -> Iterator[Sample]:
     """Read one JSON object a line; ``image`` is a path relative to the file, the rest is a shard's JSON member.
 
     Args:
         source: the ``.jsonl`` file.
+        images: folder that the picture paths are relative to; None for the file's own.
         report: receives what is left out, with line numbers.
     """
     taken: Counter[str] = Counter()
+    root = images or source.parent
     with source.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -81,8 +83,8 @@ def read_jsonl(source: Path, report: Report) -> Iterator[Sample]:
                 record = _json_object(line)
                 image = record.pop("image", None)
                 if not isinstance(image, str):
-                    raise BadSample("no_image", f"image is {image!r}, a path relative to {source.parent} is needed")
-                yield _sample(record, source.parent / image, source.stem, report, taken)
+                    raise BadSample("no_image", f"image is {image!r}, a path relative to {root} is needed")
+                yield _sample(record, root / image, source.stem, report, taken)
             except BadSample as error:
                 report.skip(error, f"{source.name} line {number}")
 

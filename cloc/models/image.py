@@ -174,6 +174,7 @@ class TimmTower(nn.Module):
             return
         self.trunk.requires_grad_(False)
         stages = list(self.trunk.blocks) if hasattr(self.trunk, "blocks") else list(self.trunk.children())
+        stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
             stage.requires_grad_(True)
 

@@ -55,6 +55,9 @@ class Cloc(nn.Module):
                 "set model.grounding=null or model.prompter=shared"
             )
         self.image, self.text, self.prompter, self.grounding = image, text, prompter, grounding
+        if grounding is None and getattr(prompter, "supports_phrases", False):
+            # Never asked for a phrase; distributed training would wait for its gradient.
+            prompter.phrase_prompt.requires_grad_(False)
         # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
         names = ["global", "region"] if prompter is not None else ["global"]
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(1 / 0.07))) for name in names})

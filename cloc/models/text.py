@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from cloc.models.weights import open_clip_tower
 
 
+MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
+
+
 class ClipText(nn.Module):
     """CLIP's causal text transformer as open_clip builds it.
 
@@ -84,7 +87,8 @@ class HuggingFaceText(nn.Module):
         tokenizer: folder or hub name; None takes ``name``.
         context_length: longest text in tokens.
 
-    Padding is attention-masked, so trimming is exact.
+    Padding is attention-masked, so trimming is exact. A frozen encoder is asked once for each distinct text: its pooled
+    states are remembered (up to ``MEMORY`` texts), and later steps pay for the projection alone.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class HuggingFaceText(nn.Module):
         else:
             self.proj = nn.Linear(width, joint_dim, bias=False)
         self.frozen = frozen
+        self._memory: dict[bytes, Tensor] = {}
         if frozen:
             self.tower.requires_grad_(False)
         self.tokenizer, self.context_length, self.joint_dim = tokenizer or name, context_length, joint_dim
@@ -124,12 +129,32 @@ class HuggingFaceText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
+        return self.proj(self._remembered(tokens) if self.frozen else self._pooled(tokens))
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
         mask = tokens != self.pad_id
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states = self.tower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return self.proj(pooled)
+        states = self.tower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def _remembered(self, tokens: Tensor) -> Tensor:
+        """Pooled states ``[T,H]``; only texts that were not seen before pass through the encoder."""
+        rows = tokens.cpu().numpy()
+        keys = [row[row != self.pad_id].tobytes() for row in rows]
+        new = [i for i, key in enumerate(keys) if key not in self._memory]
+        if new:
+            # Sorted by length and in small groups: unseen texts are not padded to the longest of the batch.
+            new.sort(key=lambda i: len(keys[i]))
+            for start in range(0, len(new), 128):
+                group = new[start : start + 128]
+                length = max(1, max(len(keys[i]) for i in group) // rows.itemsize)
+                for i, state in zip(group, self._pooled(tokens[group, :length]).float().cpu(), strict=True):
+                    self._memory[keys[i]] = state
+        found = torch.stack([self._memory[key] for key in keys]).to(tokens.device)
+        while len(self._memory) > MEMORY:
+            self._memory.pop(next(iter(self._memory)))
+        return found
 
     def train(self, mode: bool = True) -> HuggingFaceText:
         """As usual, but a frozen encoder stays in evaluation mode (no dropout)."""
