@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 $(DEMO_DATA): | $(STAMP)
 	$(say) "demo: drawing the OpenMoji scenes into $@"
 	@rm -rf data/.partial
-	@$(PY) -m cloc data convert openmoji data/.partial/$(@F)
+	@$(PY) -m cloc data convert openmoji data/.partial/$(@F) --workers 2
 	@mv data/.partial/$(@F) $@ && rmdir data/.partial
 
 demo: $(STAMP) | $(DEMO_DATA) ## Draw data, train CLIP and CLOC on it, compare them in runs/demo
@@ -57,7 +57,7 @@ demo: $(STAMP) | $(DEMO_DATA) ## Draw data, train CLIP and CLOC on it, compare t
 	$(say) "demo: training CLOC"
 	@$(PY) train.py experiment=demo_cloc
 	$(say) "demo: measuring both"
-	@$(PY) eval.py checkpoint=runs/demo/cloc 'baseline=[runs/demo/clip]' experiment=demo
+	@$(PY) eval.py checkpoint=runs/demo/cloc 'baseline=[runs/demo/clip]' 'data=[openmoji]' out=runs/demo
 	$(say) "demo: done; open runs/demo/report/index.html, numbers in runs/demo/metrics.json"
 
 # One thread in each test process: the processes share the cores, and results do not depend on their number.

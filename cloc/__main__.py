@@ -15,6 +15,8 @@ import typer
 app = typer.Typer(help="Localized contrastive pretraining: what goes before and after a run.", no_args_is_help=True)
 data_app = typer.Typer(help="Make, check and look at shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+export_app = typer.Typer(help="Write a trained model for other libraries, with proof of parity.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 
 @app.callback()
@@ -84,6 +86,41 @@ def data_show(
     from cloc.data.inspect import show
 
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed)}")
+
+
+RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]
+OutArgument = Annotated[Path, typer.Argument(help="Folder to make; absent or empty.", metavar="OUT")]
+PicturesOption = Annotated[Path | None, typer.Option(help="Folder of pictures to compare on, besides the generated ones.")]
+
+
+@export_app.command("hf")
+def export_hf(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
+    """CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/."""
+    _export("hf", run, out, pictures)
+
+
+@export_app.command("open_clip")
+def export_open_clip(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
+    """Folder for open_clip's local-dir: names."""
+    _export("open_clip", run, out, pictures)
+
+
+@export_app.command("timm")
+def export_timm(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
+    """Folder for timm's local-dir: names: the backbone alone."""
+    _export("timm", run, out, pictures)
+
+
+@export_app.command("onnx")
+def export_onnx(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
+    """ONNX graphs of image tower, text tower, Prompter and grounding head."""
+    _export("onnx", run, out, pictures)
+
+
+def _export(format: str, run: Path, out: Path, pictures: Path | None) -> None:
+    from cloc.export.run import export
+
+    typer.echo(f"wrote {export(format, run, out, pictures)}")
 
 
 def main() -> None:

@@ -13,14 +13,15 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from cloc import __version__
+from cloc.data.decode import pillow_rgb
 from cloc.data.text import Tokenizer
 from cloc.data.views import resize_pad, to_picture, to_view
 from cloc.models.build import build_model
+from cloc.models.exported import is_exported, read_exported
 from cloc.models.model import Cloc, ImageFeatures
 
 Picture = Image.Image | Tensor
@@ -173,7 +174,7 @@ def to_tensor(picture: Picture) -> Tensor:
         return picture
     if not isinstance(picture, Image.Image):
         raise TypeError(f"a picture must be a PIL image or a tensor, got {type(picture).__name__}")
-    return tv.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+    return pillow_rgb(picture)
 
 
 def check_boxes(boxes: Any, name: str) -> Tensor:
@@ -195,10 +196,10 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
 
 
 def load(path: str | Path, device: str = "cpu") -> Encoder:
-    """Load a run folder or a checkpoint file.
+    """Load a run folder, a checkpoint file, or a folder that ``export hf`` or ``export open_clip`` wrote.
 
     Args:
-        path: ``runs/demo/cloc`` (takes its newest checkpoint) or a ``.ckpt`` file.
+        path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, or an exported folder.
         device: where to run.
 
     Raises:
@@ -207,6 +208,8 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
         ConfigError: its configuration names what this version does not have.
     """
     path = Path(path)
+    if path.is_dir() and is_exported(path):
+        return _load_exported(path, device)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -221,10 +224,20 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
     info = stored["cloc"]
     run = file.parent.parent
     config = {key: value for key, value in info["config"]["model"].items()}
+    if (run / "text" / "tokenizer_config.json").is_file():  # a run folder carries its own tokenizer and architecture
+        config["text"] = config["text"] | {"tokenizer": str(run / "text")}
     if (run / "text" / "config.json").is_file():
-        config["text"] = config["text"] | {"name": str(run / "text"), "tokenizer": str(run / "text")}
+        config["text"] = config["text"] | {"name": str(run / "text")}
     model = build_model(config, pretrained=False)
     weights = {name.removeprefix("model."): value for name, value in stored["state_dict"].items()}
     model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     return Encoder(model, info, device, name=run.name)
+
+
+def _load_exported(folder: Path, device: str) -> Encoder:
+    exported = read_exported(folder)
+    model = build_model(exported.config, pretrained=False)
+    model.load_state_dict(exported.state)
+    info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}
+    return Encoder(model, info | {"run": str(folder)}, device, name=folder.name)

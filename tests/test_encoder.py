@@ -12,8 +12,9 @@ from torch import Tensor
 
 import cloc
 from cloc.config import ConfigError
+from cloc.data.decode import decode_rgb
 from cloc.data.views import to_view
-from cloc.encoder import Encoder, cut, load
+from cloc.encoder import Encoder, cut, load, to_tensor
 from cloc.models.build import build_model
 
 CONFIG: dict[str, Any] = {
@@ -86,6 +87,20 @@ def test_a_pil_image_is_turned_upright(encoder: Encoder, pictures: list[Tensor],
     pil(pictures[0]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as turned:
         torch.testing.assert_close(encoder.encode_image([turned]), encoder.encode_image(pictures[:1]))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16"])
+def test_a_pil_image_looks_as_the_same_file_does_in_training(mode: str, tmp_path: Path) -> None:
+    ramp = torch.arange(20 * 30, dtype=torch.int32).reshape(20, 30)
+    if mode == "I;16":
+        image = Image.fromarray((ramp * 109).numpy().astype("uint16"))
+    else:
+        image = pil(torch.stack([ramp % 256, ramp // 3, 255 - ramp % 200]).to(torch.uint8)).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(pil((ramp % 256).to(torch.uint8).expand(3, -1, -1)).convert("L"))
+    image.save(tmp_path / "picture.png", **({"transparency": 3} if mode == "P" else {}))
+    with Image.open(tmp_path / "picture.png") as opened:
+        assert to_tensor(opened).equal(decode_rgb((tmp_path / "picture.png").read_bytes()))
 
 
 def test_a_picture_does_not_depend_on_its_neighbors(encoder: Encoder, pictures: list[Tensor]) -> None:

@@ -256,6 +256,16 @@ def test_nearest_compares_with_the_closest_drawn_box_of_the_phrase() -> None:
     assert float(loss.detach()) == pytest.approx((0.1**2 + 0.2**2 + 0.41**2) / 3)
 
 
+def test_nearest_never_takes_the_box_of_an_empty_slot() -> None:
+    """Empty slots point at phrase 0, as its true regions do."""
+    leaves, batch = make_leaves(1, 2), make_batch([1], [[2, None]], 2)
+    batch.boxes[0, 1] = leaves["grounded"][0, 0].detach()
+    loss, _ = grounding_loss(make_features(leaves, batch), batch, "l2", "nearest")
+    alone, _ = grounding_loss(make_features(leaves, batch), batch, "l2", "skip")
+    assert loss > 0
+    torch.testing.assert_close(loss, alone)
+
+
 @pytest.mark.parametrize("shared_phrase", ["skip", "nearest", "union"])
 @pytest.mark.parametrize("kind", ["l2", "l1_giou"])
 def test_grounding_of_slots_without_phrase_has_no_gradient_and_no_nan(kind: str, shared_phrase: str) -> None:

@@ -23,6 +23,7 @@ from cloc.contracts import Sample
 from cloc.data.formats import SHOWN_EXAMPLES, Report, read_coco, read_jsonl
 from cloc.data.openmoji import SPLITS, Scenes, attribution
 from cloc.data.shards import Manifest, write_shards
+from cloc.data.vocabulary import write_word_tokenizer
 
 ATTRIBUTION_NAME = "ATTRIBUTION.txt"
 
@@ -110,14 +111,24 @@ def convert_openmoji(
     """
     scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds)
     categories = [thing.phrase for thing in scenes.things]
+    texts = list(categories)
     for name, count in {"train": train, "val": val, "test": test, "relations": relation_sets}.items():
         if count <= 0:
             continue
         total = count * 4 if name == "relations" else count
         drawn = _progress(report.tally(_draw(scenes, name, count, workers)), f"openmoji {name}", total, console)
+        if name == "train":
+            drawn = _overhear(drawn, texts)
         report.manifests.append(write(drawn, out / name, categories=categories))
         (out / name / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
     (out / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
+    write_word_tokenizer(texts, out / "tokenizer")
+
+
+def _overhear(samples: Iterable[Sample], texts: list[str]) -> Iterator[Sample]:
+    for sample in samples:
+        texts.extend(sample.captions)
+        yield sample
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -57,12 +57,17 @@ def _decode_pillow(data: bytes) -> Tensor:
     """Modes that torchvision refuses or leaves unscaled (16-bit, CMYK, palettes, alpha): Pillow knows them all."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I;16") or picture.mode == "I":
-                picture = picture.point(lambda value: value / 257).convert("L")
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-                picture = Image.alpha_composite(ground, picture.convert("RGBA"))
-            return tv.pil_to_tensor(picture.convert("RGB"))
+            return pillow_rgb(picture)
     except (OSError, SyntaxError, ValueError) as error:
         raise BadSample("corrupt_image", str(error)) from error
+
+
+def pillow_rgb(picture: Image.Image) -> Tensor:
+    """Pillow image of any mode → upright RGB ``[3,H,W]`` uint8; transparent pixels become white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        picture = picture.point(lambda value: value / 257).convert("L")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    return tv.pil_to_tensor(picture.convert("RGB"))

@@ -148,5 +148,10 @@ class Evaluate(Callback):
         with torch.no_grad():
             values = self.measure(module.model)
         module.train(mode)
-        module.log_dict({f"val/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()})
+        named = {f"val/{name}": float(value) for name, value in values.items()}
+        # Straight to the loggers: a metric of one step must not be repeated in the lines of the next.
+        row = named | {"samples": float(module.samples_seen), "seconds": self.throughput.trained}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
         self.throughput.pause()

@@ -44,7 +44,7 @@ class Combined(Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """AdamW alone, or Muon for the matrices of transformer blocks and AdamW for the rest.
+    """AdamW alone, or Muon for every matrix that is not a table and AdamW for the rest (convolutions, vectors, tables).
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
@@ -59,7 +59,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             continue
         if parameter.ndim < 2 or id(parameter) in tables:
             plain.append(parameter)
-        elif config.name == "muon" and parameter.ndim == 2 and ("blocks." in name):
+        elif config.name == "muon" and parameter.ndim == 2:
             matrices.append(parameter)
         else:
             decayed.append(parameter)

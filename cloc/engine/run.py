@@ -52,6 +52,7 @@ def train(composed: DictConfig) -> Path | None:
         _print_plan(config, manifest, world)
         return None
     module = Pretrain(config, resolved)
+    _check_vocabulary(module)
     stream = build_stream(config, module, manifest, rank, world)
     checkpoint = _latest(folder) if config.resume else None
     if checkpoint is not None:
@@ -163,11 +164,22 @@ def _check_data(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
+def _check_vocabulary(module: Pretrain) -> None:
+    text = module.model.text
+    size, rows = Tokenizer(text.tokenizer, text.context_length).vocab_size, text.vocab_size
+    if size > rows:
+        raise ConfigError(
+            f"model.text.tokenizer={text.tokenizer!r} has {size} token ids, the tower's table {rows} rows; "
+            f"set model.text.options.vocab_size={size}"
+        )
+
+
 def _save_text_files(module: Pretrain, folder: Path) -> None:
     """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights: the run loads anywhere."""
     text = module.model.text
     if text.tokenizer != "open_clip":
         Tokenizer(text.tokenizer, text.context_length).save(folder / "text")
+    if hasattr(text.tower, "config"):
         text.tower.config.save_pretrained(folder / "text")
 
 

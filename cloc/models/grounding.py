@@ -22,21 +22,22 @@ class MlpHead(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
 
-    def forward(self, states: Tensor, text: Tensor, local: Tensor) -> Tensor:
+    def forward(self, states: Tensor, text: Tensor, local: Tensor, tokens: Tensor) -> Tensor:
         """``[B,K,C]`` → boxes ``[B,K,4]`` xyxy; center and size pass a sigmoid, so that a box is never inverted."""
         return box_convert(self.mlp(states).float().sigmoid(), "cxcywh", "xyxy")
 
 
 class SpatialHead(nn.Module):
-    """Reads where the phrase is from its similarity to each patch token's own joint-space embedding.
+    """Finds the phrase's tokens, and lets them say which box they belong to.
 
-    The region loss teaches the Prompter's value path to speak the text's language, so similarities between a phrase and
-    single tokens mean something early on. A soft-argmax over them gives the center, its spread a first guess of the
-    size; a perceptron on the Prompter's state corrects both. A bare perceptron has to learn to read positions out of a
-    pooled vector, which takes far longer (docs/results.md).
+    The region loss teaches the Prompter's value path to speak the text's language, so the similarity of a phrase to each
+    single token's joint-space embedding says early on where the phrase is. Every token predicts the box of the thing that
+    it shows, as an offset from its own place; the answer is their mean, weighted by a softmax over the similarities, and
+    corrected by a perceptron on the Prompter's state. A bare perceptron on that state has to learn to read positions out
+    of a pooled vector, which takes far longer (docs/results.md).
 
     Args:
-        width: C of the Prompter's states.
+        width: C of the Prompter's states and of the tokens.
         joint_dim: D of the phrase embedding.
         grid: rows and columns of tokens.
     """
@@ -44,26 +45,29 @@ class SpatialHead(nn.Module):
     def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((1,), 2.5))
-        self.mlp = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), nn.Linear(width, 4))
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        self.token_box = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        self.correction = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), nn.Linear(width, 4))
+        nn.init.zeros_(self.correction[2].weight)
+        nn.init.zeros_(self.correction[2].bias)
         self.register_buffer("centers", token_centers(grid), persistent=False)
 
-    def forward(self, states: Tensor, text: Tensor, local: Tensor) -> Tensor:
+    def forward(self, states: Tensor, text: Tensor, local: Tensor, tokens: Tensor) -> Tensor:
         """Predict boxes.
 
         Args:
             states: ``[B,K,C]`` from ``prompter.phrases``.
             text: ``[B,K,D]`` phrase embeddings.
             local: ``[B,N,D]`` unit norm, from ``prompter.local``.
+            tokens: ``[B,N,C]`` patch tokens.
 
         Returns:
             ``[B,K,4]`` xyxy, never inverted.
         """
         similarity = text.float() @ local.float().transpose(1, 2)
         attention = (similarity * self.log_scale.exp()).softmax(-1)
-        center = attention @ self.centers
-        spread = (attention @ self.centers.square() - center.square()).clamp(min=1e-6).sqrt()
-        delta = self.mlp(torch.cat([states, center.to(states.dtype), spread.to(states.dtype)], -1)).float()
-        size = (spread * 3.0).clamp(1e-3, 0.999).logit().add(delta[..., 2:]).sigmoid()
-        return box_convert(torch.cat([center + 0.5 * delta[..., :2].tanh(), size], -1), "cxcywh", "xyxy")
+        own = self.token_box(tokens).float()
+        proposals = torch.cat([self.centers + 0.5 * own[..., :2].tanh(), own[..., 2:] - 1.0], -1)
+        mean = attention @ proposals
+        delta = self.correction(torch.cat([states, mean.to(states.dtype)], -1)).float()
+        center, size = mean[..., :2] + 0.5 * delta[..., :2].tanh(), (mean[..., 2:] + delta[..., 2:]).sigmoid()
+        return box_convert(torch.cat([center, size], -1), "cxcywh", "xyxy")

@@ -80,7 +80,7 @@ class Cloc(nn.Module):
             region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
             if self.grounding is not None:
                 own = phrase[batch.region_phrase]
-                grounded = self._ground(memory, own)
+                grounded = self._ground(memory, own, image.tokens)
         return Features(image.pooled, text, region, phrase, grounded, self.scales())
 
     def scales(self) -> dict[str, Tensor]:
@@ -128,8 +128,8 @@ class Cloc(nn.Module):
         """
         if self.prompter is None or self.grounding is None:
             raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
-        return self._ground(self.prompter.memory(image.tokens), text).clamp(0, 1)
+        return self._ground(self.prompter.memory(image.tokens), text, image.tokens).clamp(0, 1)
 
-    def _ground(self, memory: Any, text: Tensor) -> Tensor:
+    def _ground(self, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
         local = normalize(self.prompter.local(memory).float(), dim=-1)
-        return self.grounding(self.prompter.phrases(memory, text), text, local)
+        return self.grounding(self.prompter.phrases(memory, text), text, local, tokens)

@@ -60,7 +60,7 @@ class SharedPrompter(nn.Module):
         self.norm_prompt, self.norm_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.focus = nn.Parameter(torch.ones(heads, 1, 1))
+        self.focus = nn.Parameter(torch.full((heads, 1, 1), 2.0))
         self.norm_mlp = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))

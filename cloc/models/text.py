@@ -56,6 +56,7 @@ class ClipText(nn.Module):
         if self.tower.cls_emb is not None or self.tower.attn_mask is None or self.tower.pool_type not in ("argmax", "eos"):
             raise ValueError(f"model.text.name={name!r}: only causal text towers that pool at the end of text are trimmed")
         self.tokenizer, self.context_length, self.joint_dim = tokenizer, context_length, joint_dim
+        self.vocab_size = self.tower.vocab_size
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
@@ -69,10 +70,6 @@ class ClipText(nn.Module):
         pooled = tower.ln_final(states[torch.arange(len(tokens), device=tokens.device), end])
         projection = tower.text_projection
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-
-    def position_and_vocabulary(self) -> list[nn.Parameter]:
-        """Tables that take no weight decay and no matrix optimizer."""
-        return [self.tower.token_embedding.weight, self.tower.positional_embedding]
 
 
 class HuggingFaceText(nn.Module):
@@ -126,6 +123,7 @@ class HuggingFaceText(nn.Module):
             self.tower.requires_grad_(False)
         self.tokenizer, self.context_length, self.joint_dim = tokenizer or name, context_length, joint_dim
         self.pad_id = self.tower.config.pad_token_id or 0
+        self.vocab_size = self.tower.config.vocab_size
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
@@ -162,7 +160,3 @@ class HuggingFaceText(nn.Module):
         if self.frozen:
             self.tower.eval()
         return self
-
-    def position_and_vocabulary(self) -> list[nn.Parameter]:
-        """Tables that take no weight decay and no matrix optimizer."""
-        return [p for n, p in self.tower.named_parameters() if "embeddings" in n]

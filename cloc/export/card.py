@@ -1,0 +1,66 @@
+"""The model card, ``README.md`` of an exported folder: what it is, how to load it, how near it is to the original.
+
+Last step of an export (``matrix → hf | open_clip | timm | onnx → verify → card``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloc import __version__
+from cloc.encoder import Encoder
+from cloc.export.matrix import FORMATS, image_kind
+from cloc.export.verify import Row, markdown
+
+LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "timm": "timm", "onnx": "onnx"}
+RELOADS = {"hf": True, "open_clip": True, "timm": False, "onnx": False}
+
+
+def write_card(
+    encoder: Encoder, folder: Path, format: str, usage: tuple[str, str], rows: list[Row], pictures: int
+) -> None:
+    """Write ``README.md``.
+
+    Args:
+        encoder: the original.
+        folder: the export.
+        format: its name.
+        usage: example code and what to know.
+        rows: the compared states.
+        pictures: how many pictures they were compared on.
+    """
+    model, (example, notes) = encoder.model, usage
+    parts = [type(part).__name__ for part in (model.prompter, model.grounding) if part is not None]
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    reload = "\nimport cloc\n\nmodel = cloc.load(\"FOLDER\")  # with `pip install cloc-pretrain`\n" if RELOADS[format] else ""
+    text = f"""---
+library_name: {LIBRARIES[format]}
+tags: [clip, cloc, vision-language]
+---
+# {encoder.name}
+
+A contrastive image-text encoder trained with [cloc](https://arxiv.org/abs/2410.02746), exported to {FORMATS[format].title}
+by cloc {__version__}.
+
+| | |
+|---|---|
+| image tower | {image_kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}, width {model.image.width} |
+| text tower | {type(model.text).__name__}, {model.text.context_length} tokens |
+| region parts | {", ".join(parts) or "none (a plain CLIP)"} |
+| joint width | {model.image.joint_dim} |
+| parameters | {count:.1f} M |
+| samples seen in training | {encoder.info.get("samples_seen", 0):,} |
+
+## Use
+```python
+{example}
+{reload}```
+{notes}
+
+## Parity with the trained model
+Largest absolute difference in float32 between this folder, reloaded, and the checkpoint, on {pictures} pictures.
+"Allowed" grows with the largest value of a state above 1; "–" informs only.
+
+{markdown(rows)}
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

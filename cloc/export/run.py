@@ -1,0 +1,96 @@
+"""One export from start to end: load, check the pair, write aside, prove, name the card, move into place.
+
+Stands on ``encoder`` beside ``engine`` and serves ``python -m cloc export``. A folder under its final name is one whose
+parity held; one that did not is kept as ``OUT.failed``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from cloc.encoder import Encoder, load
+from cloc.export.card import write_card
+from cloc.export.matrix import ExportError, check_pair
+from cloc.export.verify import compare, make_probe, original, report, write_parity
+
+NEEDS = {"hf": ("transformers",), "open_clip": (), "timm": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+EXTRAS = {"hf": "transformers", "onnx": "export"}
+
+
+def export(format: str, run: Path, out: Path, pictures: Path | None = None) -> Path:
+    """Export a trained model and prove that the export is the model.
+
+    Args:
+        format: ``hf``, ``open_clip``, ``timm`` or ``onnx``.
+        run: run folder, checkpoint or exported folder.
+        out: folder to make; must be absent or empty.
+        pictures: folder of pictures to compare on, besides the generated ones.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ExportError: ``out`` is not empty, the format cannot hold the model, a package is missing, or the export differs
+            from the model by more than the tolerance.
+        FileNotFoundError: no checkpoint there.
+    """
+    _check_out(out)
+    writer = _writer(format)
+    encoder = load(run)
+    tolerance = check_pair(encoder, format).tolerance
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    aside.chmod(0o755)
+    try:
+        writer.write(encoder, aside)
+        ok = _prove(writer, encoder, aside, tolerance, pictures, f"{format} of {encoder.name}", format)
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    if not ok:
+        kept = _free(out)
+        aside.rename(kept)
+        raise ExportError(f"the {format} export of {run} differs from the model by more than allowed (table above); kept {kept}")
+    if out.exists():
+        out.rmdir()
+    aside.rename(out)
+    return out
+
+
+def _prove(
+    writer: ModuleType, encoder: Encoder, folder: Path, tolerance: float, pictures: Path | None, title: str, format: str
+) -> bool:
+    probe = make_probe(encoder, pictures)
+    rows = compare(original(encoder, probe), writer.read(folder, probe), tolerance)
+    rows += writer.more_rows(encoder, probe, folder, tolerance)
+    report(rows, f"{title}, {len(probe.pictures)} pictures")
+    write_parity(rows, folder, len(probe.pictures))
+    write_card(encoder, folder, format, writer.usage(encoder), rows, len(probe.pictures))
+    return all(row.ok for row in rows)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ExportError(f"{out} is not empty; give a new folder, or remove this one")
+
+
+def _writer(format: str) -> ModuleType:
+    for package in NEEDS[format]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            extra = EXTRAS[format]
+            raise ExportError(f"export {format} needs {package}: pip install 'cloc-pretrain[{extra}]'") from error
+    return importlib.import_module(f"cloc.export.{format}")
+
+
+def _free(out: Path) -> Path:
+    kept, number = out.with_name(f"{out.name}.failed"), 1
+    while kept.exists():
+        number += 1
+        kept = out.with_name(f"{out.name}.failed-{number}")
+    return kept
