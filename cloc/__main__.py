@@ -90,7 +90,9 @@ def data_show(
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]
 OutArgument = Annotated[Path, typer.Argument(help="Folder to make; absent or empty.", metavar="OUT")]
-PicturesOption = Annotated[Path | None, typer.Option(help="Folder of pictures to compare on, besides the generated ones.")]
+PicturesOption = Annotated[
+    Path | None, typer.Option(help="Folder of pictures to compare on, besides the generated ones.")
+]
 
 
 @export_app.command("hf")

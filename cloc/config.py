@@ -1,7 +1,7 @@
 """Typed schema of ``conf/``: unknown keys and contradictions fail with the key's name, before anything is built.
 
-Fixed groups are dataclasses. Parts that can be exchanged (towers, Prompter, loss, …) are nodes with a ``_target_`` inside
-this package; their keys are checked against the target's signature, so that adding a part needs no change here.
+Fixed groups are dataclasses. Parts that can be exchanged (towers, Prompter, loss, …) are nodes with a ``_target_``
+inside this package; their keys are checked against the target's signature, so that adding a part needs no change here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class ModelConfig:
     text: dict[str, Any] = field(default_factory=dict)
     prompter: dict[str, Any] | None = None
     grounding: dict[str, Any] | None = None
-    init: str | None = None
 
 
 @dataclass
@@ -66,7 +65,8 @@ class OptimConfig:
         name: ``adamw``, or ``muon`` (``torch.optim.Muon`` for the blocks' matrices, AdamW for the rest).
         lr: AdamW's peak rate.
         muon_lr: Muon's peak rate.
-        weight_decay: on matrices only; never on temperatures, norms, biases, tables.
+        weight_decay: AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables.
+        muon_weight_decay: Muon's; its rate is larger, so its decay is smaller.
         betas: AdamW's.
         warmup: linear warm-up in samples.
         final: the rate at the end, as a share of the peak; cosine in between.
@@ -77,6 +77,7 @@ class OptimConfig:
     lr: float = 5e-4
     muon_lr: float = 4e-3
     weight_decay: float = 0.2
+    muon_weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     warmup: int = 65_536
     final: float = 0.0
@@ -196,7 +197,9 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ConfigError(f"no value for {', '.join(missing)}: give it on the command line or in an experiment file")
+            raise ConfigError(
+                f"no value for {', '.join(missing)}: give it on the command line or in an experiment file"
+            )
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
@@ -219,7 +222,9 @@ def _check_train(config: TrainConfig) -> None:
         if value < 1:
             raise ConfigError(f"{key}={value}: must be at least 1")
     if config.data.regions < 1:
-        raise ConfigError(f"data.regions={config.data.regions}: must be at least 1; a CLIP run sets model.prompter=null")
+        raise ConfigError(
+            f"data.regions={config.data.regions}: must be at least 1; a CLIP run sets model.prompter=null"
+        )
     region, grounding = (float(config.loss.get(name, 0)) for name in ("region", "grounding"))
     if config.model.prompter is None and (region > 0 or grounding > 0):
         raise ConfigError(
@@ -227,7 +232,9 @@ def _check_train(config: TrainConfig) -> None:
             "weights to 0 (CLIP) or choose model/prompter=shared"
         )
     if grounding > 0 and config.model.grounding is None:
-        raise ConfigError(f"loss.grounding={grounding} needs a head, but model.grounding is null; set it to 0 or choose one")
+        raise ConfigError(
+            f"loss.grounding={grounding} needs a head, but model.grounding is null; set it to 0 or choose one"
+        )
     if config.optim.name not in ("adamw", "muon"):
         raise ConfigError(f"optim.name={config.optim.name!r}: give adamw or muon")
     for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text"), (config.loss, "loss")):
@@ -240,7 +247,8 @@ def _check_train(config: TrainConfig) -> None:
 def register_eval(folder: Path = Path(__file__).resolve().parents[1] / "conf") -> None:
     """Make ``conf/eval.yaml`` and the groups that it uses known to Hydra, and no other group.
 
-    ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would read that as a choice of file.
+    ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would take that
+    for a choice of file.
     """
     store = ConfigStore.instance()
     store.store(name="eval", node=OmegaConf.load(folder / "eval.yaml"))

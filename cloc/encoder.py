@@ -1,7 +1,7 @@
 """A loaded model ready for use: pictures and texts in, embeddings and boxes out. Serves evaluation, export, labeling.
 
-Pictures are PIL images or ``[3,H,W]`` uint8 tensors of any size. Boxes are normalized to the *picture*; the encoder maps
-them to its own padded view and back.
+Pictures are PIL images or ``[3,H,W]`` uint8 tensors of any size. Boxes are normalized to the *picture*; the encoder
+maps them to its own padded view and back.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embed texts: ``[T,D]``, unit norm. Sorted by length inside, so that short texts are not padded to long ones."""
+        """Embed texts: ``[T,D]``, unit norm. Sorted by length inside: short texts are not padded to long ones."""
         if not texts:
             return torch.zeros(0, self.model.image.joint_dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(self.tokenizer.encode(texts[i])[0]))
         parts = [
-            self.model.encode_texts(self.tokenizer([texts[i] for i in order[start : start + batch_size]]).to(self.device))
+            self.model.encode_texts(
+                self.tokenizer([texts[i] for i in order[start : start + batch_size]]).to(self.device)
+            )
             for start in range(0, len(order), batch_size)
         ]
         embedded = torch.cat(parts)
@@ -93,7 +95,7 @@ class Encoder:
         Args:
             pictures: B pictures.
             boxes: for each, ``[K_i,4]`` xyxy normalized to the picture (a tensor or nested lists).
-            source: ``prompter``, ``roi_align``, ``mask_pool``, or ``crop`` (cut out and encode as a picture of its own).
+            source: ``prompter``, ``roi_align``, ``mask_pool``, or ``crop`` (cut out and encode as a picture).
 
         Returns:
             B tensors ``[K_i,D]``, unit norm.
@@ -181,7 +183,9 @@ def check_boxes(boxes: Any, name: str) -> Tensor:
     """Validate ``[K,4]`` normalized xyxy boxes."""
     rows = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu()
     if not torch.isfinite(rows).all() or (rows < -0.01).any() or (rows > 1.01).any():
-        raise ValueError(f"{name}={rows.tolist()[:3]}…: boxes must be finite and normalized to 0..1 of the picture, xyxy")
+        raise ValueError(
+            f"{name}={rows.tolist()[:3]}…: boxes must be finite and normalized to 0..1 of the picture, xyxy"
+        )
     if (rows[:, 2:] <= rows[:, :2]).any():
         raise ValueError(f"{name}: a box has no area or is inverted; give x0 < x1 and y0 < y1")
     return rows.clamp(0, 1)
@@ -230,7 +234,13 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
         config["text"] = config["text"] | {"name": str(run / "text")}
     model = build_model(config, pretrained=False)
     weights = {name.removeprefix("model."): value for name, value in stored["state_dict"].items()}
-    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
+    try:
+        model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file}: its weights do not fit the model of its configuration; it was written by cloc {info['version']}, "
+            f"this is {__version__}. {str(error).splitlines()[1].strip() if chr(10) in str(error) else error}"
+        ) from error
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     return Encoder(model, info, device, name=run.name)
 

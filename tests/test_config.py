@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -71,11 +72,9 @@ def test_every_experiment_builds_its_model(experiment: str) -> None:
     resolved: dict[str, Any] = OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True)["model"]
     text = str(resolved["text"].get("name", ""))
     if "HuggingFace" in resolved["text"]["_target_"] and not Path(text).expanduser().is_dir():
-        pytest.skip(f"the text tower's folder {text} is not here")
-    large = {"ViT-L", "ViT-H", "ViT-bigG"}
-    if any(str(resolved[part].get("name", "")).startswith(tuple(large)) for part in ("image", "text")):
-        pytest.skip("too large to build in a test")
-    model = build_model(resolved, pretrained=False)
+        resolved["text"] = {"_target_": "cloc.models.text.ClipText", "options": {"width": 32, "heads": 2, "layers": 1}}
+    with torch.device("meta"):  # shapes without memory: the largest builds too
+        model = build_model(resolved, pretrained=False)
     assert (model.prompter is not None) == bool(resolved["prompter"])
     assert (model.grounding is not None) == bool(resolved["grounding"])
 

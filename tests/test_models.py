@@ -304,11 +304,12 @@ def test_a_grounded_box_is_never_inverted_and_lies_in_the_view(
         nn.init.normal_(parameter, std=0.5)
     seen = model.encode_images(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8))
     texts = nn.functional.normalize(torch.randn(4, 50, 16), dim=-1)
-    memory = model.prompter.memory(seen.tokens)
-    raw = model._ground(memory, texts)
+    heard: list[Tensor] = []
+    model.grounding.register_forward_hook(lambda module, inputs, output: heard.append(output))
+    boxes = model.ground(seen, texts)
+    (raw,) = heard
     assert raw.shape == (4, 50, 4)
     assert (raw[..., 2:] >= raw[..., :2]).all()
-    boxes = model.ground(seen, texts)
     assert (boxes >= 0).all() and (boxes <= 1).all()
     assert (boxes[..., 2:] >= boxes[..., :2]).all()
     assert raw.flatten(0, 1).std(0).max() > 1e-3  # it reads its input

@@ -1,1 +1,1 @@
-
+"""Shard → Sample → Batch."""

@@ -89,9 +89,9 @@ class GlobalOrder:
             size = int(ends[last - 1]) - start
             indices = np.arange(size)
             if self.shuffle:
-                indices = np.random.Generator(np.random.Philox(key=[self.seed, 2 * number + 1 + (group << 32)])).permutation(
-                    indices
-                )
+                indices = np.random.Generator(
+                    np.random.Philox(key=[self.seed, 2 * number + 1 + (group << 32)])
+                ).permutation(indices)
             self._groups[key] = indices
             while len(self._groups) > 4:
                 self._groups.popitem(last=False)

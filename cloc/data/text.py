@@ -27,7 +27,9 @@ class Tokenizer:
 
     def __init__(self, name: str = "open_clip", context_length: int = 77) -> None:
         if name != "open_clip" and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise FileNotFoundError(f"model.text.tokenizer={name!r}: no such folder; give a tokenizer folder or 'open_clip'")
+            raise FileNotFoundError(
+                f"model.text.tokenizer={name!r}: no such folder; give a tokenizer folder or 'open_clip'"
+            )
         self.name, self.context_length = name, context_length
         self._cached = lru_cache(CACHED_TEXTS)(self._encode)
 

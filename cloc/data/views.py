@@ -58,7 +58,9 @@ def resize_pad(image: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return image, content
 
 
-def crop_resize(image: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def crop_resize(
+    image: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     """Random-resized crop: a part of the picture, of random area and aspect, stretched to the square.
 
     Args:

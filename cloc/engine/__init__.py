@@ -1,1 +1,1 @@
-
+"""Lightning module, optimizer, callbacks, run folder. The only folder that knows Lightning."""

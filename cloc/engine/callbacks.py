@@ -90,7 +90,9 @@ class ProgressLine(Callback):
             return
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
         if self.console.is_terminal and sys.stdout.isatty():
-            self.live = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=self.console)
+            self.live = Progress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=self.console
+            )
             self.live.start()
             self.task = self.live.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, text="")
 
@@ -140,7 +142,7 @@ class Evaluate(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
     ) -> None:
-        """Measure on rank 0's copy of the weights; every rank waits."""
+        """Measure the weights as they are; on several ranks each measures the same."""
         if not self.every or (trainer.global_step % self.every and trainer.global_step < trainer.max_steps):
             return
         mode = module.training

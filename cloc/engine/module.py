@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning
@@ -13,6 +14,7 @@ from cloc.config import TrainConfig, instantiate
 from cloc.contracts import Batch
 from cloc.engine.optim import build_optimizer, rate, set_rate
 from cloc.models.build import build_model
+from cloc.models.model import MAX_SCALE
 
 
 class Pretrain(lightning.LightningModule):
@@ -37,10 +39,13 @@ class Pretrain(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Features, terms, and a log line every ``trainer.log_every`` steps."""
-        terms = self.loss(self.model(batch), batch)
+        features = self.model(batch)
+        # Logits and losses in float32, whatever precision the towers run in.
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self.loss(features, batch)
         for name, value in batch.stats.items():
             self.counters[name] = self.counters.get(name, 0.0) + value
-        if self.global_step % self.config.trainer.log_every == 0:
+        if (self.global_step + 1) % self.config.trainer.log_every == 0:  # the step at whose end Lightning writes
             self._log(terms.total, terms.terms, terms.stats)
         return terms.total
 
@@ -48,7 +53,7 @@ class Pretrain(lightning.LightningModule):
         values = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
         values |= {f"train/{k}": v for k, v in stats.items()}
         values |= {f"data/{k}": v for k, v in self.counters.items()}
-        values["samples"] = float(self.samples_seen)
+        values["samples"] = float(self.samples_seen + self.config.batch_size)
         values["lr"] = self.optimizers().param_groups[0]["lr"]
         self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()})
         self.counters = {}
@@ -65,6 +70,9 @@ class Pretrain(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         """Advance the cursor: only a batch that was trained counts, never one that was merely prefetched."""
+        with torch.no_grad():  # a temperature beyond the clamp would have no gradient to come back by
+            for value in self.model.log_scales.values():
+                value.clamp_(max=math.log(MAX_SCALE))
         self.samples_seen += self.config.batch_size
         self.cursor = batch.cursor
 

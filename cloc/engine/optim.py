@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from cloc.config import OptimConfig
+
+TABLES = ("pos_embed", "positional_embedding", "class_embedding", "cls_token", "reg_token")
 
 
 class Combined(Optimizer):
@@ -48,16 +50,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
-    tables = {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if "embed" in name or "token" in name or "log_scales" in name
-    }
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2 or id(parameter) in tables:
+        # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
+        if parameter.ndim not in (2, 4) or id(parameter) in tables or name.endswith(TABLES):
             plain.append(parameter)
         elif config.name == "muon" and parameter.ndim == 2:
             matrices.append(parameter)
@@ -72,7 +71,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     if not matrices:
         return adamw
     muon = Muon(
-        [{"params": matrices, "peak_lr": config.muon_lr}], lr=config.muon_lr, weight_decay=config.weight_decay / 10
+        [{"params": matrices, "peak_lr": config.muon_lr}], lr=config.muon_lr, weight_decay=config.muon_weight_decay
     )
     return Combined([muon, adamw])
 
@@ -89,8 +88,3 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
     """Scale every group's own peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-
-
-def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Total L2 norm of the gradients."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
@@ -40,37 +43,70 @@ def train(composed: DictConfig) -> Path | None:
         ConfigError: the configuration cannot be run.
         FileNotFoundError: the shards are not there.
     """
+    composed = _one_folder_a_job(composed)
     resolved = OmegaConf.to_container(composed, resolve=True)
     config: TrainConfig = validate(composed)
+    _quiet_lightning()
     manifest = load_manifest(config.data.train)
     _check_data(config, manifest)
     use_threads(config.trainer.threads)
     lightning.seed_everything(config.seed, verbose=False)
     rank, world = rank_and_world()
     folder = Path(config.run_dir)
+    if config.batch_size % world:
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide over {world} processes; give a multiple of it"
+        )
     if config.dry_run:
         _print_plan(config, manifest, world)
         return None
     module = Pretrain(config, resolved)
     _check_vocabulary(module)
     stream = build_stream(config, module, manifest, rank, world)
-    checkpoint = _latest(folder) if config.resume else None
+    checkpoint = _latest(folder)
     if checkpoint is not None:
+        if not config.resume:
+            raise ConfigError(f"resume=false, but {checkpoint} exists; choose another run_dir or remove {folder}")
         stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["cloc"]
         stream.cursor = stored["cursor"]
         if stored["samples_seen"] >= config.samples:
-            console.print(f"{folder}: already trained on {stored['samples_seen']} samples; resume=false starts anew")
+            console.print(f"{folder}: already trained on {stored['samples_seen']} samples; remove it to start anew")
             return folder
         console.print(f"[bold]{config.name}[/]: continues at sample {stored['samples_seen']} from {checkpoint}")
+        if rank == 0:
+            _keep_log(folder, stored["samples_seen"])
     if rank == 0:
         prepare_run(folder, resolved, manifest.digest)
         _save_text_files(module, folder)
     if checkpoint is None and rank == 0:
         _print_plan(config, manifest, world, module)
     trainer = build_trainer(config, folder, module)
+    if trainer.world_size != world:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} asks for {trainer.world_size} processes, {world} were launched: "
+            f"start them with `torchrun --nproc-per-node={trainer.world_size} train.py …` or by srun"
+        )
     loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available())
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return folder
+
+
+def _one_folder_a_job(composed: DictConfig) -> DictConfig:
+    """In a sweep (``train.py -m``) every job gets a run folder of its own: ``RUN_DIR/NUMBER``."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return composed
+    own = {"run_dir": f"{composed.run_dir}/{HydraConfig.get().job.num}"}
+    return OmegaConf.merge(composed, own)
+
+
+def _quiet_lightning() -> None:
+    """Its banners say nothing about this run; warnings still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the run folder holds more than the log
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are meant to be
 
 
 def build_stream(config: TrainConfig, module: Pretrain, manifest: Manifest, rank: int, world: int) -> Stream:
@@ -98,7 +134,12 @@ def build_trainer(config: TrainConfig, folder: Path, module: Pretrain) -> lightn
         FiniteGuard(),
         ProgressLine(config.name),
         ModelCheckpoint(
-            folder / "checkpoints", "step-{step:08d}", auto_insert_metric_name=False, every_n_train_steps=every, save_last=True
+            folder / "checkpoints",
+            "step-{step:08d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=every,
+            save_last=True,
+            enable_version_counter=False,
         ),
     ]
     if config.evaluation.every and config.evaluation.data:
@@ -154,12 +195,19 @@ def _latest(folder: Path) -> Path | None:
     return last if last.exists() else None
 
 
+def _keep_log(folder: Path, samples: int) -> None:
+    """Lightning's CSV logger starts its file anew; the lines until here stay in a file of their own."""
+    log = folder / "metrics.csv"
+    if log.is_file():
+        log.rename(folder / f"metrics-{samples:012d}.csv")
+
+
 def _check_data(config: TrainConfig, manifest: Manifest) -> None:
     wants = {name: config.loss.get(name, 0) for name in ("region", "grounding") if config.loss.get(name, 0)}
     if wants and manifest.regions == 0:
         weights = ", ".join(f"loss.{name}={value}" for name, value in wants.items())
         raise ConfigError(
-            f"{weights}, but {manifest.folder} holds {manifest.samples} samples and no region; convert data with boxes, "
+            f"{weights}, but {manifest.folder} holds {manifest.samples} samples and no region; take data with boxes, "
             "or set these weights to 0 and model.prompter=null for a CLIP run"
         )
 
@@ -188,9 +236,9 @@ def _print_plan(config: TrainConfig, manifest: Manifest, world: int, module: Pre
     rows: dict[str, Any] = {
         "run folder": config.run_dir,
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
-        "passes": f"{config.samples / manifest.samples:.1f} over {manifest.samples:,} samples in {len(manifest.shards)} shards",
+        "passes": f"{config.samples / manifest.samples:.1f} over {manifest.samples:,} samples, {len(manifest.shards)} shards",
         "regions": f"{manifest.regions:,} in the data, up to {config.data.regions} drawn per image and step",
-        "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} samples a rank",
+        "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
         "precision": f"{config.trainer.precision}, {config.trainer.threads or torch.get_num_threads()} threads",
     }
     model = module.model if module else None

@@ -32,7 +32,9 @@ def git_commit() -> str:
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            [*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
         changes = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,1 +1,1 @@
-
+"""Model + data → metrics, tables, pictures, report."""

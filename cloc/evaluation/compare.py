@@ -111,11 +111,12 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
 
 
 def _history(run: Path) -> list[dict[str, str]]:
-    file = run / "metrics.csv"
-    if not file.is_file():
-        return []
-    with file.open() as lines:
-        return [row for row in csv.DictReader(lines)]
+    rows = []
+    # A resumed run keeps the lines until each interruption in files of their own, which sort before the plain one.
+    for file in sorted(run.glob("metrics*.csv")):
+        with file.open() as lines:
+            rows += csv.DictReader(lines)
+    return rows
 
 
 def curves(encoder: Encoder) -> list[Curve]:
@@ -185,7 +186,7 @@ def _names(
     metrics: dict[str, dict[str, float]],
     chosen: list[int],
 ) -> dict[str, dict[int, list[str]]]:
-    """What each model calls each box: the nearest class, or the nearest phrase of the set where there are no classes."""
+    """What each model calls each box: the nearest class, or the nearest phrase where there are no classes."""
     starts = np.cumsum([0, *(len(sample.regions) for sample in data.samples)])
     phrases = sorted({phrase for sample in data.samples for region in sample.regions for phrase in region.phrases})
     labels: dict[str, dict[int, list[str]]] = defaultdict(dict)
@@ -232,4 +233,3 @@ def _report(
         notes=notes,
         training=result["models"],
     )
-

@@ -66,7 +66,12 @@ def owners(texts: Sequence[Sequence[str]]) -> tuple[list[str], list[set[int]], l
 
 
 def retrieval_metrics(
-    items: Tensor, texts: Tensor, by_text: list[set[int]], by_item: list[set[int]], names: tuple[str, str], ks: list[int]
+    items: Tensor,
+    texts: Tensor,
+    by_text: list[set[int]],
+    by_item: list[set[int]],
+    names: tuple[str, str],
+    ks: list[int],
 ) -> dict[str, float]:
     """Recall in both directions.
 

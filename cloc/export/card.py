@@ -13,7 +13,7 @@ from cloc.export.matrix import FORMATS, image_kind
 from cloc.export.verify import Row, markdown
 
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "timm": "timm", "onnx": "onnx"}
-RELOADS = {"hf": True, "open_clip": True, "timm": False, "onnx": False}
+RELOAD = '\nimport cloc\n\nmodel = cloc.load("FOLDER")  # with `pip install cloc-pretrain`\n'
 
 
 def write_card(
@@ -32,19 +32,20 @@ def write_card(
     model, (example, notes) = encoder.model, usage
     parts = [type(part).__name__ for part in (model.prompter, model.grounding) if part is not None]
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    reload = "\nimport cloc\n\nmodel = cloc.load(\"FOLDER\")  # with `pip install cloc-pretrain`\n" if RELOADS[format] else ""
+    reload = RELOAD if LIBRARIES[format] in ("transformers", "open_clip") else ""
+    tower = f"{image_kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}"
     text = f"""---
 library_name: {LIBRARIES[format]}
 tags: [clip, cloc, vision-language]
 ---
 # {encoder.name}
 
-A contrastive image-text encoder trained with [cloc](https://arxiv.org/abs/2410.02746), exported to {FORMATS[format].title}
-by cloc {__version__}.
+A contrastive image-text encoder, trained as in [CLOC](https://arxiv.org/abs/2410.02746) and exported to
+{FORMATS[format].title} by cloc {__version__}.
 
 | | |
 |---|---|
-| image tower | {image_kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}, width {model.image.width} |
+| image tower | {tower}, width {model.image.width} |
 | text tower | {type(model.text).__name__}, {model.text.context_length} tokens |
 | region parts | {", ".join(parts) or "none (a plain CLIP)"} |
 | joint width | {model.image.joint_dim} |

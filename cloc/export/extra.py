@@ -39,4 +39,5 @@ def write_extra(encoder: Encoder, folder: Path) -> None:
     (folder / EXTRA_CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
     if state:
-        save_file({k: v.detach().to("cpu", torch.float32).contiguous().clone() for k, v in state.items()}, folder / EXTRA_WEIGHTS)
+        plain = {name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in state.items()}
+        save_file(plain, folder / EXTRA_WEIGHTS)

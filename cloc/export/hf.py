@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +20,7 @@ from cloc.encoder import Encoder
 from cloc.export.extra import clamped_scale, write_extra
 from cloc.export.matrix import ExportError, activation
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_views
-from cloc.models.exported import to_hf
+from cloc.models.exported import HF_WEIGHTS, to_hf
 from cloc.models.model import Cloc
 
 VISION = "vision"
@@ -44,6 +45,9 @@ def write(encoder: Encoder, folder: Path) -> None:
     tower = CLIPVisionModel(model.config.vision_config)
     tower.load_state_dict(model.vision_model.state_dict())
     tower.save_pretrained(folder / VISION)
+    # Releases before 5 know these weights by this prefix only; later ones by both names.
+    weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
+    save_file(weights, folder / VISION / HF_WEIGHTS, metadata={"format": "pt"})
     for place in (folder, folder / VISION):
         processor.save_pretrained(place)
     tokenizer.save_pretrained(folder)
@@ -91,8 +95,8 @@ def _processor(model: Cloc) -> Any:
         import transformers
 
         raise ExportError(
-            f"transformers {transformers.__version__} has no DeepseekOcr2ImageProcessor, the one that pads as cloc does; "
-            "install transformers 5.24 or newer"
+            f"transformers {transformers.__version__} has no DeepseekOcr2ImageProcessor, which pads as cloc does: "
+            "install a newer one (5.24 has it)"
         ) from error
     size = model.image.image_size
     return DeepseekOcr2ImageProcessor(
@@ -177,9 +181,9 @@ pixels = processor(pictures, return_tensors="pt").pixel_values
 images = model.get_image_features(pixels)
 tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for LLaVA: vision_feature_layer=-2"""
     notes = (
-        f"The image processor resizes the long side to {encoder.model.image.image_size} px and pads with {PAD_VALUE}, as "
-        "in training (transformers' `DeepseekOcr2ImageProcessor`, without tiles). It returns `num_local_patches` besides "
-        "`pixel_values`: pass on `pixel_values` alone. The tokenizer lacks open_clip's repair of broken Unicode (ftfy) and "
-        "HTML entities; on clean text it is the same."
+        f"The image processor resizes the long side to {encoder.model.image.image_size} px and pads with {PAD_VALUE}, "
+        "as in training (transformers' `DeepseekOcr2ImageProcessor`, without tiles). It returns `num_local_patches` "
+        "besides `pixel_values`: pass on `pixel_values` alone. The tokenizer lacks open_clip's repair of broken "
+        "Unicode (ftfy) and HTML entities; on clean text it is the same."
     )
     return example, notes

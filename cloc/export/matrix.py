@@ -1,7 +1,7 @@
 """Which tower goes to which format, as a table, and the reasons why another does not.
 
-First step of an export (``matrix → hf | open_clip | timm | onnx → verify → card``): a pair that cannot hold the model is
-refused before anything is written, with the formats that can.
+First step of an export (``matrix → hf | open_clip | timm | onnx → verify → card``): a pair that cannot hold the model
+is refused before anything is written, with the formats that can.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def _refuses_timm(encoder: Encoder) -> list[str]:
 
 
 FORMATS: dict[str, Format] = {
-    "hf": Format(
-        "Hugging Face transformers", "class-token ViT of open_clip", "CLIP", "own file", 1e-5, _refuses_hf
-    ),
+    "hf": Format("Hugging Face transformers", "class-token ViT of open_clip", "CLIP", "own file", 1e-5, _refuses_hf),
     "open_clip": Format(
         "open_clip", "any ViT of open_clip", "CLIP, of the same activation", "own file", 1e-5, _refuses_open_clip
     ),

@@ -1,7 +1,7 @@
 """ONNX graphs of every part: ``image.onnx``, ``text.onnx``, ``regions.onnx``, ``ground.onnx``, each with a free batch.
 
-One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). Pixels go in as uint8; embeddings come
-out with unit norm. Boxes are those of the padded view.
+One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). Pixels go in as uint8; embeddings
+come out with unit norm. Boxes are those of the padded view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 from torchvision.ops import roi_align
 
 from cloc.data.views import PAD_VALUE
@@ -29,6 +29,7 @@ from cloc.models.prompter import RoiAlign
 
 OPSET = 20
 IMAGE, TEXT, REGIONS, GROUND = "image.onnx", "text.onnx", "regions.onnx", "ground.onnx"
+TOKENIZER = "tokenizer"
 
 
 class _Image(nn.Module):
@@ -45,7 +46,7 @@ class _Image(nn.Module):
 
 
 class _Text(nn.Module):
-    """``[T,L]`` token ids → embedding ``[T,D]``."""
+    """``[T,77]`` token ids (the whole context length) → embedding ``[T,D]``."""
 
     def __init__(self, model: Cloc) -> None:
         super().__init__()
@@ -92,26 +93,34 @@ def _roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
 def write(encoder: Encoder, folder: Path) -> None:
     """Write the graphs of all parts that the model has."""
     model = copy.deepcopy(encoder.model).cpu().eval()
+    if getattr(model.text, "frozen", False):
+        model.text.frozen = False  # a frozen encoder looks texts up in a table of those that it has seen
     del model.log_scales  # unused here, and the keyword `global` among its names breaks the exporter's generated code
     size = model.image.image_size
+    encoder.tokenizer.save(folder / TOKENIZER)  # nothing for open_clip's own
+    tokenizer, length = encoder.tokenizer, model.text.context_length
     batch, count, texts = Dim("batch", min=1), Dim("count", min=1), Dim("texts", min=1)
-    length = Dim("length", min=2, max=model.text.context_length)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     tokens = torch.randn(2, model.grid[0] * model.grid[1], model.image.width)
-    names = ["embedding", "tokens"] + (["last", "penultimate"] if last_block(model.image) is not None else [])
+    names = ["image_embedding", "tokens"] + (["last", "penultimate"] if last_block(model.image) is not None else [])
     with _plain_attention():
         _save(_Image(model), {"images": images}, names, {"images": {0: batch}}, folder / IMAGE)
-        ids = encoder.tokenizer(["a chick", "a cup and a dog"])
-        _save(_Text(model), {"tokens": ids}, ["embedding"], {"tokens": {0: texts, 1: length}}, folder / TEXT)
+        ids = _pad(tokenizer(["a chick", "a cup and a dog"]), length, tokenizer.pad_id)
+        _save(_Text(model), {"tokens": ids}, ["text_embedding"], {"tokens": {0: texts}}, folder / TEXT, strict=True)
         prompts = {"tokens": {0: batch}}
         if model.prompter is not None:
             inputs = {"tokens": tokens, "boxes": torch.tensor([0.1, 0.2, 0.6, 0.9]).repeat(2, 3, 1)}
             free = prompts | {"boxes": {0: batch, 1: count}}
-            _save(_Regions(model), inputs, ["regions"], free, folder / REGIONS)
+            _save(_Regions(model), inputs, ["region_embedding"], free, folder / REGIONS)
         if model.grounding is not None:
             inputs = {"tokens": tokens, "phrases": torch.randn(2, 3, model.image.joint_dim)}
             free = prompts | {"phrases": {0: batch, 1: count}}
             _save(_Ground(model), inputs, ["boxes"], free, folder / GROUND)
+
+
+def _pad(tokens: Tensor, length: int, pad_id: int) -> Tensor:
+    """The whole length, which changes no embedding; a free one would exclude the longest texts from the graph."""
+    return pad(tokens, (0, length - tokens.shape[1]), value=pad_id)
 
 
 @contextmanager
@@ -131,32 +140,43 @@ def _plain_attention() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _save(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], free: dict[str, Any], file: Path) -> None:
+def _save(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    free: dict[str, Any],
+    file: Path,
+    strict: bool = False,
+) -> None:
+    """Trace and write one graph; traced here, because the ONNX exporter by itself fixes a free dimension in silence.
+
+    Args:
+        module: to trace.
+        inputs: example values.
+        outputs: names.
+        free: dimensions that stay free, for each input.
+        file: to write.
+        strict: read the byte code, which keeps ``len(tensor)`` free; forward hooks are not followed then.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        traced = torch.export.export(module.eval(), (), kwargs=inputs, dynamic_shapes=free, strict=strict)
         program = torch.onnx.export(
-            module.eval(),
-            kwargs=inputs,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=outputs,
-            dynamic_shapes=free,
-            opset_version=OPSET,
-            verbose=False,
+            traced, input_names=list(inputs), output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
         )
         program.save(file, external_data=False)
 
 
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported graphs, by onnxruntime alone; also at a batch of one."""
-    names = {"embedding": "pooled"}
+    names = {"image_embedding": "pooled"}
     images = _run(folder / IMAGE, {"images": probe.views.numpy()})
     single = _run(folder / IMAGE, {"images": probe.views[:1].numpy()})
     states = {names.get(name, name): torch.cat([single[name], value[1:]]) for name, value in images.items()}
-    states["text"] = _run(folder / TEXT, {"tokens": probe.tokens.numpy()})["embedding"]
+    states["text"] = _run(folder / TEXT, {"tokens": probe.whole_tokens.numpy()})["text_embedding"]
     tokens = images["tokens"].numpy()
     if (folder / REGIONS).is_file():
-        states["regions"] = _run(folder / REGIONS, {"tokens": tokens, "boxes": probe.boxes.numpy()})["regions"]
+        states["regions"] = _run(folder / REGIONS, {"tokens": tokens, "boxes": probe.boxes.numpy()})["region_embedding"]
     if (folder / GROUND).is_file():
         phrases = states["text"].expand(len(tokens), -1, -1).numpy()
         states["grounded"] = _run(folder / GROUND, {"tokens": tokens, "phrases": phrases})["boxes"]
@@ -187,10 +207,11 @@ image = onnxruntime.InferenceSession("FOLDER/image.onnx")
 embedding, tokens, *hidden = image.run(None, {"images": views})  # [B,3,S,S] uint8
 regions = onnxruntime.InferenceSession("FOLDER/regions.onnx").run(None, {"tokens": tokens, "boxes": boxes})"""
     example = example.replace("S,S", f"{size},{size}")
+    own = f"the tokenizer in `{TOKENIZER}/`" if encoder.tokenizer.name != "open_clip" else "open_clip's BPE tokenizer"
     notes = (
         f"`images` are uint8 RGB, the long side resized to {size} px (bicubic, antialiased), centered, padded with "
-        f"{PAD_VALUE}; the graph normalizes. `tokens` of `text.onnx` are ids of {encoder.tokenizer.name}'s tokenizer, padded "
-        f"with {encoder.tokenizer.pad_id}, of any length up to {encoder.model.text.context_length}. Boxes are xyxy in 0..1 of the "
-        "padded view, in `regions.onnx` and from `ground.onnx` alike. Embeddings have unit norm."
+        f"{PAD_VALUE}; the graph normalizes. `tokens` of `text.onnx` are ids of {own}, padded with "
+        f"{encoder.tokenizer.pad_id} to {encoder.model.text.context_length}. Boxes are xyxy in 0..1 of the padded view, "
+        "in `regions.onnx` and from `ground.onnx` alike. Embeddings have unit norm."
     )
     return example, notes

@@ -54,7 +54,7 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None) -> P
     if not ok:
         kept = _free(out)
         aside.rename(kept)
-        raise ExportError(f"the {format} export of {run} differs from the model by more than allowed (table above); kept {kept}")
+        raise ExportError(f"the {format} export of {run} differs from the model (table above); kept as {kept}")
     if out.exists():
         out.rmdir()
     aside.rename(out)

@@ -1,7 +1,7 @@
 """A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads: the backbone alone.
 
-One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). The projection to the joint space is
-kept beside it, in ``projection.safetensors``.
+One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). The projection to the joint space
+is kept beside it, in ``projection.safetensors``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.matrix import ExportError
 from cloc.export.verify import Probe, Row, watch
@@ -55,7 +56,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
-        raise ExportError(f"model.image.options={arguments}: {error}; give plain values in the configuration") from error
+        raise ExportError(f"model.image.options={arguments}: {error}; give plain values") from error
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in tower.trunk.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -94,8 +95,8 @@ def usage(encoder: Encoder) -> tuple[str, str]:
 model = timm.create_model("local-dir:FOLDER", pretrained=True)
 features = model.forward_features(pixels)"""
     notes = (
-        f"The backbone alone: text tower and Prompter are not part of it. Training resized the long side of a picture to "
-        f"{encoder.model.image.image_size} px and padded it with 114. `{PROJECTION}` holds the matrix that takes pooled "
-        "features (`forward_head(features, pre_logits=True)`) to the joint space."
+        "The backbone alone: text tower and Prompter are not part of it. Training resized the long side of a picture "
+        f"to {encoder.model.image.image_size} px and padded it with {PAD_VALUE}. `{PROJECTION}` holds the matrix from "
+        "pooled features (`forward_head(features, pre_logits=True)`) to the joint space."
     )
     return example, notes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from cloc.data.views import resize_pad
 from cloc.encoder import Encoder, load, to_tensor
@@ -48,7 +49,8 @@ class Probe:
         views: ``[B,3,S,S]`` uint8, resized and padded as in training.
         pixels: ``[B,3,S,S]`` normalized.
         texts: T texts.
-        tokens: ``[T,L]`` their ids.
+        tokens: ``[T,L]`` their ids, trimmed to the longest.
+        whole_tokens: the same, padded to the text tower's whole context length.
         boxes: ``[B,K,4]`` xyxy in 0..1 of the view.
     """
 
@@ -57,6 +59,7 @@ class Probe:
     pixels: Tensor
     texts: tuple[str, ...]
     tokens: Tensor
+    whole_tokens: Tensor
     boxes: Tensor
 
 
@@ -97,13 +100,17 @@ def make_probe(encoder: Encoder, folder: Path | None = None) -> Probe:
     views = torch.stack([resize_pad(to_tensor(p), encoder.model.image.image_size)[0] for p in pictures])
     pixels = (views.float() - encoder.model.mean.cpu()) / encoder.model.std.cpu()
     boxes = torch.tensor(BOXES).expand(len(pictures), -1, -1).contiguous()
-    return Probe(pictures, views, pixels, TEXTS, encoder.tokenizer(TEXTS), boxes)
+    tokens = encoder.tokenizer(TEXTS)
+    missing = encoder.model.text.context_length - tokens.shape[1]
+    whole = pad(tokens, (0, missing), value=encoder.tokenizer.pad_id)
+    return Probe(pictures, views, pixels, TEXTS, tokens, whole, boxes)
 
 
 def _draw(height: int, width: int, seed: int) -> Image.Image:
     """Smooth colors with a little noise: something for every frequency."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    colors = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    coarse = colors.resize((width, height), Image.Resampling.BICUBIC)
     noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-20, 21, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
@@ -192,7 +199,8 @@ def compare_views(encoder: Encoder, probe: Probe, pixels: Tensor, tolerance: flo
     cosine = (ours * pooled).sum(-1).min().item()
     rows = compare({"pixels": probe.pixels}, {"pixels": pixels}, tolerance or 0.0, prefix="own preprocessing: ")
     rows = [Row(row.name, row.difference, row.scale, tolerance) for row in rows]
-    return [*rows, Row("own preprocessing: 1 - cosine of pooled", abs(1.0 - cosine), 1.0, None if tolerance is None else 1e-3)]
+    allowed = None if tolerance is None else 1e-3
+    return [*rows, Row("own preprocessing: 1 - cosine of pooled", abs(1.0 - cosine), 1.0, allowed)]
 
 
 def report(rows: list[Row], title: str) -> None:
@@ -208,12 +216,12 @@ def report(rows: list[Row], title: str) -> None:
 
 def write_parity(rows: list[Row], folder: Path, pictures: int) -> None:
     """Write ``parity.json``; a value that is not finite becomes null."""
-    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()} for row in rows]
-    stored = {
-        "ok": all(row.ok for row in rows),
-        "pictures": pictures,
-        "rows": [entry | {"ok": row.ok} for entry, row in zip(finite, rows, strict=True)],
-    }
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    entries = [{name: finite(value) for name, value in asdict(row).items()} | {"ok": row.ok} for row in rows]
+    stored = {"ok": all(row.ok for row in rows), "pictures": pictures, "rows": entries}
     (folder / "parity.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,1 +1,1 @@
-
+"""Features → LossTerms; home of the collectives."""

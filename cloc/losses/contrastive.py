@@ -50,8 +50,8 @@ def alike_texts(
 ) -> tuple[Tensor, Tensor]:
     """Pairs of texts that mean the same (CLOC, Sec. 3.4): cosine above a threshold, in float32, without gradient.
 
-    Random text embeddings are all alike, and the rule would silence every negative; so while the mean cosine of distinct
-    texts is ≥ 0.5 nothing but exact equality counts.
+    Random text embeddings are all alike, and the rule would silence every negative; so while the mean cosine of
+    distinct texts is ≥ 0.5 nothing but exact equality counts.
 
     Args:
         rows: ``[R,D]`` text embeddings.

@@ -22,7 +22,7 @@ def grounding_loss(
         kind: ``l2``: squared distance over 4 (Eq. 3 with the square that its 1/4 suggests); ``l1_giou``: smooth L1 with
             a small knee plus generalized IoU.
         shared_phrase: what a phrase that owns several boxes of one picture is compared with: ``skip`` leaves it out,
-            ``nearest`` takes the drawn box of that phrase that is closest to the prediction, ``union`` the union of all.
+            ``nearest`` takes the drawn box of that phrase closest to the prediction, ``union`` the union of all.
 
     Returns:
         This rank's part of the global mean, and statistics (``grounded``).

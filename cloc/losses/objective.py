@@ -1,4 +1,4 @@
-"""The objectives: Features → LossTerms. CLOC's (Eq. 4) and the CLIP baseline, which is the same with both weights zero."""
+"""The objectives: Features → LossTerms. CLOC's (Eq. 4), and CLIP's, which is the same with both weights zero."""
 
 from __future__ import annotations
 
@@ -77,4 +77,3 @@ class ClocLoss(nn.Module):
             if unused is not None:
                 loss = loss + 0.0 * unused.sum()
         return LossTerms(loss, {k: v.detach() for k, v in terms.items()}, {k: v.detach() for k, v in stats.items()})
-

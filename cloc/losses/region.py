@@ -16,8 +16,8 @@ def region_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Symmetric InfoNCE between regions and their phrases.
 
-    Eq. 2 runs over every sampled region's text. Phrases come de-duplicated, so a column that stands for k regions weighs
-    k, and each region asks its phrase's row: the loss is that of the raw (MB × MB) matrix.
+    Eq. 2 runs over every sampled region's text. Phrases come de-duplicated, so a column that stands for k regions
+    weighs k, and each region asks its phrase's row: the loss is that of the raw (MB × MB) matrix.
 
     Args:
         features: ``region`` ``[B,M,D]`` and ``phrase`` ``[P,D]`` must be there.

@@ -1,1 +1,1 @@
-
+"""Batch → Features: towers, Prompter, grounding. Never a loss."""

@@ -1,7 +1,7 @@
 """A folder that another library can read ↔ our towers: names of weights, configuration.
 
-Stands beside ``build.py``: ``encoder.load`` rebuilds a model from an exported folder by it, and ``export`` writes with the
-same tables, so that one description of the layouts serves both directions. Weights are safetensors, never pickles.
+Stands beside ``build.py``: ``encoder.load`` rebuilds a model from an exported folder by it, and ``export`` writes with
+the same tables, so that one description of the layouts serves both directions. Weights are safetensors, never pickles.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _read_hf(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder / HF_CONFIG}: model_type={kind!r}; cloc.load takes 'clip', with both towers{hint}")
     vision, text = config["vision_config"], config["text_config"]
     if text["vocab_size"] != CLIP_VOCABULARY:
-        raise ValueError(f"{folder}: vocab_size={text['vocab_size']}; only CLIP's own {CLIP_VOCABULARY} tokens are known")
+        raise ValueError(f"{folder}: vocab_size={text['vocab_size']}; cloc.load knows CLIP's {CLIP_VOCABULARY} tokens")
     image_node = _node("image.OpenClipTower", _hf_options(vision, folder), vision["hidden_act"])
     image_node["image_size"] = vision["image_size"]
     image_node["options"] |= {
@@ -202,7 +202,7 @@ def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: cloc.load takes open_clip's own ViT and text transformer only")
     for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
         if list(view.get(key, own)) != list(own):
-            raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: preprocess_cfg.{key}={view[key]}; our tower has {list(own)}")
+            raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: preprocess_cfg.{key}={view[key]}, not CLIP's {list(own)}")
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     image_node = _node("image.OpenClipTower", vision, activation)
     image_node["image_size"] = vision.pop("image_size", 224)
@@ -215,7 +215,9 @@ def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = convert_to_custom_text_state_dict(state)
     scale = state.pop("logit_scale").reshape(1)
     state.pop("logit_bias", None)
-    renamed = {"visual.": "image.visual.", "text.": "text.tower."}
-    weights = {new + k.removeprefix(old): v for k, v in state.items() for old, new in renamed.items() if k.startswith(old)}
+    weights = {}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        weights[f"{'image.visual' if part == 'visual' else 'text.tower'}.{rest}"] = value
     weights["log_scales.global"] = scale
     return {"joint_dim": config["embed_dim"], "image": image_node, "text": text_node}, weights

@@ -30,11 +30,11 @@ class MlpHead(nn.Module):
 class SpatialHead(nn.Module):
     """Finds the phrase's tokens, and lets them say which box they belong to.
 
-    The region loss teaches the Prompter's value path to speak the text's language, so the similarity of a phrase to each
-    single token's joint-space embedding says early on where the phrase is. Every token predicts the box of the thing that
-    it shows, as an offset from its own place; the answer is their mean, weighted by a softmax over the similarities, and
-    corrected by a perceptron on the Prompter's state. A bare perceptron on that state has to learn to read positions out
-    of a pooled vector, which takes far longer (docs/results.md).
+    The region loss teaches the Prompter's value path to speak the text's language, so the similarity of a phrase to
+    each single token's joint-space embedding says early on where the phrase is. Every token predicts the box of the
+    thing that it shows, as an offset from its own place; the answer is their mean, weighted by a softmax over the
+    similarities, and corrected by a perceptron on the Prompter's state. A bare perceptron on that state has to learn to
+    read positions out of a pooled vector, which takes far longer (docs/results.md).
 
     Args:
         width: C of the Prompter's states and of the tokens.
@@ -63,11 +63,12 @@ class SpatialHead(nn.Module):
         Returns:
             ``[B,K,4]`` xyxy, never inverted.
         """
-        similarity = text.float() @ local.float().transpose(1, 2)
-        attention = (similarity * self.log_scale.exp()).softmax(-1)
         own = self.token_box(tokens).float()
-        proposals = torch.cat([self.centers + 0.5 * own[..., :2].tanh(), own[..., 2:] - 1.0], -1)
-        mean = attention @ proposals
+        with torch.autocast(tokens.device.type, enabled=False):  # positions need more than bfloat16's 8 bits
+            similarity = text.float() @ local.float().transpose(1, 2)
+            attention = (similarity * self.log_scale.exp()).softmax(-1)
+            proposals = torch.cat([self.centers + 0.5 * own[..., :2].tanh(), own[..., 2:] - 1.0], -1)
+            mean = attention @ proposals
         delta = self.correction(torch.cat([states, mean.to(states.dtype)], -1)).float()
         center, size = mean[..., :2] + 0.5 * delta[..., :2].tanh(), (mean[..., 2:] + delta[..., 2:]).sigmoid()
         return box_convert(torch.cat([center, size], -1), "cxcywh", "xyxy")

@@ -6,7 +6,7 @@ needs: the joint-space embedding of the picture and the tokens *before* pooling 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class TimmTower(nn.Module):
         adapter_depth: transformer blocks upon the backbone's tokens; 0 for none.
         adapter_width: their width C.
         tune_last: how many of the backbone's last stages or blocks are trained; -1 trains all, 0 freezes all.
+        remember: keep a wholly frozen backbone's maps of so many distinct views. A data set that fits, seen through a
+            view without randomness, then costs the backbone one pass.
         mean: of the pixels, per channel; None takes the backbone's own.
         std: as ``mean``.
 
@@ -93,6 +95,7 @@ class TimmTower(nn.Module):
         adapter_depth: int = 0,
         adapter_width: int = 384,
         tune_last: int = -1,
+        remember: int = 0,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
     ) -> None:
@@ -107,6 +110,10 @@ class TimmTower(nn.Module):
         if isinstance(pretrained, str):
             load_weights(self.trunk, Path(pretrained), ignore=("classifier.", "head.", "fc."))
         self.image_size, self.joint_dim, self.tune_last = image_size, joint_dim, tune_last
+        if remember and tune_last != 0:
+            raise ValueError(f"model.image.remember={remember} needs a frozen backbone; set model.image.tune_last=0")
+        self.memory = ViewMemory(remember) if remember else None
+        self.trunk.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and GPU
         self.is_vit = hasattr(self.trunk, "blocks") and hasattr(self.trunk, "num_prefix_tokens")
         self.grid, trunk_width = self._probe()
         own = self.trunk.pretrained_cfg
@@ -128,10 +135,12 @@ class TimmTower(nn.Module):
         Returns:
             joint-space embedding ``[B,D]`` (not yet of unit norm) and patch tokens ``[B,N,C]`` after the last norm.
         """
-        frozen = self.tune_last == 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            maps = self.trunk.forward_features(images)
-            tokens = self._tokens(maps)
+        if self.memory is not None and self.training:
+            maps = self.memory(images, self.trunk.forward_features)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune_last != 0):
+                maps = self.trunk.forward_features(images)
+        tokens = self._tokens(maps)
         if self.adapter is not None:
             tokens = self.adapter(tokens)
             return self.proj(tokens.mean(1)), tokens
@@ -177,6 +186,40 @@ class TimmTower(nn.Module):
         stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
             stage.requires_grad_(True)
+
+
+class ViewMemory:
+    """Outputs of a frozen function of pictures, by the pictures' content.
+
+    Args:
+        limit: how many are kept; the oldest leave first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: dict[int, Tensor] = {}
+        self._weights = torch.zeros(0, dtype=torch.int64)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``function(images)``, computed for the pictures alone that were not seen before."""
+        keys = self._keys(images)
+        new = [i for i, key in enumerate(keys) if key not in self._kept]
+        if new:
+            for i, row in zip(new, function(images[new]).cpu(), strict=True):
+                self._kept[keys[i]] = row.clone()
+        found = torch.stack([self._kept[key] for key in keys]).to(images.device)
+        while len(self._kept) > self.limit:
+            self._kept.pop(next(iter(self._kept)))
+        return found
+
+    def _keys(self, images: Tensor) -> list[int]:
+        """A 64-bit hash of every picture's bits: a sum with random odd weights, modulo 2^64."""
+        words = images.detach().contiguous().flatten(1).view(torch.int32).long()
+        if len(self._weights) != words.shape[1]:
+            generator = torch.Generator().manual_seed(0)
+            self._weights = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator) * 2 + 1
+        return (words * self._weights.to(words.device)).sum(1).tolist()
 
 
 class Adapter(nn.Module):
@@ -255,7 +298,9 @@ class OpenClipTower(nn.Module):
         prefer_plain_attention()
         from cloc.models.weights import open_clip_tower
 
-        self.visual = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {}))
+        self.visual = open_clip_tower(
+            "visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {})
+        )
         self.visual.output_tokens = True
         self.image_size, self.joint_dim = image_size, joint_dim
         self.grid = tuple(self.visual.grid_size)

@@ -1,4 +1,4 @@
-"""Fourier encoding of coordinates, one for token grids and for box prompts alike: where a prompt points, keys answer."""
+"""Fourier encoding of coordinates, one for token grids and for box prompts: where a prompt points, keys answer."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from torchvision.ops import roi_align
 
 from cloc.models.positions import fourier, grid_positions
 
-
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 
 
@@ -106,8 +105,8 @@ class SharedPrompter(nn.Module):
 class PaperPrompter(nn.Module):
     """One single-head encoder layer over [prompt, patch tokens] for each prompt, then an average (CLOC, App. B.1).
 
-    Where the paper is silent: two corner tokens are prepended for a box and one for a phrase, the layer is pre-norm with
-    an expansion of 4, and the average covers prompt and patch tokens (docs/method.md).
+    Where the paper is silent: two corner tokens are prepended for a box and one for a phrase, the layer is pre-norm
+    with an expansion of 4, and the average covers prompt and patch tokens (docs/method.md).
 
     Args:
         width: C of the tokens.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cloc.models.weights import open_clip_tower
 
-
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
 
 
@@ -53,8 +52,14 @@ class ClipText(nn.Module):
         if not pretrained:
             options["context_length"] = context_length
         self.tower = open_clip_tower("text", name, joint_dim, pretrained, quick_gelu, None, options)
-        if self.tower.cls_emb is not None or self.tower.attn_mask is None or self.tower.pool_type not in ("argmax", "eos"):
-            raise ValueError(f"model.text.name={name!r}: only causal text towers that pool at the end of text are trimmed")
+        if (
+            self.tower.cls_emb is not None
+            or self.tower.attn_mask is None
+            or self.tower.pool_type not in ("argmax", "eos")
+        ):
+            raise ValueError(
+                f"model.text.name={name!r}: only causal text towers that pool at the end of text are trimmed"
+            )
         self.tokenizer, self.context_length, self.joint_dim = tokenizer, context_length, joint_dim
         self.vocab_size = self.tower.vocab_size
 

@@ -82,7 +82,11 @@ def open_clip_tower(
                 f"options (given: {options}); set model.joint_dim={config['embed_dim']} and remove the options"
             )
         model = open_clip.create_model(
-            name, pretrained=pretrained, force_quick_gelu=quick_gelu, force_image_size=image_size, force_custom_text=True
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=quick_gelu,
+            force_image_size=image_size,
+            force_custom_text=True,
         )
         return getattr(model, part)
     if part == "visual":
