@@ -244,12 +244,13 @@ def _check_train(config: TrainConfig) -> None:
             resolve(node, path)
 
 
-def register_eval(folder: Path = Path(__file__).resolve().parents[1] / "conf") -> None:
+def register_eval() -> None:
     """Make ``conf/eval.yaml`` and the groups that it uses known to Hydra, and no other group.
 
     ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would take that
     for a choice of file.
     """
+    folder = Path(__file__).resolve().parents[1] / "conf"
     store = ConfigStore.instance()
     store.store(name="eval", node=OmegaConf.load(folder / "eval.yaml"))
     for group in ("evaluation", "datasets"):

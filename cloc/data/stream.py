@@ -113,7 +113,7 @@ class Stream(IterableDataset):
         # A single bad sample among the first few hundred is no share worth stopping for.
         if skipped > max(3, self.max_skip_share * max(self._read, 500)):
             raise SkipLimitError(
-                f"{self.manifest.folder}: {skipped} of {self._read} samples were left out ({dict(self._skipped)}), more "
+                f"{self.manifest.folder}: {skipped} of {self._read} samples left out ({dict(self._skipped)}), more "
                 f"than data.max_skip_share={self.max_skip_share}; last: {last}. Run `python -m cloc data check "
                 f"{self.manifest.folder}`, or raise data.max_skip_share."
             )

@@ -233,10 +233,11 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
 
 def _print_plan(config: TrainConfig, manifest: Manifest, world: int, module: Pretrain | None = None) -> None:
     """The arithmetic of a run, before it starts."""
+    shards = f"{len(manifest.shards)} shards"
     rows: dict[str, Any] = {
         "run folder": config.run_dir,
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
-        "passes": f"{config.samples / manifest.samples:.1f} over {manifest.samples:,} samples, {len(manifest.shards)} shards",
+        "passes": f"{config.samples / manifest.samples:.1f} over {manifest.samples:,} samples in {shards}",
         "regions": f"{manifest.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
         "precision": f"{config.trainer.precision}, {config.trainer.threads or torch.get_num_threads()} threads",
