@@ -58,7 +58,13 @@ class Encoder:
 
     @torch.inference_mode()
     def see(self, pictures: Sequence[Picture]) -> Seen:
-        """Run the image tower once over B pictures."""
+        """Run the image tower once over B pictures.
+
+        Raises:
+            ValueError: no picture at all.
+        """
+        if not pictures:
+            raise ValueError("no picture was given; give at least one")
         tensors = [to_tensor(picture) for picture in pictures]
         views, content = zip(*(resize_pad(picture, self.model.image.image_size) for picture in tensors), strict=True)
         features = self.model.encode_images(torch.stack(views).to(self.device))
@@ -106,7 +112,7 @@ class Encoder:
         if len(pictures) != len(boxes):
             raise ValueError(f"{len(pictures)} pictures but {len(boxes)} lists of boxes; give one list a picture")
         checked = [check_boxes(rows, f"boxes[{i}]") for i, rows in enumerate(boxes)]
-        return self.regions(self.see(pictures), checked, source)
+        return self.regions(self.see(pictures), checked, source) if pictures else []
 
     @torch.inference_mode()
     def regions(self, seen: Seen, boxes: Sequence[Tensor], source: str = "prompter") -> list[Tensor]:
@@ -144,6 +150,8 @@ class Encoder:
         """
         if len(pictures) != len(phrases):
             raise ValueError(f"{len(pictures)} pictures but {len(phrases)} lists of phrases; give one list a picture")
+        if not pictures:
+            return []
         flat = [text for texts in phrases for text in texts]
         embedded = self.encode_text(flat).split([len(texts) for texts in phrases])
         return self.grounded(self.see(pictures), embedded)

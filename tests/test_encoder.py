@@ -294,3 +294,9 @@ def test_a_checkpoint_cannot_choose_what_code_is_called(encoder: Encoder, tmp_pa
     file = save(tmp_path / "run", checkpoint(encoder, prompter={"_target_": target}))
     with pytest.raises(ConfigError, match=r"model\.prompter\._target_"):
         load(file)
+
+
+def test_no_pictures_give_no_answers(encoder: Encoder) -> None:
+    assert encoder.encode_regions([], []) == [] and encoder.ground([], []) == []
+    with pytest.raises(ValueError, match="no picture"):
+        encoder.encode_dense([])

@@ -46,7 +46,10 @@ class Combined(Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """AdamW alone, or Muon for every matrix that is not a table and AdamW for the rest (convolutions, vectors, tables).
+    """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest.
+
+    Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space and
+    of a frozen backbone's features stay with AdamW: Muon moves every direction of a matrix alike, noise as well.
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
@@ -58,7 +61,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
         if parameter.ndim not in (2, 4) or id(parameter) in tables or name.endswith(TABLES):
             plain.append(parameter)
-        elif config.name == "muon" and parameter.ndim == 2:
+        elif config.name == "muon" and parameter.ndim == 2 and _hidden(name):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -74,6 +77,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         [{"params": matrices, "peak_lr": config.muon_lr}], lr=config.muon_lr, weight_decay=config.muon_weight_decay
     )
     return Combined([muon, adamw])
+
+
+def _hidden(name: str) -> bool:
+    return "blocks." in name or (name.startswith(("prompter.", "grounding.")) and name != "prompter.proj.weight")
 
 
 def rate(samples: int, total: int, warmup: int, final: float) -> float:

@@ -94,7 +94,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """Write the graphs of all parts that the model has."""
     model = copy.deepcopy(encoder.model).cpu().eval()
     if getattr(model.text, "frozen", False):
-        model.text.frozen = False  # a frozen encoder looks texts up in a table of those that it has seen
+        model.text.frozen = False  # a frozen encoder looks texts up in a table, which has no graph
     del model.log_scales  # unused here, and the keyword `global` among its names breaks the exporter's generated code
     size = model.image.image_size
     encoder.tokenizer.save(folder / TOKENIZER)  # nothing for open_clip's own
@@ -207,11 +207,11 @@ image = onnxruntime.InferenceSession("FOLDER/image.onnx")
 embedding, tokens, *hidden = image.run(None, {"images": views})  # [B,3,S,S] uint8
 regions = onnxruntime.InferenceSession("FOLDER/regions.onnx").run(None, {"tokens": tokens, "boxes": boxes})"""
     example = example.replace("S,S", f"{size},{size}")
-    own = f"the tokenizer in `{TOKENIZER}/`" if encoder.tokenizer.name != "open_clip" else "open_clip's BPE tokenizer"
+    own = "open_clip's tokenizer" if encoder.tokenizer.name == "open_clip" else f"the tokenizer in `{TOKENIZER}/`"
     notes = (
         f"`images` are uint8 RGB, the long side resized to {size} px (bicubic, antialiased), centered, padded with "
         f"{PAD_VALUE}; the graph normalizes. `tokens` of `text.onnx` are ids of {own}, padded with "
-        f"{encoder.tokenizer.pad_id} to {encoder.model.text.context_length}. Boxes are xyxy in 0..1 of the padded view, "
-        "in `regions.onnx` and from `ground.onnx` alike. Embeddings have unit norm."
+        f"{encoder.tokenizer.pad_id} to {encoder.model.text.context_length}. Boxes are xyxy in 0..1 of the padded "
+        "view, in `regions.onnx` and from `ground.onnx` alike. Embeddings have unit norm."
     )
     return example, notes

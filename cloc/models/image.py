@@ -73,6 +73,7 @@ class TimmTower(nn.Module):
         zero_init: start every residual branch of the blocks at zero.
         adapter_depth: transformer blocks upon the backbone's tokens; 0 for none.
         adapter_width: their width C.
+        adapter_dropout: on the backbone's tokens and in the blocks, while training.
         tune_last: how many of the backbone's last stages or blocks are trained; -1 trains all, 0 freezes all.
         remember: keep a wholly frozen backbone's maps of so many distinct views. A data set that fits, seen through a
             view without randomness, then costs the backbone one pass.
@@ -94,6 +95,7 @@ class TimmTower(nn.Module):
         zero_init: bool = False,
         adapter_depth: int = 0,
         adapter_width: int = 384,
+        adapter_dropout: float = 0.0,
         tune_last: int = -1,
         remember: int = 0,
         mean: tuple[float, float, float] | None = None,
@@ -121,7 +123,9 @@ class TimmTower(nn.Module):
         if self.is_vit:
             _init_vit(self.trunk, positions, zero_init)
         self.width = adapter_width if adapter_depth else trunk_width
-        self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid) if adapter_depth else None
+        self.adapter = None
+        if adapter_depth:
+            self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
         self.proj = nn.Linear(self.width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
         self._freeze()
@@ -230,20 +234,24 @@ class Adapter(nn.Module):
         width: C.
         depth: number of blocks.
         grid: rows and columns of tokens.
+        dropout: on the inputs and behind every branch.
     """
 
-    def __init__(self, inputs: int, width: int, depth: int, grid: tuple[int, int]) -> None:
+    def __init__(self, inputs: int, width: int, depth: int, grid: tuple[int, int], dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(inputs)
+        self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(inputs, width)
         self.pos_embed = nn.Parameter(grid_positions(grid, width)[None] * 0.5)
-        self.blocks = nn.ModuleList(Block(width, max(1, width // 64), qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, max(1, width // 64), qkv_bias=True, proj_drop=dropout) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         _zero_branches(self.blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[B,N,inputs]`` → ``[B,N,C]``."""
-        tokens = self.proj(self.norm_in(tokens)) + self.pos_embed
+        tokens = self.proj(self.dropout(self.norm_in(tokens))) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
