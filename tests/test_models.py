@@ -480,3 +480,11 @@ def test_build_model_puts_the_parts_together() -> None:
     clip = build_model(config | {"prompter": None, "grounding": None}, pretrained=False)
     assert clip.prompter is clip.grounding is None
     assert set(clip.state_dict()) < set(model.state_dict())
+
+
+def test_a_frozen_backbone_is_in_evaluation_mode_before_anybody_calls_train() -> None:
+    """Lightning does not call train(): batch norm of a new tower must not take statistics from the first batches."""
+    tower = TimmTower(16, "resnet10t", 64, tune_last=0)
+    before = {name: value.clone() for name, value in tower.trunk.state_dict().items()}
+    tower(torch.randn(4, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in tower.trunk.state_dict().items())

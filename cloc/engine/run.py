@@ -86,6 +86,7 @@ def train(composed: DictConfig) -> Path | None:
             f"trainer.devices={config.trainer.devices} asks for {trainer.world_size} processes, {world} were launched: "
             f"start them with `torchrun --nproc-per-node={trainer.world_size} train.py …` or by srun"
         )
+    module.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
     loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available())
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return folder

@@ -186,6 +186,7 @@ class TimmTower(nn.Module):
         if self.tune_last < 0:
             return
         self.trunk.requires_grad_(False)
+        self.trunk.eval()  # at once: trainers that respect each module's mode never call train() themselves
         stages = list(self.trunk.blocks) if hasattr(self.trunk, "blocks") else list(self.trunk.children())
         stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:

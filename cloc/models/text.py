@@ -126,6 +126,7 @@ class HuggingFaceText(nn.Module):
         self._memory: dict[bytes, Tensor] = {}
         if frozen:
             self.tower.requires_grad_(False)
+            self.tower.eval()
         self.tokenizer, self.context_length, self.joint_dim = tokenizer or name, context_length, joint_dim
         self.pad_id = self.tower.config.pad_token_id or 0
         self.vocab_size = self.tower.config.vocab_size
