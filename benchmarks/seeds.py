@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", help="further configuration of both runs")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     out = options.out or ROOT / "runs" / "seeds" / options.name
     seeds = [one_seed(options.name, seed, options.data, out, options.overrides) for seed in options.seeds]
     print("| metric | CLIP | CLOC |\n|---|---|---|")

@@ -48,8 +48,8 @@ class Combined(Optimizer):
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest.
 
-    Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space and
-    of a frozen backbone's features stay with AdamW: Muon moves every direction of a matrix alike, noise as well.
+    Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space
+    and of a frozen backbone's features stay with AdamW: Muon moves every direction alike, noise as well.
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
