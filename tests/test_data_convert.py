@@ -158,7 +158,11 @@ def test_openmoji_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None
     one = convert("openmoji", None, tmp_path / "one", console=QUIET, **sizes)
     two = convert("openmoji", None, tmp_path / "two", console=QUIET, workers=2, **sizes)
     assert [manifest.shards for manifest in one.manifests] == [manifest.shards for manifest in two.manifests]
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [ATTRIBUTION_NAME, "relations", "train", "val"]
+    written = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert written == [ATTRIBUTION_NAME, "relations", "tokenizer", "train", "val"]
+    assert (tmp_path / "one/tokenizer/tokenizer.json").read_bytes() == (
+        tmp_path / "two/tokenizer/tokenizer.json"
+    ).read_bytes()
     assert "CC BY-SA 4.0" in (tmp_path / "one/train" / ATTRIBUTION_NAME).read_text(encoding="utf-8")
     assert one.counts["samples"] == 322
     assert check(tmp_path / "one/train").ok

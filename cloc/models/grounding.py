@@ -33,8 +33,8 @@ class SpatialHead(nn.Module):
     The region loss teaches the Prompter's value path to speak the text's language, so the similarity of a phrase to
     each single token's joint-space embedding says early on where the phrase is. Every token predicts the box of the
     thing that it shows, as an offset from its own place; the answer is their mean, weighted by a softmax over the
-    similarities, and corrected by a perceptron on the Prompter's state. A bare perceptron on that state has to learn to
-    read positions out of a pooled vector, which takes far longer (docs/results.md).
+    similarities, and corrected by a perceptron on the Prompter's state, which alone would have to read positions out of
+    a pooled vector.
 
     Args:
         width: C of the Prompter's states and of the tokens.
