@@ -72,7 +72,7 @@ class ClipText(nn.Module):
             end = (tokens == tower.eos_id).int().argmax(-1)
         else:
             end = tokens.argmax(-1)  # the end-of-text token has the highest id
-        pooled = tower.ln_final(states[torch.arange(len(tokens), device=tokens.device), end])
+        pooled = tower.ln_final(states[torch.arange(tokens.shape[0], device=tokens.device), end])
         projection = tower.text_projection
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 

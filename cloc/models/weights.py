@@ -75,6 +75,7 @@ def open_clip_tower(
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"{name!r} is not an open_clip architecture; `open_clip.list_models()` names them")
+    quick_gelu = quick_gelu or config.get("quick_gelu", False)  # some architectures are defined with it
     if pretrained:
         if options or config["embed_dim"] != joint_dim:
             raise ValueError(
