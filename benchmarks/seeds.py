@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("clip", "cloc")
 
 
-def run(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start one of the project's scripts on one CPU thread; its output goes to a file beside the run."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def run(script: str, *arguments: str, threads: str = "") -> subprocess.Popen[bytes]:
+    """Start one of the project's scripts, with a limit on its CPU threads or without."""
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     return subprocess.Popen([sys.executable, str(ROOT / script), *arguments], cwd=ROOT, env=environment)
 
 
@@ -42,7 +42,7 @@ def one_seed(name: str, seed: int, data: str, out: Path, more: list[str]) -> dic
     """Train both models with one seed and measure them: model → metric → value."""
     folder = out / f"seed{seed}"
     common = [f"seed={seed}", "trainer.threads=1", *more]
-    jobs = [run("train.py", f"experiment={name}_{m}", f"run_dir={folder / m}", *common) for m in MODELS]
+    jobs = [run("train.py", f"experiment={name}_{m}", f"run_dir={folder / m}", *common, threads="1") for m in MODELS]
     wait(*jobs)
     runs = [f"checkpoint={folder / 'cloc'}", f"baseline=[{folder / 'clip'}]"]
     wait(run("eval.py", *runs, f"data=[{data}]", f"out={folder}"))
