@@ -67,6 +67,7 @@ class OptimConfig:
         muon_lr: Muon's peak rate.
         weight_decay: AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables.
         muon_weight_decay: Muon's; its rate is larger, so its decay is smaller.
+        muon_projections: let Muon have the projections into and out of the joint space too, not hidden layers alone.
         betas: AdamW's.
         warmup: linear warm-up in samples.
         final: the rate at the end, as a share of the peak; cosine in between.
@@ -78,6 +79,7 @@ class OptimConfig:
     muon_lr: float = 4e-3
     weight_decay: float = 0.2
     muon_weight_decay: float = 0.01
+    muon_projections: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     warmup: int = 65_536
     final: float = 0.0

@@ -49,7 +49,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest.
 
     Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space
-    and of a frozen backbone's features stay with AdamW: Muon moves every direction alike, noise as well.
+    and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every direction alike, noise
+    of frozen features as well.
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
@@ -61,7 +62,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
         if parameter.ndim not in (2, 4) or id(parameter) in tables or name.endswith(TABLES):
             plain.append(parameter)
-        elif config.name == "muon" and parameter.ndim == 2 and _hidden(name):
+        elif config.name == "muon" and parameter.ndim == 2 and (config.muon_projections or _hidden(name)):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
