@@ -49,8 +49,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest.
 
     Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space
-    and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every direction alike, noise
-    of frozen features as well.
+    and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every direction alike,
+    noise of frozen features as well.
 
     No weight decay on norms, biases, temperatures, embedding and position tables.
     """
