@@ -23,6 +23,13 @@ from cloc.evaluation.report import Case, Curve, DatasetReport, ReportData, write
 from cloc.evaluation.suite import Embedded, EvalSet, class_embeddings, embed, load_eval_set, measure, pairs
 from cloc.evaluation.table import comparison_table
 
+CURVES = (  # of all that was measured in training, what a reader wants to see grow
+    "image_text/text_to_image_R@1",
+    "region/prompter/top1",
+    "region/roi_align/top1",
+    "region/prompter/text_to_region_R@10",
+    "grounding/any/acc@0.5",
+)
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
     "License: CC BY-SA 4.0. The scenes are compositions of them."
@@ -120,13 +127,13 @@ def _history(run: Path) -> list[dict[str, str]]:
 
 
 def curves(encoder: Encoder) -> list[Curve]:
-    """Learning curves of a run: each loss, and each metric measured in training, against samples and seconds."""
+    """Learning curves of a run: each loss, and the metrics of ``CURVES``, against samples and seconds."""
     found: dict[str, Curve] = {}
     samples = seconds = 0.0
     for row in _history(Path(encoder.info["run"])):
         samples, seconds = float(row.get("samples") or samples), float(row.get("seconds") or seconds)
         for name, value in row.items():
-            wanted = name.startswith("loss/") or name.startswith("val/")
+            wanted = name.startswith("loss/") or _curve_name(name) in CURVES
             if wanted and value and np.isfinite(float(value)):
                 curve = found.setdefault(name, Curve(encoder.name, _curve_name(name), [], [], []))
                 curve.samples.append(samples)
