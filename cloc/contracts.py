@@ -33,7 +33,7 @@ class Region:
         phrases: texts that name the box; at least one.
         category: class name, where the source has a closed set of classes.
         score: confidence of a pseudo-label in 0..1.
-        negatives: hard negative texts that join this region's own denominator.
+        negatives: hard negative texts of this region; stored, no loss takes them yet.
         crowd: the box covers a group that the source marked as a crowd.
     """
 

@@ -12,8 +12,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.contracts import BadSample
-
-MAX_PIXELS = 64_000_000  # a picture of more pixels is a decompression bomb, not training data
+from cloc.data.schema import MAX_PIXELS
 
 
 def decode_rgb(data: bytes) -> Tensor:

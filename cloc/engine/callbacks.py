@@ -143,7 +143,10 @@ class Evaluate(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
     ) -> None:
         """Measure the weights as they are; on several ranks each measures the same."""
-        if not self.every or (trainer.global_step % self.every and trainer.global_step < trainer.max_steps):
+        left = trainer.max_steps - trainer.global_step
+        # The end is always measured; a turn that falls shortly before it would measure the same thing twice.
+        due = left == 0 or (left >= self.every / 2 and trainer.global_step % max(1, self.every) == 0)
+        if not self.every or not due:
             return
         mode = module.training
         module.eval()

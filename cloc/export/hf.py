@@ -61,6 +61,7 @@ def _config(model: Cloc, tokenizer: Any) -> Any:
     visual, text = model.image.visual, model.text.tower
 
     def shape(tower: Any, norm: Any) -> dict[str, Any]:
+        """Width, depth and activation of one tower, under transformers' names."""
         block = tower.transformer.resblocks[0]
         return {
             "hidden_size": tower.transformer.width,
