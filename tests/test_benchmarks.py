@@ -1,0 +1,57 @@
+"""The references that benchmarks measure against compute the same thing as the product."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.naive import naive_loss
+from benchmarks.step import GEOMETRIES, make_batch, our_model
+from cloc.contracts import Batch
+from cloc.data.text import Tokenizer
+from cloc.losses.objective import ClocLoss
+from cloc.models.model import Cloc
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model() -> Cloc:
+    torch.manual_seed(0)
+    return our_model(GEOMETRIES["test"], "PaperPrompter", "MlpHead")
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch(5, 3, GEOMETRIES["test"].image_size, Tokenizer("open_clip", 77))
+
+
+@pytest.mark.parametrize("holes", [(), ((0, 0), (0, 1), (0, 2), (3, 1))])
+def test_naive_cloc_is_our_loss(model: Cloc, batch: Batch, holes: tuple[tuple[int, int], ...]) -> None:
+    valid = batch.region_valid.clone()
+    for hole in holes:
+        valid[hole] = False
+    batch = replace(batch, region_valid=valid)
+    ours = ClocLoss(conflicts="exact")(model(batch), batch).total
+    naive = naive_loss(model, batch)
+    torch.testing.assert_close(naive, ours, rtol=1e-5, atol=1e-5)  # float32, as embeddings are by contract
+    gradients = [torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in (ours, naive)]
+    for name, one, other in zip(dict(model.named_parameters()), *gradients, strict=True):
+        other = torch.zeros_like(one) if other is None else other
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_step_benchmark_ends_in_its_ratios() -> None:
+    command = [sys.executable, "-m", "benchmarks.step", "--geometry", "test", "--batch", "4", "--rounds", "1"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    ratios = json.loads(found.stdout.splitlines()[-1])
+    for name in ("clip_over_open_clip_clip", "cloc_over_clip", "cloc_over_open_clip_clip", "naive_cloc_over_cloc"):
+        assert ratios[name] > 0
+    assert 0 < ratios["matmul_peak_share"] < 1
