@@ -151,7 +151,18 @@ class EvaluationConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that ``train.py`` takes."""
+    """Everything that ``train.py`` takes.
+
+    Attributes:
+        name: of the run.
+        run_dir: where its files go.
+        seed: of weights, order and every random choice.
+        samples: budget, in pictures.
+        batch_size: B, over all processes.
+        resume: continue the run that the folder holds; false refuses one that is not empty.
+        dry_run: print steps, passes, readers and memory, and stop.
+        profile: write a trace of a few steps and a table of where their time went.
+    """
 
     name: str = MISSING
     run_dir: str = MISSING
@@ -160,6 +171,7 @@ class TrainConfig:
     batch_size: int = MISSING
     resume: bool = True
     dry_run: bool = False
+    profile: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: dict[str, Any] = field(default_factory=dict)

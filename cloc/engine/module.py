@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cloc import __version__
 from cloc.config import TrainConfig, instantiate
@@ -41,7 +42,7 @@ class Pretrain(lightning.LightningModule):
         """Features, terms, and a log line every ``trainer.log_every`` steps."""
         features = self.model(batch)
         # Logits and losses in float32, whatever precision the towers run in.
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), record_function("losses"):
             terms = self.loss(features, batch)
         for name, value in batch.stats.items():
             self.counters[name] = self.counters.get(name, 0.0) + value

@@ -25,6 +25,7 @@ from cloc.data.text import Tokenizer
 from cloc.data.views import View
 from cloc.engine.callbacks import Evaluate, FiniteGuard, ProgressLine, Throughput
 from cloc.engine.module import Pretrain
+from cloc.engine.profile import StepProfile
 from cloc.engine.runtime import prepare_run, rank_and_world, use_threads
 
 console = Console()
@@ -148,6 +149,8 @@ def build_trainer(config: TrainConfig, folder: Path, module: Pretrain) -> lightn
 
         suite = TrainingSuite(config.evaluation, config.datasets, module.model)
         callbacks.insert(1, Evaluate(config.evaluation.every, config.batch_size, suite, throughput))
+    if config.profile:
+        callbacks.insert(1, StepProfile(folder))
     options = config.trainer
     return lightning.Trainer(
         accelerator=options.accelerator,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
 from cloc.models.prompter import mask_tokens, roi_tokens
@@ -76,11 +77,12 @@ class Cloc(nn.Module):
         region = phrase = grounded = None
         if self.prompter is not None:
             phrase = self.encode_texts(batch.phrases)
-            memory = self.prompter.memory(image.tokens)
-            region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
-            if self.grounding is not None:
-                own = phrase[batch.region_phrase]
-                grounded = self._ground(memory, own, image.tokens)
+            with record_function("prompter"):
+                memory = self.prompter.memory(image.tokens)
+                region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
+                if self.grounding is not None:
+                    own = phrase[batch.region_phrase]
+                    grounded = self._ground(memory, own, image.tokens)
         return Features(image.pooled, text, region, phrase, grounded, self.scales())
 
     def scales(self) -> dict[str, Tensor]:
@@ -89,12 +91,14 @@ class Cloc(nn.Module):
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
-        pooled, tokens = self.image((images.float() - self.mean) / self.std)
+        with record_function("image tower"):
+            pooled, tokens = self.image((images.float() - self.mean) / self.std)
         return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` token ids → ``[T,D]`` of unit norm."""
-        return normalize(self.text(tokens).float(), dim=-1)
+        with record_function("text tower"):
+            return normalize(self.text(tokens).float(), dim=-1)
 
     def encode_boxes(self, image: ImageFeatures, boxes: Tensor, source: str = "prompter") -> Tensor:
         """Embed boxes of encoded pictures.

@@ -1,0 +1,144 @@
+"""Where a training step's time goes: ``profile=true`` writes a trace and a table (beside ``callbacks``).
+
+The model marks its parts (``PARTS``) in the forward pass. A backward operation bears the sequence number of the forward
+operation that it belongs to, so both directions are counted for the part that caused them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from cloc.contracts import Batch
+
+PARTS = ("image tower", "text tower", "prompter", "losses")  # names that models/model.py and module.py mark
+COLLECTIVES = ("gloo:", "nccl:", "c10d::")
+BACKWARD = "autograd::engine::evaluate_function: "
+
+
+class StepProfile(Callback):
+    """Profile some steps of a run, then let it go on.
+
+    Writes ``profile/trace.json.gz`` (open it in https://ui.perfetto.dev) and ``profile/table.md`` into the run folder.
+
+    Args:
+        folder: the run's.
+        warmup: steps before the first profiled one; compilation and caches belong to them.
+        steps: how many are profiled.
+    """
+
+    def __init__(self, folder: Path, warmup: int = 5, steps: int = 5) -> None:
+        self.folder, self.warmup, self.steps = folder / "profile", warmup, steps
+        self.seen, self.waited, self.mark = 0, 0.0, 0.0
+        self.profiler: profile | None = None
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
+        """Start, or note how long the batch was waited for."""
+        if not trainer.is_global_zero:
+            return
+        if self.profiler is not None:
+            self.waited += time.perf_counter() - self.mark
+        elif self.seen == self.warmup:
+            activities = [ProfilerActivity.CPU]
+            if module.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self.profiler = profile(activities=activities)
+            self.profiler.start()
+            self.start, self.waited = time.perf_counter(), 0.0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """Stop after the last one, and write."""
+        self.seen += 1
+        self.mark = time.perf_counter()
+        if self.profiler is None or self.seen < self.warmup + self.steps:
+            return
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        total = time.perf_counter() - self.start
+        profiler, self.profiler, self.warmup = self.profiler, None, -1
+        profiler.stop()
+        seconds = {"data wait": self.waited} | by_part(profiler.events())
+        seconds["everything else"] = max(0.0, total - sum(seconds.values()))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
+        (self.folder / "table.md").write_text(markdown(seconds, self.steps))
+        show(seconds, self.steps, self.folder)
+
+
+def by_part(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of each part, forward and backward; of the optimizer; and of the collectives.
+
+    Args:
+        events: of a torch profiler. On a GPU the kernels' time counts, elsewhere the CPU's.
+    """
+    events = list(events)
+    on_device = any(event.device_time_total for event in events)
+    owner: dict[int, str] = {}
+    seconds: dict[str, float] = defaultdict(float)
+    for event in events:
+        part = _part(event)
+        if part is not None and event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
+            owner.setdefault(event.sequence_nr, part)
+    for event in events:
+        spent = (event.device_time_total if on_device else event.cpu_time_total) / 1e6
+        if event.name in PARTS:
+            seconds[event.name] += spent
+        elif event.name.startswith("Optimizer.step#") and not _inside_optimizer(event):
+            seconds["optimizer"] += spent
+        elif event.name.startswith(COLLECTIVES):
+            seconds["communication"] += spent
+        elif event.name.startswith(BACKWARD) and event.sequence_nr in owner:
+            seconds[owner[event.sequence_nr]] += spent
+    return {name: seconds[name] for name in (*PARTS, "optimizer", "communication") if name in seconds}
+
+
+def _part(event: Any) -> str | None:
+    while event is not None:
+        if event.name in PARTS:
+            return event.name
+        event = event.cpu_parent
+    return None
+
+
+def _inside_optimizer(event: Any) -> bool:
+    parent = event.cpu_parent  # one optimizer may step others
+    while parent is not None:
+        if parent.name.startswith("Optimizer.step#"):
+            return True
+        parent = parent.cpu_parent
+    return False
+
+
+def markdown(seconds: dict[str, float], steps: int) -> str:
+    """The table as a Markdown file."""
+    total = sum(seconds.values())
+    lines = ["| part | ms a step | share |", "|---|---|---|"]
+    lines += [f"| {name} | {value / steps * 1e3:.1f} | {value / total:.1%} |" for name, value in seconds.items()]
+    return "\n".join([*lines, f"| **step** | {total / steps * 1e3:.1f} | 100% |", ""])
+
+
+def show(seconds: dict[str, float], steps: int, folder: Path) -> None:
+    """Print the table and where the files are."""
+    table = Table(title=f"Where {steps} steps went", title_justify="left")
+    for name, justify in (("part", "left"), ("ms a step", "right"), ("share", "right")):
+        table.add_column(name, justify=justify)
+    total = sum(seconds.values())
+    for name, value in seconds.items():
+        table.add_row(name, f"{value / steps * 1e3:.1f}", f"{value / total:.1%}")
+    table.add_section()
+    table.add_row("step", f"{total / steps * 1e3:.1f}", "100%")
+    console = Console()
+    console.print(table)
+    console.print(f"trace   {folder / 'trace.json.gz'} (https://ui.perfetto.dev)", highlight=False, soft_wrap=True)
