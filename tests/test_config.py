@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -84,7 +86,7 @@ def group_choices() -> list[str]:
     return sorted(
         f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
         for path in CONF.glob("**/*.yaml")
-        if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "sweep")
+        if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "sweep", "hydra")
     )
 
 
@@ -209,3 +211,13 @@ def test_the_context_yields_to_the_node() -> None:
     node = {"_target_": "cloc.models.prompter.RoiAlign", "joint_dim": 7}
     built = instantiate(node, "model.prompter", width=4, joint_dim=3, grid=(2, 2), unknown=1)
     assert built.proj.out_features == 7
+
+
+def test_a_wrong_value_is_told_before_the_heavy_imports() -> None:
+    command = [sys.executable, "-X", "importtime", "train.py", "experiment=demo_cloc", "batch_size=many"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert "ConfigError: configuration key 'batch_size'" in found.stderr
+    imported = {line.rsplit("|", 1)[1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "open_clip", "timm"}

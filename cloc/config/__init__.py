@@ -1,0 +1,37 @@
+"""Typed schema of ``conf/``: unknown keys and contradictions fail with the key's name, before anything is built.
+
+Fixed groups are dataclasses (``schema``). Parts that can be exchanged (towers, Prompter, loss, …) are nodes with a
+``_target_`` inside this package (``nodes``); their keys are checked against the target's signature, so that adding a
+part needs no change here. ``checks`` holds what the values of one run must agree on.
+"""
+
+from cloc.config.checks import check_keys, register_eval, validate
+from cloc.config.nodes import instantiate, resolve
+from cloc.config.schema import (
+    ConfigError,
+    DataConfig,
+    DatasetConfig,
+    EvalConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "DatasetConfig",
+    "EvalConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "check_keys",
+    "instantiate",
+    "register_eval",
+    "resolve",
+    "validate",
+]

@@ -1,0 +1,264 @@
+"""The groups of ``conf/`` as dataclasses: every key, its type, its default and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+CHOICES = ("uniform", "score")
+PARTS = ("image", "region", "grounding", "relations")
+GROUPS = ("all", "one", "skip")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; says which key, its value and what to do."""
+
+
+@dataclass
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+        train: folder, ``.tar`` files (braces expand) or URL of shards; or several sources NAME: {path, weight}.
+        regions: M, regions drawn per image and step.
+        negatives: hard negative texts drawn per region, where the shards hold them; they join its denominator.
+        min_size: boxes with a shorter side than this share of the view are not drawn.
+        choice: ``uniform``, or ``score`` for regions in proportion to their scores.
+        groups: phrases that own several boxes of a picture: ``all`` boxes may be drawn, ``one`` of them, or ``skip``.
+        crop: smallest share of the area that a random-resized crop keeps; null for resize-and-pad (the paper).
+        min_visible: a box keeps its phrase while this share of it is inside the crop.
+        jitter: amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none.
+        flip: share of pictures that are mirrored; their texts exchange left and right.
+        workers: reading processes per rank.
+        max_skip_share: stop when more than this share of the samples, or of the shards, of a source is unusable.
+        cache_dir: of remote shards; null for ``~/.cache/cloc``.
+        cache_bytes: its bound; 0 asks for each remote sample by itself.
+    """
+
+    train: Any = MISSING
+    regions: int = 4
+    negatives: int = 0
+    min_size: float = 0.0
+    choice: str = "uniform"
+    groups: str = "all"
+    crop: float | None = None
+    min_visible: float = 0.5
+    jitter: list[float] | None = None
+    flip: float = 0.0
+    workers: int = 1
+    max_skip_share: float = 0.01
+    cache_dir: str | None = None
+    cache_bytes: int = 1 << 36
+
+
+@dataclass
+class ModelConfig:
+    """Parts of the model; each a ``_target_`` node. ``prompter: null`` is a plain CLIP.
+
+    ``logit_bias`` is the start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for none.
+    """
+
+    joint_dim: int = 512
+    logit_bias: float | None = None
+    image: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    prompter: dict[str, Any] | None = None
+    grounding: dict[str, Any] | None = None
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and schedule.
+
+    Attributes:
+        name: ``adamw``, or ``muon`` (``torch.optim.Muon`` for the blocks' matrices, AdamW for the rest).
+        lr: AdamW's peak rate.
+        muon_lr: Muon's peak rate.
+        weight_decay: AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables.
+        muon_weight_decay: Muon's; its rate is larger, so its decay is smaller.
+        muon_projections: let Muon have the projections into and out of the joint space too, not hidden layers alone.
+        betas: AdamW's.
+        warmup: linear warm-up in samples.
+        final: the rate at the end, as a share of the peak; cosine in between.
+        clip_grad: largest gradient norm; 0 for no clipping.
+        tower_rate: factor on the rates of both towers; heads keep the full rate. Below 1 for pretrained towers.
+        layer_decay: each block of a tower has this share of the rate of the block above it; 1 for equal rates.
+    """
+
+    name: str = "adamw"
+    lr: float = 5e-4
+    muon_lr: float = 4e-3
+    weight_decay: float = 0.2
+    muon_weight_decay: float = 0.01
+    muon_projections: bool = False
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup: int = 65_536
+    final: float = 0.0
+    clip_grad: float = 1.0
+    tower_rate: float = 1.0
+    layer_decay: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how to run; handed to Lightning.
+
+    Attributes:
+        accelerator: ``auto``, ``cpu``, ``gpu``.
+        devices: per node.
+        num_nodes: of the job.
+        strategy: ``auto``, ``ddp``, or ``fsdp`` (FSDP2: parameters, gradients and optimizer state sharded).
+        precision: Lightning's name, ``32-true`` or ``bf16-mixed``.
+        threads: CPU threads of the training process; 0 leaves PyTorch's choice.
+        log_every: steps between log lines.
+        checkpoint_every: samples between checkpoints.
+        keep_last: so many of the newest checkpoints are kept; the one before the newest serves where that is damaged.
+        max_skipped_steps: stop after so many steps in a row whose loss or gradient is not finite.
+        compile: ``torch.compile`` the towers (not measured on GPU).
+        checkpoint_activations: recompute the towers' blocks in backward rather than keep their activations.
+        accumulate: micro-batches that a step passes through the model one after the other. The losses see the whole
+            batch: features are cached and each micro-batch is encoded a second time for its gradient.
+        ema: decay of a moving average of the weights, which checkpoints then hold; 0 for none.
+    """
+
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 1_000_000
+    keep_last: int = 2
+    max_skipped_steps: int = 10
+    compile: bool = False
+    checkpoint_activations: bool = False
+    accumulate: int = 1
+    ema: float = 0.0
+
+
+@dataclass
+class DatasetConfig:
+    """One evaluation set; at least one of ``shards``, ``relations`` and ``images``.
+
+    Attributes:
+        shards: folder of shards: captions, boxes, phrases.
+        relations: folder of relation shards, or the annotation file of a published relation set.
+        relation_format: ``shards``, ``whatsup`` (controlled or COCO/GQA-spatial), ``vsr`` or ``sugarcrepe``.
+        pictures: folder of the pictures that a published relation set names.
+        images: pictures to classify: a folder of folders by class, a folder of shards (``jpg`` and ``cls``), or
+            ``torchvision:NAME:FOLDER`` for a set of torchvision that is already there.
+        classes: file of class names, one a line or a JSON list, in the order of the labels; null takes the set's own,
+            ``imagenet`` open_clip's list.
+        templates: class texts; ``{}`` is the class name. One embedding a class: the mean over templates.
+        template_file: file of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of
+            CLIP's ImageNet evaluation.
+        frequency: LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``; null for none.
+        description: one line for the report.
+    """
+
+    shards: str | None = None
+    relations: str | None = None
+    relation_format: str = "shards"
+    pictures: str | None = None
+    images: str | None = None
+    classes: str | None = None
+    templates: list[str] = field(default_factory=lambda: ["{}"])
+    template_file: str | None = None
+    frequency: str | None = None
+    description: str = ""
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured, in training and by ``eval.py``.
+
+    Attributes:
+        every: samples between evaluations in training; 0 for none.
+        at_start: also measure the weights that a run starts from.
+        data: names (keys of ``datasets``) measured in training.
+        limit: at most so many pictures of each set; 0 for all.
+        best: metric (``val/SET/METRIC``, larger is better) whose best checkpoint is kept; null for none.
+        parts: of ``image`` (classification, retrieval), ``region``, ``grounding``, ``relations``.
+        sources: region sources; those that a model lacks are left out.
+        batch_size: pictures a forward pass.
+        bootstrap: resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals.
+    """
+
+    every: int = 0
+    at_start: bool = False
+    data: list[str] = field(default_factory=list)
+    limit: int = 500
+    best: str | None = None
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
+    sources: list[str] = field(default_factory=lambda: ["prompter", "roi_align", "crop", "mask_pool"])
+    batch_size: int = 64
+    bootstrap: int = 1000
+
+
+@dataclass
+class TrainConfig:
+    """Everything that ``train.py`` takes.
+
+    Attributes:
+        name: of the run.
+        run_dir: where its files go.
+        seed: of weights, order and every random choice.
+        samples: budget, in pictures.
+        batch_size: B, over all processes.
+        resume: continue the run that the folder holds; false refuses one that is not empty.
+        dry_run: print steps, passes, readers and memory, and stop.
+        profile: write a trace of a few steps and a table of where their time went.
+        init_from: run folder, checkpoint or export whose weights a new run starts from; parts it lacks start fresh.
+        objective: metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep.
+    """
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    samples: int = MISSING
+    batch_size: int = MISSING
+    resume: bool = True
+    dry_run: bool = False
+    profile: bool = False
+    init_from: str | None = None
+    objective: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: dict[str, Any] = field(default_factory=dict)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+
+
+@dataclass
+class EvalConfig:
+    """Everything that ``eval.py`` takes.
+
+    Attributes:
+        checkpoint: the model on trial, as :func:`cloc.encoder.load` takes it.
+        baseline: models beside it.
+        data: names of ``datasets``, or folders of shards.
+        out: folder of the results; null for the checkpoint's parent folder.
+        cache: folder of embeddings, by model and data; null for none.
+        limit: at most so many pictures of each set; 0 for all.
+        pictures: in the report's gallery.
+        device: ``auto`` or PyTorch's name.
+        seed: of the resamples and of the gallery.
+    """
+
+    checkpoint: str = MISSING
+    baseline: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    out: str | None = None
+    cache: str | None = None
+    limit: int = 0
+    pictures: int = 12
+    device: str = "auto"
+    seed: int = 0
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
