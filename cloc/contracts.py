@@ -33,7 +33,7 @@ class Region:
         phrases: texts that name the box; at least one.
         category: class name, where the source has a closed set of classes.
         score: confidence of a pseudo-label in 0..1.
-        negatives: hard negative texts of this region; stored, no loss takes them yet.
+        negatives: hard negative texts of this region.
         crowd: the box covers a group that the source marked as a crowd.
     """
 
@@ -92,6 +92,8 @@ class Batch:
         source: ``[B]`` int64 index of the data source.
         cursor: global position of the first sample *after* this global batch; what a checkpoint stores.
         stats: counters of the data worker (skips by reason, truncated texts, …).
+        negatives: ``[B,M,K]`` int64 index into ``phrases`` of each region's hard negatives, −1 for none; None where
+            ``data.negatives`` is 0.
     """
 
     images: Tensor
@@ -109,6 +111,7 @@ class Batch:
     source: Tensor
     cursor: int
     stats: dict[str, float] = field(default_factory=dict)
+    negatives: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -140,6 +143,7 @@ class Features:
         phrase: ``[P,D]`` embedding of each distinct phrase, or None.
         grounded: ``[B,M,4]`` xyxy box predicted from each region's phrase, or None for a model without grounding.
         scales: inverse temperature of each contrastive loss, each ``[1]``, already exponentiated and clamped.
+        biases: added to the logits of each contrastive loss, each ``[1]``; none without ``model.logit_bias``.
     """
 
     image: Tensor
@@ -148,6 +152,7 @@ class Features:
     phrase: Tensor | None
     grounded: Tensor | None
     scales: dict[str, Tensor]
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

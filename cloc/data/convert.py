@@ -1,16 +1,17 @@
 """Other people's data sets → shards.
 
-The way in to ``data → models → losses → evaluation → engine``: each format is a generator of ``Sample``, and
-``convert`` writes what it yields. A record that cannot be used is counted by reason; too many of them stop the run.
-Another format is a generator in ``formats`` and its line in ``FORMATS``.
+The way in to ``data → models → losses → evaluation → engine``: a format lists records, processes build samples of them,
+each a shard at a time, and a record that cannot be used is counted by reason. Too many of them stop the run. At the end
+the counts of the source must be found again. Another format is a module in ``formats`` and its line in ``FORMATS``.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cloc import __version__
 from cloc.contracts import Sample
-from cloc.data.formats import SHOWN_EXAMPLES, Report, read_coco, read_jsonl
+from cloc.data.formats import FORMATS
+from cloc.data.jobs import Job, Task
 from cloc.data.openmoji import SPLITS, Scenes, attribution
-from cloc.data.shards import Manifest, write_shards
+from cloc.data.records import SHOWN_EXAMPLES, Record, Report, Source, build_samples
+from cloc.data.schema import parse_sample
+from cloc.data.shards import Manifest, ShardError, ShardReader, read_sample_members
 from cloc.data.vocabulary import write_word_tokenizer
 
 ATTRIBUTION_NAME = "ATTRIBUTION.txt"
 
-_CHUNK = 250  # scenes drawn per task: a quarter of a second
+_RELATION_SET = 4  # pictures
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What ``convert`` did.
+
+    Attributes:
+        report: what was read, written and left out, that of earlier runs of an interrupted conversion included.
+        manifests: what was written.
+        seconds: wall-clock time of this run.
+        made: samples that this run wrote.
+    """
+
+    report: Report = field(default_factory=Report)
+    manifests: list[Manifest] = field(default_factory=list)
+    seconds: float = 0.0
+    made: int = 0
 
 
 def convert(
@@ -36,50 +58,61 @@ def convert(
     out: Path | str,
     *,
     samples_per_shard: int = 1000,
+    workers: int = 1,
     overwrite: bool = False,
     max_skip_share: float = 0.01,
     console: Console | None = None,
     **options: Any,
-) -> Report:
+) -> Conversion:
     """Write a data set as shards and print a table of what was read.
+
+    A conversion that was interrupted continues behind its last finished shard when it is called again.
 
     Args:
         format: a key of ``FORMATS``, or ``openmoji``.
         source: file or folder that the format reads; None for ``openmoji``.
         out: folder to write.
-        samples_per_shard: samples of every shard but the last.
+        samples_per_shard: records of every shard but the last; those left out make it shorter.
+        workers: processes that read, check and write; the result is the same for any number.
         overwrite: replace the shards that ``out`` already holds.
         max_skip_share: share of the records that may be left out, 0..1.
         console: where progress and the table go; standard error where None.
-        **options: what else the format takes: see ``convert_openmoji``, ``read_jsonl`` and ``read_coco``.
+        **options: what else the format takes: see ``convert_openmoji`` and the functions of ``FORMATS``.
 
     Raises:
-        ValueError: unknown format, or more records were left out than ``max_skip_share`` allows.
+        ValueError: unknown format or option, or more records were left out than ``max_skip_share`` allows.
         FileNotFoundError: the source is missing.
-        ShardError: ``out`` is not empty.
+        ShardError: ``out`` is not empty, or was begun from another source or with other options; there is nothing to
+            write; the counts do not add up.
     """
     console = console or Console(stderr=True)
     started = time.perf_counter()
-    report = Report()
-    write = partial(write_shards, samples_per_shard=samples_per_shard, overwrite=overwrite)
+    identity = {"format": format, "cloc": __version__, "samples_per_shard": samples_per_shard}
+    plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}
+    identity |= {"options": {name: str(value) for name, value in plain.items()}}
     if format == "openmoji":
-        convert_openmoji(Path(out), report, write, console, **options)
+        _check_options(format, convert_openmoji, options)
+        job = Job(Path(out), identity, overwrite=overwrite)
+        done = convert_openmoji(job, samples_per_shard, workers, console, **options)
     elif format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; the formats are {', '.join(['openmoji', *FORMATS])}")
     elif source is None or not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such source; format {format!r} reads {FORMATS[format].reads}")
     else:
-        read = _guard(FORMATS[format].read(Path(source), report, **options), report, max_skip_share)
-        report.manifests.append(write(_progress(report.tally(read), format, None, console), Path(out)))
-    report.seconds = time.perf_counter() - started
-    print_report(report, console)
-    return report
+        _check_options(format, FORMATS[format].open, options)
+        opened = _open(format, Path(source), options, console)
+        job = Job(Path(out), identity | _fingerprint(Path(source), opened), overwrite=overwrite)
+        done = _convert_source(opened, job, samples_per_shard, workers, max_skip_share, console)
+    job.close()
+    done.seconds = time.perf_counter() - started
+    print_conversion(done, console)
+    return done
 
 
 def convert_openmoji(
-    out: Path,
-    report: Report,
-    write: Callable[..., Manifest],
+    job: Job,
+    samples_per_shard: int,
+    workers: int,
     console: Console,
     *,
     train: int = 20_000,
@@ -87,17 +120,16 @@ def convert_openmoji(
     test: int = 1_000,
     relation_sets: int = 100,
     image_size: int = 64,
-    sprite: tuple[int, int] = (12, 24),
+    sprite: tuple[int, int] = (15, 29),
     kinds: int = 144,
     seed: int = 0,
-    workers: int = 1,
-) -> None:
-    """Draw OpenMoji scenes into ``out/train``, ``out/val``, ``out/test`` and ``out/relations``.
+) -> Conversion:
+    """Draw OpenMoji scenes into the folders ``train``, ``val``, ``test`` and ``relations`` of the job's target.
 
     Args:
-        out: folder to write.
-        report: receives the counts.
-        write: ``write_shards`` with its settings.
+        job: the target.
+        samples_per_shard: samples of every shard but the last.
+        workers: processes that draw.
         console: where progress goes.
         train: scenes of that split; none of it is written where 0. So are ``val`` and ``test``.
         val: see ``train``.
@@ -107,93 +139,165 @@ def convert_openmoji(
         sprite: smallest and largest long side of a thing in pixels.
         kinds: how many different things there are.
         seed: number of the data set.
-        workers: processes that draw; the result is the same for any number.
     """
     scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds)
     categories = [thing.phrase for thing in scenes.things]
-    texts = list(categories)
-    for name, count in {"train": train, "val": val, "test": test, "relations": relation_sets}.items():
-        if count <= 0:
-            continue
-        total = count * 4 if name == "relations" else count
-        drawn = _progress(report.tally(_draw(scenes, name, count, workers)), f"openmoji {name}", total, console)
-        if name == "train":
-            drawn = _overhear(drawn, texts)
-        report.manifests.append(write(drawn, out / name, categories=categories))
-        (out / name / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
-    (out / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
-    write_word_tokenizer(texts, out / "tokenizer")
+    sizes = {"train": train, "val": val, "test": test, "relations": relation_sets}
+    tasks = (
+        Task(partial(_draw, scenes, name, start, min(step, count - start)), name)
+        for name, count in sizes.items()
+        for step in [max(1, samples_per_shard // (_RELATION_SET if name == "relations" else 1))]
+        for start in range(0, count, step)
+    )
+    total = train + val + test + relation_sets * _RELATION_SET
+    done = _run(job, tasks, total, "openmoji", workers, console)
+    done.manifests = job.place(categories)
+    for manifest in done.manifests:
+        (manifest.folder / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
+    (job.out / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
+    trained = (text for manifest in done.manifests if manifest.folder.name == "train" for text in _captions(manifest))
+    write_word_tokenizer(itertools.chain(categories, trained), job.out / "tokenizer")
+    return done
 
 
-def _overhear(samples: Iterable[Sample], texts: list[str]) -> Iterator[Sample]:
-    for sample in samples:
-        texts.extend(sample.captions)
-        yield sample
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print what was written and left out."""
+def print_conversion(done: Conversion, console: Console) -> None:
+    """Print what was read, written and left out."""
+    report = done.report
     table = Table(title="converted", show_header=False)
-    for name in ("samples", "captions", "regions", "phrases"):
-        table.add_row(name, f"{report.counts[name]:,}")
+    for unit in ("records", "captions", "regions"):
+        if report.given[unit]:
+            table.add_row(f"source: {unit}", f"{report.given[unit]:,}")
+    for unit in ("samples", "captions", "regions", "phrases"):
+        table.add_row(f"written: {unit}", f"{report.counts[unit]:,}")
     for reason, count in report.skipped.most_common():
         table.add_row(f"left out: {reason}", f"{count:,}")
     for reason, count in report.mended.most_common():
         table.add_row(f"mended: {reason}", f"{count:,}")
-    table.add_row("samples/s", f"{report.counts['samples'] / max(report.seconds, 1e-9):,.0f}")
+    table.add_row("samples/s", f"{done.made / max(done.seconds, 1e-9):,.0f}")
     console.print(table)
-    for example in report.examples:
+    for example in itertools.chain(*report.examples.values()):
         console.print(f"  {example}", style="dim", markup=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A source format: what reads it, and what its source is."""
+def _convert_source(
+    source: Source, job: Job, samples_per_shard: int, workers: int, max_skip_share: float, console: Console
+) -> Conversion:
+    def refuse(report: Report, finished: bool) -> None:
+        if finished or source.total is not None:
+            _refuse_skips(report, source.total or 0, max_skip_share)
 
-    read: Callable[..., Iterator[Sample]]
-    reads: str
-
-
-FORMATS: Mapping[str, Format] = {
-    "jsonl": Format(read_jsonl, "a .jsonl file; pictures lie relative to it"),
-    "coco": Format(read_coco, "a folder with annotations/instances_SPLIT.json and SPLIT/"),
-}
-"""Formats with a source; ``openmoji`` draws its own."""
-
-
-def _draw_chunk(task: tuple[Scenes, str, int, int]) -> list[Sample]:
-    scenes, name, start, count = task
-    if name in SPLITS:
-        return list(scenes.samples(name, count, start))
-    return list(scenes.relation_samples(count, start))
+    chunks = iter(partial(_next_chunk, iter(source.records), samples_per_shard), ())
+    tasks = (Task(partial(build_samples, chunk, source.name, source.parse)) for chunk in chunks)
+    done = _run(job, tasks, source.total, source.name, workers, console, check=refuse)
+    done.report.mended.update(source.mended)
+    done.manifests = job.place(source.categories)
+    return done
 
 
-def _draw(scenes: Scenes, name: str, count: int, workers: int) -> Iterator[Sample]:
-    tasks = [(scenes, name, start, min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)]
-    if workers <= 1:
-        for task in tasks:
-            yield from _draw_chunk(task)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for samples in pool.imap(_draw_chunk, tasks):
-            yield from samples
+def _run(
+    job: Job,
+    tasks: Iterable[Task],
+    total: int | None,
+    title: str,
+    workers: int,
+    console: Console,
+    check: Callable[[Report, bool], None] = lambda report, finished: None,
+) -> Conversion:
+    """Build all shards, with a progress bar, and find every count again."""
+    done = Conversion()
+    report = done.report
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(title, total=total, rate="")
+        started = time.perf_counter()
+
+        def advance(part: Report, earlier: bool) -> None:
+            report.add(part)
+            records = part.counts["samples"] + part.skipped.total()
+            done.made += 0 if earlier else part.counts["samples"]
+            progress.update(bar, advance=records, rate=f"{done.made / (time.perf_counter() - started):,.0f} samples/s")
+            check(report, False)
+
+        if job.done:
+            console.print(f"continuing: {len(job.done):,} shards of {job.out} are finished")
+        job.run(tasks, workers=workers, on_shard=advance)
+    check(report, True)
+    if not report.counts["samples"]:
+        raise ShardError(f"{job.out}: there was no sample to write; check the source")
+    _refuse_imbalance(job, report)
+    return done
 
 
-def _guard(samples: Iterable[Sample], report: Report, max_skip_share: float) -> Iterator[Sample]:
-    """Pass samples on; at the end refuse a source of which too much had to be left out."""
-    kept = 0
-    for sample in samples:
-        kept += 1
-        yield sample
-    skipped = report.skipped.total()
-    if skipped > max_skip_share * (kept + skipped):
+def _refuse_imbalance(job: Job, report: Report) -> None:
+    """The end check: what was read is written or counted, and what was written can be read."""
+    wrong = [report.imbalance()]
+    for unit in ("samples", "regions"):
+        if job.count(unit) != report.counts[unit]:
+            wrong.append(f"{report.counts[unit]:,} {unit} written, {job.count(unit):,} read back")
+    if any(wrong):
+        found = "; ".join(filter(None, wrong))
+        raise ShardError(f"{job.out}: the counts do not add up ({found}); start anew with --overwrite, and report this")
+
+
+def _refuse_skips(report: Report, total: int, max_skip_share: float) -> None:
+    """Stop as soon as more records were left out than may be, of ``total`` or of those seen, whichever is more."""
+    skipped, seen = report.skipped.total(), max(total, report.counts["samples"] + report.skipped.total())
+    if skipped > max_skip_share * seen:
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.skipped.most_common())
-        share = f"{skipped:,} of {kept + skipped:,} records were left out, more than max_skip_share={max_skip_share}"
-        shown = "; ".join(report.examples[:SHOWN_EXAMPLES])
+        share = f"{skipped:,} of {seen:,} records were left out, more than max_skip_share={max_skip_share}"
+        shown = "; ".join(itertools.islice(itertools.chain(*report.examples.values()), SHOWN_EXAMPLES))
         raise ValueError(f"{share} ({reasons}): {shown}. Mend the source, or raise the share (--max-skip-share)")
 
 
-def _progress(samples: Iterable[Sample], title: str, total: int | None, console: Console) -> Iterator[Sample]:
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(samples, total=total)
+def _open(format: str, source: Path, options: Mapping[str, Any], console: Console) -> Source:
+    try:
+        with console.status("reading annotations"):
+            return FORMATS[format].open(source, **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        reads = FORMATS[format].reads
+        raise ValueError(f"{source}: not {reads}, as published ({type(error).__name__}: {error})") from error
+
+
+def _check_options(format: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"format {format!r} takes no {name}; it takes {', '.join(known) or 'no option of its own'}"
+            )
+
+
+def _fingerprint(source: Path, opened: Source) -> dict[str, Any]:
+    """Return what changes when the source does."""
+    stats = [(path, path.stat()) for path in opened.files]
+    return {
+        "source": str(source.resolve()),
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+    }
+
+
+def _next_chunk(records: Iterator[Record], size: int) -> tuple[Record, ...]:
+    return tuple(itertools.islice(records, size))
+
+
+def _draw(scenes: Scenes, name: str, start: int, count: int, report: Report) -> Iterator[Sample]:
+    drawn = scenes.samples(name, count, start) if name in SPLITS else scenes.relation_samples(count, start)
+    for sample in drawn:
+        report.given.update(records=1, captions=len(sample.captions), regions=len(sample.regions))
+        yield sample
+
+
+def _captions(manifest: Manifest) -> Iterator[str]:
+    reader = ShardReader(manifest)
+    for shard, info in enumerate(manifest.shards):
+        for index in range(info.samples):
+            key, members = read_sample_members(reader.read(shard, index))
+            yield from parse_sample(members, key, "")[0].captions
+    reader.close()

@@ -103,7 +103,7 @@ class Scenes:
         seed: int = 0,
         image_size: int = 64,
         count: tuple[int, int] = (3, 6),
-        sprite: tuple[int, int] = (10, 20),
+        sprite: tuple[int, int] = (15, 29),
         kinds: int = 144,
     ) -> None:
         if not 2 <= kinds <= len(things()):

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cloc.contracts import BadSample, Region, Sample
+from cloc.data.grit import GRIT_KEYS, count_entries, grit_regions
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """File name extensions of a sample's picture, tried in this order, in any case."""
@@ -30,7 +31,27 @@ MAX_PIXELS = 64_000_000
 PIXEL_BOX = 1.5
 """A coordinate beyond this cannot be a rounding error of 0..1: the box is in pixels."""
 
-_KNOWN_KEYS = frozenset({"captions", "caption", "regions", "width", "height", "source"})
+REGION_LOSSES = (
+    "box_malformed",
+    "box_not_finite",
+    "box_in_pixels",
+    "box_inverted",
+    "box_outside",
+    "box_empty",
+    "region_malformed",
+    "region_without_phrase",
+    "too_many_regions",
+    "box_joined",
+    "span_malformed",
+    "picture_reshaped",
+)
+"""Reasons for which an annotated box is no region of its own in the sample."""
+CAPTION_LOSSES = ("caption_not_text", "empty_caption", "caption_bad_unicode")
+"""Reasons for which a caption is dropped."""
+
+_BOX_DECIMALS = 6  # of a coordinate in 0..1, here and in the JSON: a box is the same before and after it is written
+_KNOWN_KEYS = frozenset({"captions", "caption", "regions", "width", "height", "source", *GRIT_KEYS})
+_FOUR_FLOATS = [float] * 4
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 
@@ -47,23 +68,45 @@ def parse_sample(members: Mapping[str, bytes], key: str, source: str) -> tuple[S
         The sample, and how many captions and regions were dropped or mended, by reason (``box_not_finite``,
         ``box_malformed``, ``box_in_pixels``, ``box_inverted``, ``box_outside``, ``box_empty``, ``box_clipped``,
         ``region_malformed``, ``region_without_phrase``, ``empty_caption``, ``caption_not_text``,
-        ``too_many_regions``).
+        ``too_many_regions``; of GRIT's lists ``box_joined``, ``span_malformed``, ``picture_reshaped``).
 
     Raises:
         BadSample: ``giant_member``, ``no_image``, ``bad_json``, ``bad_text`` or ``no_caption_and_no_region``.
     """
     members = {extension.lower(): data for extension, data in members.items()}
     extension = _image_extension(members, key)
+    record = read_object(members["json"], key) if "json" in members else {}
+    return parse_object(record, members[extension], extension, key, source, text=members.get("txt"))
+
+
+def parse_object(
+    record: Mapping[str, Any], image: bytes, extension: str, key: str, source: str, text: bytes | None = None
+) -> tuple[Sample, Counter[str]]:
+    """Read one JSON object and its picture; ``parse_sample`` behind the members.
+
+    Args:
+        record: the JSON object.
+        image: encoded picture, not looked at.
+        extension: of the picture's file.
+        key: name of the sample.
+        source: name of the data set, used where the JSON names none.
+        text: the ``txt`` member, the caption where the JSON has no ``captions``.
+
+    Returns:
+        As ``parse_sample``.
+
+    Raises:
+        BadSample: ``bad_json``, ``bad_text`` or ``no_caption_and_no_region``.
+    """
     counts: Counter[str] = Counter()
-    record = _read_json(members["json"], key) if "json" in members else {}
-    captions = _read_captions(record, members.get("txt"), key, counts)
-    regions = _read_regions(record.get("regions"), key, counts)
+    captions = _read_captions(record, text, key, counts)
+    regions = _read_regions(record, key, counts)
     if not captions and not regions:
         seen = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none were given"
         raise BadSample("no_caption_and_no_region", f"sample {key!r} of {source!r}: {seen}")
     sample = Sample(
         key=key,
-        image=members[extension],
+        image=image,
         extension=extension,
         captions=captions,
         regions=regions,
@@ -73,6 +116,22 @@ def parse_sample(members: Mapping[str, bytes], key: str, source: str) -> tuple[S
         extra={name: value for name, value in record.items() if name not in _KNOWN_KEYS},
     )
     return sample, counts
+
+
+def count_regions(record: Mapping[str, Any]) -> int:
+    """Return how many regions a JSON object lists, usable or not."""
+    given = record.get("regions")
+    if given is None:
+        return count_entries(record)
+    return len(given) if isinstance(given, list) else 0
+
+
+def count_captions(record: Mapping[str, Any], has_text: bool = False) -> int:
+    """Return how many captions a JSON object lists, usable or not; ``has_text``: beside it lies a ``txt`` member."""
+    given = record.get("captions")
+    if isinstance(given, list):
+        return len(given)
+    return int(given is not None or has_text or record.get("caption") is not None)
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -91,7 +150,7 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
 def regions_of(data: bytes, key: str) -> tuple[Region, ...]:
     """Return the usable regions of a JSON member; none where the JSON itself cannot be used (for indexing)."""
     try:
-        return _read_regions(_read_json(data, key).get("regions"), key, Counter())
+        return _read_regions(read_object(data, key), key, Counter())
     except BadSample:  # counted where the sample is read for use
         return ()
 
@@ -133,10 +192,14 @@ def parse_box(values: Any, counts: Counter[str]) -> tuple[float, float, float, f
     Returns:
         The box, or None where it cannot be used.
     """
+    if type(values) is list and [*map(type, values)] == _FOUR_FLOATS:
+        x0, y0, x1, y1 = box = tuple([round(value, _BOX_DECIMALS) for value in values])
+        if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:  # nearly every box; the rest is looked at closely
+            return box
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(_is_number(value) for value in values):
         counts["box_malformed"] += 1
         return None
-    x0, y0, x1, y1 = box = tuple(_to_float(value) for value in values)
+    x0, y0, x1, y1 = box = tuple(round(_to_float(value), _BOX_DECIMALS) for value in values)
     reason = _box_fault(x0, y0, x1, y1)
     if reason:
         counts[reason] += 1
@@ -183,7 +246,12 @@ def _image_extension(members: Mapping[str, bytes], key: str) -> str:
     raise BadSample("no_image", f"sample {key!r} has members {sorted(members)}; one of {IMAGE_EXTENSIONS} is needed")
 
 
-def _read_json(data: bytes, key: str) -> dict[str, Any]:
+def read_object(data: bytes, key: str) -> dict[str, Any]:
+    """Decode a JSON member.
+
+    Raises:
+        BadSample: ``bad_text`` where it is not UTF-8, ``bad_json`` where it is no object.
+    """
     try:
         record = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -230,9 +298,11 @@ def _encodable(text: str) -> bool:
     return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
-def _read_regions(given: Any, key: str, counts: Counter[str]) -> tuple[Region, ...]:
+def _read_regions(record: Mapping[str, Any], key: str, counts: Counter[str]) -> tuple[Region, ...]:
+    """Read ``regions``; where the object has none, GRIT's lists."""
+    given = record.get("regions")
     if given is None:
-        return ()
+        given = grit_regions(record, counts)
     if not isinstance(given, list):
         raise BadSample("bad_json", f"sample {key!r}: regions must be a list, not {type(given).__name__}")
     regions = []
@@ -274,7 +344,10 @@ def _read_region(record: Any, counts: Counter[str]) -> Region | None:
 
 
 def _region_to_json(region: Region) -> dict[str, Any]:
-    record: dict[str, Any] = {"box": [round(value, 6) for value in region.box], "phrases": list(region.phrases)}
+    record: dict[str, Any] = {
+        "box": [round(value, _BOX_DECIMALS) for value in region.box],
+        "phrases": list(region.phrases),
+    }
     if region.category is not None:
         record["category"] = region.category
     if region.score is not None:

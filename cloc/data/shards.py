@@ -8,10 +8,12 @@ can be a pure function of (seed, pass). Nothing here unpickles or runs what a sh
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +22,9 @@ from typing import Any, BinaryIO
 
 from webdataset.writer import ShardWriter
 
-from cloc.contracts import Sample
-from cloc.data.schema import sample_to_json
+from cloc.contracts import BadSample, Sample
+from cloc.data.remote import ShardCache, read_range, read_ranges
+from cloc.data.schema import MAX_MEMBER_BYTES, sample_to_json
 from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
 
 __all__ = [
@@ -41,6 +44,10 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
+"""Largest sample, all members together, that is read into memory."""
+RETRY_SECONDS = 300.0
+"""A remote shard that could not be fetched is not asked for again before."""
 
 _SAFE_KEY = re.compile(r"[^./\\\x00]+")
 _LOG = logging.getLogger(__name__)
@@ -51,14 +58,16 @@ class Manifest:
     """An indexed folder of shards.
 
     Attributes:
-        folder: where the shards are.
+        folder: where the shards are; for remote ones only the name is of use.
         shards: in order of name.
         categories: sorted distinct region categories.
+        remote: URL of the folder; empty for a local one.
     """
 
     folder: Path
     shards: tuple[ShardInfo, ...]
     categories: tuple[str, ...]
+    remote: str = ""
 
     @property
     def samples(self) -> int:
@@ -71,6 +80,15 @@ class Manifest:
         return sum(shard.regions for shard in self.shards)
 
     @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def location(self, shard_index: int) -> str:
+        """Path or URL of one shard."""
+        return f"{self.remote or self.folder}/{self.shards[shard_index].name}"
+
+    @property
     def digest(self) -> str:
         """Sixteen hex digits that change with any byte of any shard, or their order."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
@@ -80,34 +98,82 @@ class ShardReader:
     """Reads the bytes of any sample. May be pickled into workers: files open where they are read.
 
     Args:
-        manifest: the folder's index.
-        max_open: number of files held open; the one used longest ago closes first.
+        manifest: the index.
+        max_open: number of local files held open; the one used longest ago closes first.
+        cache: for remote shards; those that it does not hold are read by ranges.
     """
 
-    def __init__(self, manifest: Manifest, max_open: int = 16) -> None:
-        self.manifest = manifest
-        self.max_open = max_open
+    def __init__(self, manifest: Manifest, max_open: int = 128, cache: ShardCache | None = None) -> None:
+        self.manifest, self.max_open, self.cache = manifest, max_open, cache or ShardCache()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lost: dict[int, tuple[float, str]] = {}
+        self._loaded: dict[tuple[int, int], bytes | None] = {}
 
     def read(self, shard_index: int, sample_index: int) -> bytes:
         """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
 
         Raises:
             ShardReadError: the shard is gone, or shorter than its manifest says.
+            BadSample: ``giant_member``: it is too large to be read at all.
         """
-        shard = self.manifest.shards[shard_index]
+        shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
         start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
-        data = os.pread(self._file(shard_index).fileno(), stop - start, start)
+        if stop - start > MAX_SAMPLE_BYTES:
+            detail = f"{where}: sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
+            raise BadSample("giant_member", detail)
+        if not self.manifest.remote:
+            data = os.pread(self._file(shard_index).fileno(), stop - start, start)
+        else:
+            data = self._loaded.pop((shard_index, sample_index), None) or self._read_remote(
+                shard_index, where, start, stop
+            )
         if len(data) != stop - start:
-            path = self.manifest.folder / shard.name
-            message = f"{path}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
+            message = f"{where}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
             raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
         return data
+
+    def prefetch(self, shard_index: int) -> None:
+        """Bring a remote shard into the cache, where it fits.
+
+        Raises:
+            ShardReadError: it cannot be fetched.
+        """
+        shard = self.manifest.shards[shard_index]
+        if self.manifest.remote and self._cached(shard_index):
+            self.cache.fetch(self.manifest.location(shard_index), shard.bytes, shard.sha256)
+
+    def load(self, places: Iterable[tuple[int, int]]) -> None:
+        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
+
+        What fails here is asked for again, alone, when it is read.
+        """
+        shards = self.manifest.shards
+        wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
+        spans = [(self.manifest.location(shard), *shards[shard].offsets[index : index + 2]) for shard, index in wanted]
+        self._loaded = dict(zip(wanted, read_ranges(spans) if spans else [], strict=True))
+
+    def _cached(self, shard_index: int) -> bool:
+        return self.manifest.shards[shard_index].bytes <= self.cache.limit
 
     def close(self) -> None:
         """Close every file; a later ``read`` opens them again."""
         while self._files:
             self._files.popitem()[1].close()
+
+    def _read_remote(self, shard_index: int, url: str, start: int, stop: int) -> bytes:
+        until, reason = self._lost.get(shard_index, (0.0, ""))
+        if time.monotonic() < until:
+            raise ShardReadError(reason)
+        shard = self.manifest.shards[shard_index]
+        try:
+            if not self._cached(shard_index):
+                return read_range(url, start, stop)
+            # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
+            with self.cache.open(url, shard.bytes, shard.sha256) as file:
+                return os.pread(file.fileno(), stop - start, start)
+        except ShardReadError as error:
+            self._lost[shard_index] = time.monotonic() + RETRY_SECONDS, str(error)
+            raise
 
     def _file(self, shard_index: int) -> BinaryIO:
         if shard_index in self._files:
@@ -124,7 +190,7 @@ class ShardReader:
         return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"manifest": self.manifest, "max_open": self.max_open, "_files": OrderedDict()}
+        return self.__dict__ | {"_files": OrderedDict(), "_lost": {}, "_loaded": {}}
 
 
 def load_manifest(folder: Path | str) -> Manifest:
@@ -254,26 +320,46 @@ def _check_key(key: str, seen: set[str]) -> None:
     seen.add(key)
 
 
-def _read_manifest(path: Path) -> Manifest:
-    remedy = f"rebuild it: delete {path}, then python -m cloc data check {path.parent}"
+def parse_manifest(text: str | bytes, where: str, folder: Path, remote: str = "") -> Manifest:
+    """Read the text of a ``manifest.json``; ``where`` is its path or URL.
+
+    Raises:
+        ShardError: it is damaged, of another version, or names a shard outside of its folder.
+    """
+    remedy = f"rebuild it: delete {where}, then python -m cloc data check {remote or folder}"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
         if record["version"] != MANIFEST_VERSION:
-            raise ShardError(f"{path}: version {record['version']}, this program reads {MANIFEST_VERSION}; {remedy}")
+            raise ShardError(f"{where}: version {record['version']}, this program reads {MANIFEST_VERSION}; {remedy}")
         shards = tuple(ShardInfo(**{**item, "offsets": tuple(item["offsets"])}) for item in record["shards"])
-        manifest = Manifest(path.parent, shards, tuple(record["categories"]))
+        manifest = Manifest(folder, shards, tuple(record["categories"]), remote)
+        for shard in shards:
+            if PurePosixPath(shard.name).name != shard.name:
+                raise ShardError(f"{where}: the manifest names a shard outside of its folder, {shard.name!r}; {remedy}")
+            limits = (0, *shard.offsets, shard.bytes)
+            if len(shard.offsets) != shard.samples + 1 or any(a > b for a, b in itertools.pairwise(limits)):
+                raise ShardError(f"{where}: the offsets of {shard.name} do not fit its samples or bytes; {remedy}")
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a manifest ({type(error).__name__}: {error}); {remedy}") from error
-    for shard in manifest.shards:
-        _check_shard(path.parent / shard.name, shard, remedy)
+        raise ShardError(f"{where}: not a manifest ({type(error).__name__}: {error}); {remedy}") from error
     return manifest
 
 
-def _check_shard(path: Path, shard: ShardInfo, remedy: str) -> None:
-    if PurePosixPath(shard.name).name != shard.name:
-        raise ShardError(f"{path}: the manifest names a shard outside of its folder; {remedy}")
+def _read_manifest(path: Path) -> Manifest:
+    manifest = parse_manifest(path.read_bytes(), str(path), path.parent)
+    for shard in manifest.shards:
+        check_size(path.parent / shard.name, shard)
+    return manifest
+
+
+def check_size(path: Path, shard: ShardInfo) -> None:
+    """Compare a local shard with what its manifest says of it.
+
+    Raises:
+        ShardError: it is not there, or of another size.
+    """
+    remedy = f"rebuild {path.parent / MANIFEST_NAME}: delete it, then python -m cloc data check {path.parent}"
     if not path.is_file():
         raise ShardError(f"{path}: the manifest names this shard, but it is not there; restore it, or {remedy}")
-    if path.stat().st_size != shard.bytes or len(shard.offsets) != shard.samples + 1:
+    if path.stat().st_size != shard.bytes:
         seen = f"{path.stat().st_size:,} bytes, its manifest says {shard.bytes:,}"
         raise ShardError(f"{path}: the shard has {seen}; restore it, or {remedy}")

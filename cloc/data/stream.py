@@ -6,30 +6,84 @@ integer, the cursor, which travels in each batch.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import resource
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cloc.contracts import BadSample, Batch, Sample
-from cloc.data.collate import Chooser, Item, collate
-from cloc.data.order import REPLACEMENTS, GlobalOrder
+from cloc.data.collate import Candidate, Chooser, Item, collate
+from cloc.data.order import REPLACEMENTS, GlobalOrder, Mixture, choices
+from cloc.data.remote import ShardCache
 from cloc.data.schema import parse_sample
-from cloc.data.shards import Manifest, ShardReader, read_sample_members
+from cloc.data.shards import Manifest, ShardReader, ShardReadError, read_sample_members
+from cloc.data.sources import Source, Sources
 from cloc.data.text import Tokenizer
+
+READER_MEMORY = "reader_memory_bytes"
+"""Entry of ``Batch.stats`` that is no counter: the most memory that the reading process has had."""
+
+TOGETHER = 64
+"""Samples whose encoded pictures a reader holds at a time."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class SkipLimitError(RuntimeError):
-    """More samples were left out than the configuration allows."""
+    """More samples or shards were left out than the configuration allows."""
+
+
+class _Found(NamedTuple):
+    """A sample that was read and parsed, and which substitutes are left should its picture be bad."""
+
+    position: int
+    number: int
+    sample: Sample
+    counts: Counter[str]
+    rng: np.random.Generator
+    tries: Iterator[int]
+
+
+class _Reading:
+    """One source as a worker reads it: its order, its files, and what was left out so far."""
+
+    def __init__(self, source: Source, order: GlobalOrder, cache: ShardCache) -> None:
+        self.name, self.manifest, self.order = source.name, source.manifest, order
+        self.reader = ShardReader(source.manifest, cache=cache)
+        self.read, self.skipped, self.lost = 0, Counter(), set()
+        self.window: tuple[int, int] | None = None
+
+    def look_ahead(self, index: int) -> None:
+        """Fetch the shards of the next window while this one is being read."""
+        if not self.manifest.remote:
+            return
+        window, shards = self.order.window_shards(index)
+        if window == self.window:
+            return
+        self.window = window
+        _, following = self.order.window_shards(self.order.next_window(index))
+        start = os.getpid() % len(shards)  # the readers of a host begin with different shards
+        threading.Thread(target=self._fetch, args=(shards[start:] + shards[:start] + following,), daemon=True).start()
+
+    def _fetch(self, shards: list[int]) -> None:
+        for shard in shards:
+            with contextlib.suppress(ShardReadError):  # it comes again where the shard is read, and is counted there
+                self.reader.prefetch(shard)
 
 
 class Stream(IterableDataset):
     """Batches of one rank, for ever.
 
     Args:
-        manifest: the shards.
+        data: what to read: one manifest, or sources that are mixed by their weights.
         tokenizer: of the model's text tower.
         chooser: sample → item at a position.
         batch_size: **global** batch B.
@@ -37,7 +91,8 @@ class Stream(IterableDataset):
         rank: of this process.
         world_size: W.
         cursor: global position to start at; 0, or what a checkpoint stored.
-        max_skip_share: stop when more than this share of the samples read so far by this worker was unusable.
+        max_skip_share: stop when more than this share of a source's samples, or of its shards, was unusable to this
+            worker so far.
 
     Raises:
         ValueError: the global batch does not divide over the ranks.
@@ -45,7 +100,7 @@ class Stream(IterableDataset):
 
     def __init__(
         self,
-        manifest: Manifest,
+        data: Manifest | Sources,
         tokenizer: Tokenizer,
         chooser: Chooser,
         batch_size: int,
@@ -57,13 +112,14 @@ class Stream(IterableDataset):
     ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} does not divide over {world_size} ranks; give a multiple of it")
-        self.tokenizer, self.chooser, self.manifest = tokenizer, chooser, manifest
-        self.reader = ShardReader(manifest)
-        shards = manifest.shards
-        self.order = GlobalOrder([shard.samples for shard in shards], [shard.bytes for shard in shards], seed)
+        if isinstance(data, Manifest):
+            data = Sources((Source("train", data, 1),), ShardCache())
+        self.tokenizer, self.chooser = tokenizer, chooser
+        orders = data.orders(seed)
+        self.sources = [_Reading(part, order, data.cache) for part, order in zip(data.parts, orders, strict=True)]
+        self.mixture = Mixture([part.weight for part in data.parts])
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor, self.max_skip_share = cursor, max_skip_share
-        self._read, self._skipped = 0, Counter()
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -77,46 +133,118 @@ class Stream(IterableDataset):
         local = self.batch_size // self.world_size
         first = position + self.rank * local
         stats: Counter[str] = Counter()
-        items = [self._item(place, stats) for place in range(first, first + local)]
-        return collate(items, self.tokenizer, self.chooser.regions, position + self.batch_size, stats)
+        places = range(first, first + local)
+        self._load(places)
+        items: list[Item] = []
+        for start in range(0, local, TOGETHER):
+            # First read, then decode, then choose: between two decodings the rest ran two to five times as long, for
+            # by then its code had left the processor's cache.
+            found = [self._find(place, iter(range(REPLACEMENTS)), stats) for place in places[start : start + TOGETHER]]
+            items += self.chooser.choose([self._see(one, stats) for one in found])
+        end = position + self.batch_size
+        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives)
+        batch.stats[READER_MEMORY] = peak_memory()
+        return batch
 
     def read(self, position: int, replacement: int = 0) -> tuple[Sample, Counter[str]]:
-        """Read the sample that stands at a global position.
+        """Read the sample that stands at a global position, or one of its substitutes.
+
+        Returns:
+            The sample, and what was dropped or mended in it, by reason.
 
         Raises:
             BadSample: it cannot be used.
             OSError: its shard cannot be read.
         """
-        shard, index = self.order.locate(position, replacement)
-        key, members = read_sample_members(self.reader.read(shard, index))
-        return parse_sample(members, key, self.manifest.folder.name)
+        number, index = self.mixture.locate(position)
+        source = self.sources[number]
+        shard, place = source.order.locate(index, replacement)
+        key, members = read_sample_members(source.reader.read(shard, place))
+        return parse_sample(members, key, source.manifest.folder.name)
 
-    def _item(self, position: int, stats: Counter[str]) -> Item:
-        for replacement in range(REPLACEMENTS):
-            self._read += 1
+    def _load(self, positions: range) -> None:
+        """Ask for the remote samples of a batch all at once."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for position in positions if any(source.manifest.remote for source in self.sources) else ():
+            number, index = self.mixture.locate(position)
+            wanted.setdefault(number, []).append(self.sources[number].order.locate(index))
+        for number, places in wanted.items():
+            self.sources[number].reader.load(places)
+
+    def _find(self, position: int, tries: Iterator[int], stats: Counter[str]) -> _Found:
+        """Read the sample of a position, or the next of its substitutes that can be parsed."""
+        number, index = self.mixture.locate(position)
+        source = self.sources[number]
+        source.look_ahead(index)
+        for replacement in tries:
+            source.read += 1
             try:
                 sample, counts = self.read(position, replacement)
-                rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-                item = self.chooser(sample, rng)
             except (BadSample, OSError) as error:
-                reason = error.reason if isinstance(error, BadSample) else "unreadable_shard"
-                stats[f"skipped/{reason}"] += 1
-                self._skipped[reason] += 1
-                self._check_skips(str(error))
+                self._leave_out(source, error, stats)
+                if not isinstance(error, BadSample):
+                    self._lose(source, source.order.locate(index, replacement)[0], error)
                 continue
-            stats.update({f"regions/{name}": count for name, count in counts.items()})
-            return item
-        raise SkipLimitError(f"position {position}: {REPLACEMENTS} samples in a row unusable ({dict(self._skipped)})")
+            return _Found(position, number, sample, counts, choices(self.seed, position), tries)
+        raise SkipLimitError(
+            f"{_where(source)}: position {position}: {REPLACEMENTS} samples in a row unusable ({dict(source.skipped)})"
+        )
 
-    def _check_skips(self, last: str) -> None:
-        skipped = sum(self._skipped.values())
-        # A single bad sample among the first few hundred is no share worth stopping for.
-        if skipped > max(3, self.max_skip_share * max(self._read, 500)):
+    def _see(self, found: _Found, stats: Counter[str]) -> Candidate:
+        """Decode and transform the picture, or that of the next substitute."""
+        source = self.sources[found.number]
+        while True:
+            try:
+                candidate = self.chooser(found.sample, found.rng)
+            except BadSample as error:
+                self._leave_out(source, error, stats)
+                found = self._find(found.position, found.tries, stats)
+                continue
+            candidate.source = found.number
+            if len(self.sources) > 1:
+                stats[f"samples_from/{source.name}"] += 1
+            stats.update({f"regions/{name}": count for name, count in found.counts.items()})
+            return candidate
+
+    def _leave_out(self, source: _Reading, error: Exception, stats: Counter[str]) -> None:
+        reason = error.reason if isinstance(error, BadSample) else "unreadable_shard"
+        stats[f"skipped/{reason}"] += 1
+        if len(self.sources) > 1:
+            stats[f"skipped_from/{source.name}"] += 1
+        source.skipped[reason] += 1
+        self._check_skips(source, error)
+
+    def _lose(self, source: _Reading, shard: int, error: Exception) -> None:
+        """A shard is one loss, however many samples it held: the run goes on while few are lost."""
+        if shard in source.lost:
+            return
+        source.lost.add(shard)
+        _LOG.warning("samples of other shards take the places of an unreadable one: %s", error)
+        if len(source.lost) > max(1, self.max_skip_share * len(source.manifest.shards)):
             raise SkipLimitError(
-                f"{self.manifest.folder}: {skipped} of {self._read} samples left out ({dict(self._skipped)}), more "
-                f"than data.max_skip_share={self.max_skip_share}; last: {last}. Run `python -m cloc data check "
-                f"{self.manifest.folder}`, or raise data.max_skip_share."
+                f"{_where(source)}: {len(source.lost)} of {len(source.manifest.shards)} shards cannot be read, more "
+                f"than data.max_skip_share={self.max_skip_share}; last: {error}. Restore them, or raise the limit."
             )
+
+    def _check_skips(self, source: _Reading, last: Exception) -> None:
+        skipped = source.skipped.total() - source.skipped["unreadable_shard"]
+        # A single bad sample among the first few hundred is no share worth stopping for.
+        if skipped > max(3, self.max_skip_share * max(source.read, 500)):
+            raise SkipLimitError(
+                f"{_where(source)}: {skipped} of {source.read} samples left out ({dict(source.skipped)}), more than "
+                f"data.max_skip_share={self.max_skip_share}; last: {last}. Run `python -m cloc data check "
+                f"{source.manifest.folder}`, or raise data.max_skip_share."
+            )
+
+
+def _where(source: _Reading) -> str:
+    return f"data.train {source.name!r} ({source.manifest.remote or source.manifest.folder})"
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def make_loader(stream: Stream, workers: int, **options: Any) -> DataLoader:

@@ -1,0 +1,97 @@
+"""Region descriptions of Visual Genome (Krishna et al. 2017)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cloc.data.formats.coco import normalize_xywh
+from cloc.data.formats.files import json_items, need_file
+from cloc.data.records import Keys, Record, Source
+
+_SPLITS = "densecap_splits.json"
+
+
+def open_visual_genome(source: Path, *, split: str | None = None, images: Path | None = None) -> Source:
+    """Open ``region_descriptions.json``, ``image_data.json`` and the pictures in ``VG_100K/`` and ``VG_100K_2/``.
+
+    Descriptions of one box are its phrases. There are no captions and no categories.
+
+    Args:
+        source: folder of the files.
+        split: ``train``, ``val`` or ``test`` of DenseCap's ``densecap_splits.json`` in ``source``; None for all
+            pictures, since Visual Genome has no splits of its own.
+        images: folder of the two folders of pictures; None for ``source``.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: there is no such split.
+    """
+    remedy = "download it from the Visual Genome site"
+    regions = need_file(source / "region_descriptions.json", remedy)
+    data = need_file(source / "image_data.json", remedy)
+    files = (regions, data)
+    pictures = {item.get("image_id", item.get("id")): item for item in json_items(data, "item")}
+    if split is not None:
+        files = (*files, need_file(source / _SPLITS, "it comes with DenseCap; leave --split out for all pictures"))
+        splits = json.loads((source / _SPLITS).read_text(encoding="utf-8"))
+        if split not in splits:
+            raise ValueError(f"{source / _SPLITS}: no split {split!r}, but {', '.join(splits)}; name one with --split")
+        wanted = set(splits[split])
+    else:
+        wanted = None
+    records = _records(regions, pictures, wanted, images or source)
+    total = len(pictures if wanted is None else wanted)
+    return Source(f"visual_genome{'' if split is None else '_' + split}", files, records, total, parse=genome_object)
+
+
+def _records(path: Path, pictures: Mapping[Any, Any], wanted: set[Any] | None, root: Path) -> Iterator[Record]:
+    keys = Keys()
+    missing = set(wanted or ())
+    for place, item in enumerate(json_items(path, "item")):
+        number = item.get("id") if isinstance(item, dict) else None
+        if wanted is not None and number not in wanted:
+            continue
+        missing.discard(number)
+        where = f"image {number}, item {place} of {path.name}"
+        picture = pictures.get(number)
+        if picture is None or not isinstance(picture.get("url"), str):
+            yield Record(where, fault=("bad_annotation", "image_data.json has no such picture, or no url of it"))
+            continue
+        name = "/".join(urlsplit(picture["url"]).path.split("/")[-2:])
+        annotations = {"image": picture, "regions": item.get("regions") or []}
+        yield Record(where, keys.unique(Path(name).stem), root / name, annotations)
+    for number in sorted(missing):
+        yield Record(f"image {number}", fault=("bad_annotation", f"{path.name} has no such picture"))
+
+
+def genome_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
+    """Make a shard's JSON object of one picture: ``Source.parse`` of this format.
+
+    Args:
+        annotations: ``image``, an item of ``image_data.json``, and ``regions`` of ``region_descriptions.json``.
+        counts: receives ``box_joined`` for each further description of a box.
+    """
+    image = annotations["image"]
+    regions: dict[Any, Any] = {}
+    for place, region in enumerate(annotations["regions"]):
+        if not isinstance(region, dict):  # counted as region_malformed
+            regions[place] = None
+            continue
+        box = [region.get(name) for name in ("x", "y", "width", "height")]
+        if repr(box) not in regions:
+            regions[repr(box)] = {"box": normalize_xywh(box, image), "phrases": [region.get("phrase")]}
+            continue
+        counts["box_joined"] += 1
+        if region.get("phrase") not in regions[repr(box)]["phrases"]:
+            regions[repr(box)]["phrases"].append(region.get("phrase"))
+    size = {"width": image["width"], "height": image["height"]}
+    return size | {
+        "vg_id": image.get("image_id", image.get("id")),
+        "coco_id": image.get("coco_id"),
+        "regions": list(regions.values()),
+    }
