@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from toy import gradients, make_batch, make_features, make_leaves
 
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import alike_texts, global_loss
+from cloc.losses import contrastive, grounding, region
+from cloc.losses.contrastive import alike_texts
 from cloc.losses.gather import gather
-from cloc.losses.grounding import grounding_loss
+from cloc.losses.global_batch import Texts, meet
 from cloc.losses.objective import ClocLoss
-from cloc.losses.region import region_loss
 
-# softplus drops what is below e^-20 of its argument, in float64 too.
-CLOSE = {"rtol": 1e-8, "atol": 1e-8}
+CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 M = 3
 # Phrase 1 comes four times (twice in one picture), 4 and 5 are alike, one picture has none.
 PHRASES = [[1, 2, None], [None, 1, 1], [None, None, None], [4, 5, 3], [1, None, 5]]
 CAPTIONS = [6, 7, 8, 9, 10]
+# One region has two hard negatives, one of them another region's phrase; one has its own phrase, which does not count.
+NEGATIVES = [[[7, 3], [], []], [[], [1, 8], []], [[], [], []], [[], [], [9]], [[], [], [4]]]
+
+
+def global_loss(features: Features, batch: Batch, kind: str = "softmax") -> tuple[Tensor, Tensor]:
+    loss, stats = contrastive.global_loss(features, meet(features, batch), kind)
+    return loss, stats["filtered_captions"]
+
+
+def region_loss(
+    features: Features, batch: Batch, conflicts: str = "cosine", kind: str = "softmax"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    return region.region_loss(features, batch, meet(features, batch), kind, conflicts)
+
+
+def grounding_loss(features: Features, batch: Batch, *options: str) -> tuple[Tensor, dict[str, Tensor]]:
+    return grounding.grounding_loss(features, batch, meet(features, batch), *options)
+
+
+def naive_sigmoid(rows: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, drop: Tensor) -> Tensor:
+    same = torch.eye(len(rows), dtype=torch.bool)
+    pairs = logsigmoid(torch.where(same, 1.0, -1.0) * (scale * rows @ texts.T + bias))
+    return -pairs.masked_fill(drop & ~same, 0.0).sum() / len(rows)
 
 
 def naive_contrast(rows: Tensor, texts: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
@@ -29,7 +53,7 @@ def naive_contrast(rows: Tensor, texts: Tensor, scale: Tensor, drop: Tensor) -> 
     return (cross_entropy(logits, answers) + cross_entropy(logits.T, answers)) / 2
 
 
-def naive_region(features: Features, batch: Batch, conflicts: str, threshold: float = 0.9) -> Tensor:
+def naive_region(features: Features, batch: Batch, conflicts: str, kind: str = "softmax") -> Tensor:
     """The raw (MB × MB) matrix: every valid region's text is a column of its own."""
     valid = batch.region_valid
     regions, texts = features.region[valid], features.phrase[batch.region_phrase[valid]]
@@ -38,7 +62,9 @@ def naive_region(features: Features, batch: Batch, conflicts: str, threshold: fl
     if conflicts != "none":
         drop |= ids[:, None] == ids[None]
     if conflicts == "cosine":
-        drop |= texts.detach() @ texts.detach().T > threshold
+        drop |= texts.detach() @ texts.detach().T > 0.9
+    if kind == "sigmoid":
+        return naive_sigmoid(regions, texts, features.scales["region"], features.biases["region"], drop)
     return naive_contrast(regions, texts, features.scales["region"], drop)
 
 
@@ -59,16 +85,27 @@ def assert_same(one: Tensor, other: Tensor, leaves: dict[str, Tensor], expected:
 def test_global_loss_is_the_cross_entropy_when_captions_differ() -> None:
     leaves, batch = make_leaves(5, M), make_batch(CAPTIONS, PHRASES, M)
     features = make_features(leaves, batch)
-    loss, filtered = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
+    loss, filtered = global_loss(features, batch)
     naive = naive_contrast(features.image, features.text, features.scales["global"], torch.zeros(5, 5).bool())
     assert filtered == 0
     assert_same(loss, naive, leaves, {"image", "table", "scale_global"})
 
 
+@pytest.mark.parametrize("captions", [CAPTIONS, [6, 7, 6, 6, 9]])
+def test_the_sigmoid_loss_takes_every_pair_by_itself(captions: list[int]) -> None:
+    leaves, batch = make_leaves(5, M), make_batch(captions, PHRASES, M)
+    features = make_features(leaves, batch)
+    loss, _ = global_loss(features, batch, "sigmoid")
+    drop = batch.captions == batch.captions.T
+    scale, bias = features.scales["global"], features.biases["global"]
+    naive = naive_sigmoid(features.image, features.text, scale, bias, drop)
+    assert_same(loss, naive, leaves, {"image", "table", "scale_global", "bias_global"})
+
+
 def test_equal_captions_leave_both_denominators_but_never_the_positive() -> None:
     leaves, batch = make_leaves(5, M), make_batch([6, 7, 6, 6, 9], PHRASES, M)
     features = make_features(leaves, batch)
-    loss, filtered = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
+    loss, filtered = global_loss(features, batch)
     drop = batch.captions == batch.captions.T
     naive = naive_contrast(features.image, features.text, features.scales["global"], drop)
     assert filtered == pytest.approx(6 / 25)
@@ -78,7 +115,7 @@ def test_equal_captions_leave_both_denominators_but_never_the_positive() -> None
 def test_a_batch_of_one_caption_has_nothing_to_contrast() -> None:
     leaves, batch = make_leaves(3, M), make_batch([6, 6, 6], [[None] * M] * 3, M)
     features = make_features(leaves, batch)
-    loss, _ = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
+    loss, _ = global_loss(features, batch)
     assert loss == 0
     for name in ("image", "table", "scale_global"):
         assert (gradients(loss, leaves)[name] == 0).all()
@@ -88,14 +125,61 @@ def test_a_batch_of_one_caption_has_nothing_to_contrast() -> None:
 
 
 @pytest.mark.parametrize("conflicts", ["none", "exact", "cosine"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_deduplicated_phrases_give_the_loss_of_the_raw_matrix(conflicts: str, seed: int) -> None:
+def test_deduplicated_phrases_give_the_loss_of_the_raw_matrix(conflicts: str, kind: str, seed: int) -> None:
     leaves, batch = make_leaves(5, M, seed=seed), make_batch(CAPTIONS, PHRASES, M)
     features = make_features(leaves, batch)
-    loss, stats = region_loss(features, batch, conflicts)
+    loss, stats = region_loss(features, batch, conflicts, kind)
     assert stats["regions"] == 9
     assert len(batch.phrases) == 5
-    assert_same(loss, naive_region(features, batch, conflicts), leaves, {"region", "table", "scale_region"})
+    moved = {"region", "table", "scale_region"} | ({"bias_region"} if kind == "sigmoid" else set())
+    assert_same(loss, naive_region(features, batch, conflicts, kind), leaves, moved)
+
+
+def naive_with_negatives(features: Features, batch: Batch, conflicts: str, kind: str) -> Tensor:
+    """One region after the other, its own hard negatives beside everybody's texts."""
+    scale, bias = features.scales["region"], features.biases["region"]
+    ids = batch.phrase_id[batch.region_phrase]
+    found = []
+    for place in batch.region_valid.nonzero().tolist():
+        row, text = features.region[*place], features.phrase[batch.region_phrase[*place]]
+        others = [tuple(other) for other in batch.region_valid.nonzero().tolist() if other != place]
+        if conflicts == "exact":
+            others = [other for other in others if ids[other] != ids[*place]]
+        own = [i for i in batch.negatives[*place].tolist() if i >= 0 and batch.phrase_id[i] != ids[*place]]
+        texts = torch.stack([text, *(features.phrase[batch.region_phrase[i]] for i in others)])
+        hard, regions = features.phrase[own], torch.stack([row, *(features.region[i] for i in others)])
+        if kind == "sigmoid":
+            pairs = torch.cat([texts, hard]) @ row * scale + bias
+            found.append(-logsigmoid(pairs[0]) - logsigmoid(-pairs[1:]).sum())
+        else:
+            to_text, to_region = torch.cat([texts, hard]) @ row * scale, regions @ text * scale
+            found.append((to_text.logsumexp(0) + to_region.logsumexp(0)) / 2 - to_text[0])
+    return torch.stack(found).mean()
+
+
+@pytest.mark.parametrize("conflicts", ["none", "exact"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_hard_negatives_join_the_denominator_of_their_own_region(conflicts: str, kind: str) -> None:
+    leaves, batch = make_leaves(5, M), make_batch(CAPTIONS, PHRASES, M, negatives=NEGATIVES)
+    features = make_features(leaves, batch)
+    loss, _ = region_loss(features, batch, conflicts, kind)
+    moved = {"region", "table", "scale_region"} | ({"bias_region"} if kind == "sigmoid" else set())
+    assert_same(loss, naive_with_negatives(features, batch, conflicts, kind), leaves, moved)
+    without, _ = region_loss(features, replace(batch, negatives=None), conflicts, kind)
+    assert loss > without + 1e-3
+    assert (gradients(loss, leaves)["table"][[7, 8, 9]] != 0).any(-1).all()
+
+
+def test_a_region_whose_only_negatives_are_hard_ones_learns_from_them() -> None:
+    leaves = make_leaves(1, M)
+    batch = make_batch([6], [[1, None, None]], M, negatives=[[[7, 8], [], []]])
+    loss, _ = region_loss(make_features(leaves, batch), batch, "exact")
+    assert loss > 0
+    found = gradients(loss, leaves)
+    assert (found["table"][[1, 7, 8]] != 0).any(-1).all()
+    assert all(value is None or value.isfinite().all() for value in found.values())
 
 
 def test_the_conflict_rules_differ_on_this_batch() -> None:
@@ -118,6 +202,8 @@ def test_random_batches_equal_the_raw_matrix() -> None:
         for conflicts in ("none", "exact", "cosine"):
             loss, naive = region_loss(features, batch, conflicts)[0], naive_region(features, batch, conflicts)
             torch.testing.assert_close(loss, naive, **CLOSE)
+            sigmoid = region_loss(features, batch, conflicts, "sigmoid")[0]
+            torch.testing.assert_close(sigmoid, naive_region(features, batch, conflicts, "sigmoid"), **CLOSE)
 
 
 def test_a_phrase_that_no_region_has_changes_nothing() -> None:
@@ -165,8 +251,8 @@ def test_a_batch_without_regions_trains_and_every_leaf_takes_part(conflicts: str
 def test_a_single_region_has_no_negative_and_a_finite_loss() -> None:
     leaves, batch = make_leaves(2, M), make_batch([1, 2], [[4, None, None], [None] * M], M)
     loss, _ = region_loss(make_features(leaves, batch), batch, "none")
-    assert loss == 0
-    assert all(value is None or (value == 0).all() for value in gradients(loss, leaves).values())
+    assert abs(loss) < 1e-15
+    assert all(value is None or value.abs().max() < 1e-15 for value in gradients(loss, leaves).values())
 
 
 def test_the_cosine_rule_is_off_while_all_texts_are_alike() -> None:
@@ -182,10 +268,15 @@ def test_the_cosine_rule_is_off_while_all_texts_are_alike() -> None:
     torch.testing.assert_close(alike, exact, **CLOSE)
 
 
+def texts_of(embedding: Tensor) -> Texts:
+    place = torch.arange(len(embedding))
+    return Texts(normalize(embedding, dim=-1), place, torch.ones_like(place), place)
+
+
 def test_the_mean_cosine_is_that_of_distinct_pairs() -> None:
-    texts = normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
-    _, mean = alike_texts(texts, texts, 0.9)
-    off_diagonal = (texts @ texts.T)[~torch.eye(6, dtype=torch.bool)]
+    texts = texts_of(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    _, mean = alike_texts(texts, 0.9)
+    off_diagonal = (texts.embedding @ texts.embedding.T)[~torch.eye(6, dtype=torch.bool)]
     torch.testing.assert_close(mean, off_diagonal.mean())
 
 
@@ -193,10 +284,11 @@ def test_the_mean_cosine_is_that_of_distinct_pairs() -> None:
 def test_the_cosine_rule_switches_at_one_half(cosine: float, on: bool) -> None:
     # Vectors with one cosine between all of them: a common part beside orthogonal ones.
     rows = torch.cat([torch.full((6, 1), (cosine / (1 - cosine)) ** 0.5), torch.eye(6)], 1)
-    alike, mean = alike_texts(rows, rows, threshold=0.45)
+    rule, mean = alike_texts(texts_of(rows), threshold=0.45)
     assert mean == pytest.approx(cosine, abs=1e-5)
-    assert bool(alike.all()) is on
-    assert bool(alike.any()) is on
+    logits = torch.zeros(6, 6)
+    assert rule.hide(logits, slice(0, 6), slice(0, 6)) == (30 if on else 0)
+    assert torch.equal(logits < 0, torch.ones(6, 6).bool() if on else torch.eye(6).bool())
 
 
 def test_the_filtered_share_counts_pairs_that_the_cosine_alone_removed() -> None:
@@ -206,9 +298,9 @@ def test_the_filtered_share_counts_pairs_that_the_cosine_alone_removed() -> None
 
 
 def test_conflicts_are_found_without_gradient_to_the_texts() -> None:
-    texts = torch.randn(4, 8, requires_grad=True)
-    alike, mean = alike_texts(texts, texts, 0.9)
-    assert not alike.requires_grad and not mean.requires_grad
+    texts = texts_of(torch.randn(4, 8, requires_grad=True))
+    rule, mean = alike_texts(texts, 0.9)
+    assert texts.embedding.requires_grad and not rule.text.requires_grad and not mean.requires_grad
 
 
 # --- grounding --------------------------------------------------------------------------------------------------------
@@ -321,7 +413,7 @@ def test_weights_of_zero_leave_the_clip_loss_and_still_touch_every_leaf() -> Non
     leaves, batch = make_leaves(5, M), make_batch(CAPTIONS, PHRASES, M)
     features = make_features(leaves, batch)
     terms = ClocLoss(region=0.0, grounding=0.0)(features, batch)
-    clip, _ = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
+    clip, _ = global_loss(features, batch)
     assert set(terms.terms) == {"global"}
     assert "lambda" not in terms.stats
     torch.testing.assert_close(terms.total, clip)
@@ -332,14 +424,14 @@ def test_a_clip_model_needs_no_region_features() -> None:
     leaves, batch = make_leaves(5, M), make_batch(CAPTIONS, PHRASES, M)
     features = make_features(leaves, batch)
     features.region = features.phrase = features.grounded = None
-    del features.scales["region"]
+    del features.scales["region"], features.biases["region"]
     assert ClocLoss(region=0.0, grounding=0.0)(features, batch).total.isfinite()
 
 
 def test_the_two_temperatures_are_separate() -> None:
     leaves, batch = make_leaves(5, M), make_batch(CAPTIONS, PHRASES, M)
     features = make_features(leaves, batch)
-    clip, _ = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
+    clip, _ = global_loss(features, batch)
     region, _ = region_loss(features, batch)
     assert gradients(clip, leaves)["scale_region"] is None
     assert gradients(region, leaves)["scale_global"] is None
@@ -350,11 +442,11 @@ def test_the_two_temperatures_are_separate() -> None:
 
 def test_gather_on_one_process_is_the_identity() -> None:
     rows = torch.randn(3, 2)
-    gathered, first = gather(rows)
-    assert gathered is rows and first == 0
+    (gathered,) = gather([rows], [])
+    assert gathered is rows
 
 
-@pytest.mark.parametrize(("name", "value"), [("conflicts", "cosin"), ("box", "giou"), ("shared_phrase", "first")])
+@pytest.mark.parametrize(("name", "value"), [("contrast", "bce"), ("conflicts", "cosin"), ("box", "giou"), ("shared_phrase", "first")])
 def test_an_unknown_option_is_named_with_what_is_known(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}='{value}': give one of .*,"):
         ClocLoss(**{name: value})

@@ -17,7 +17,8 @@ from toy import Leaves, gradients, make_batch, make_features, make_leaves
 
 from cloc.contracts import Batch, Features
 from cloc.losses.contrastive import global_loss
-from cloc.losses.gather import gather, total
+from cloc.losses.gather import exchange, gather, log_sum_exp_over_ranks
+from cloc.losses.global_batch import meet
 from cloc.losses.grounding import grounding_loss
 from cloc.losses.objective import ClocLoss
 from cloc.losses.region import region_loss
@@ -32,29 +33,35 @@ MIXED = ([6, 7, 8, 6, 7, 10], [[1, 2, None], [None, 1, 1], EMPTY, EMPTY, [4, 5, 
 FULL = ([6, 7, 8, 9, 10, 11], [[1, 2, 3], [4, 1, 2], [5, 6, 7], [8, 1, 9], [2, 5, 4], [3, 7, 1]])
 NONE = ([6, 7, 8, 6, 7, 10], [EMPTY] * 6)
 LAST = ([6, 6, 6, 6, 6, 10], [EMPTY, EMPTY, EMPTY, [4, 4, None], [4, None, None], [5, 4, 1]])
+# Hard negatives of the pictures of "full": others' phrases, a text of no region, a region's own phrase.
+NEGATIVES = [[[7, 0], [], [3]], [[], [2], []], [[], [], [1]], [[0, 9], [], []], [[], [11], []], [[], [], [7, 2]]]
 BATCHES = {"mixed": MIXED, "full": FULL, "none": NONE, "last": LAST}
-LOSSES = ["global", "region-none", "region-exact", "region-cosine", "grounding-l2", "grounding-l1_giou", "total"]
+LOSSES = [f"global-{kind}" for kind in ("softmax", "sigmoid")]
+LOSSES += [f"region-{kind}-{rule}" for kind in ("softmax", "sigmoid") for rule in ("none", "exact", "cosine")]
+LOSSES += ["grounding-l2", "grounding-l1_giou", "total"]
 
 
 def compute(name: str, features: Features, batch: Batch) -> Tensor:
-    kind, _, option = name.partition("-")
-    if kind == "global":
-        return global_loss(features.image, features.text, batch.caption_id, features.scales["global"])[0]
-    if kind == "region":
-        return region_loss(features, batch, option)[0]
-    if kind == "grounding":
-        return grounding_loss(features, batch, option, "nearest")[0]
-    return ClocLoss(shared_phrase="union")(features, batch).total
+    loss, _, options = name.partition("-")
+    if loss == "total":
+        return ClocLoss(shared_phrase="union")(features, batch).total
+    everyone = meet(features, batch)
+    if loss == "global":
+        return global_loss(features, everyone, options)[0]
+    if loss == "region":
+        return region_loss(features, batch, everyone, *options.split("-"))[0]
+    return grounding_loss(features, batch, everyone, options, "nearest")[0]
 
 
 def part_of(name: str, ranks: int, rank: int | None = None) -> tuple[Leaves, Batch, slice]:
     """Leaves of all ranks, and the batch of one rank (of all for None)."""
     captions, phrases = (list(rows[: B * ranks]) for rows in BATCHES[name])
-    leaves, whole = make_leaves(B * ranks, M), make_batch(captions, phrases, M)
+    negatives = NEGATIVES[: B * ranks] if name == "full" else None
+    leaves, whole = make_leaves(B * ranks, M), make_batch(captions, phrases, M, negatives=negatives)
     if rank is None:
         return leaves, whole, slice(None)
     rows = slice(rank * B, rank * B + B)
-    batch = make_batch(captions[rows], phrases[rows], M)
+    batch = make_batch(captions[rows], phrases[rows], M, negatives=negatives and negatives[rows])
     batch.boxes, batch.target_boxes = whole.boxes[rows], whole.target_boxes[rows]
     return leaves, batch, rows
 
@@ -71,15 +78,25 @@ def results(name: str, ranks: int, rank: int | None = None) -> dict[str, Any]:
 
 
 def gather_case(rank: int, ranks: int) -> dict[str, Any]:
-    """Rank r owns r rows (the first none); rank r's loss weighs everything by r + 1."""
+    """Rank r owns r rows of one tensor (the first none) and one of another; its loss weighs everything by r + 1."""
     rows = (torch.arange(rank * 2, dtype=torch.float64).reshape(rank, 2) + 10 * rank).requires_grad_()
-    every, first = gather(rows)
+    sizes = [[r, 1] for r in range(ranks)]
+    every, others = gather([rows, torch.full((1, 2), float(rank), dtype=torch.float64)], sizes)
     weight = torch.arange(every.numel(), dtype=torch.float64).reshape(every.shape)
     (gradient,) = torch.autograd.grad((every * weight * (rank + 1)).sum(), rows)
-    ids, _ = gather(torch.full((rank,), rank))
-    flags, _ = gather(torch.full((rank,), True))
-    summed = total(torch.tensor([rank, 1]))
-    return {"every": every.detach(), "first": first, "gradient": gradient, "ids": ids, "flags": flags, "sum": summed}
+    (ids,) = gather([torch.full((rank,), rank)], [[r] for r in range(ranks)])
+    partial = torch.tensor([float(rank), -1e30 * rank, 500.0 * rank], dtype=torch.float64, requires_grad=True)
+    joined = log_sum_exp_over_ranks(partial)
+    (slope,) = torch.autograd.grad(joined.sum(), partial)
+    return {
+        "every": every.detach(),
+        "others": others[:, 0],
+        "gradient": gradient,
+        "ids": ids,
+        "counts": exchange(torch.tensor([rank, 1])),
+        "joined": joined.detach(),
+        "slope": slope,
+    }
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
@@ -136,9 +153,19 @@ def test_gather_of_ragged_rows_keeps_order_and_gradients(ranks_found: list[dict[
     weight = torch.arange(every.numel(), dtype=torch.float64).reshape(every.shape) * sum(range(1, ranks + 1))
     for rank, own in enumerate(found):
         first = sum(range(rank))
-        assert own["first"] == first
         torch.testing.assert_close(own["every"], every)
         torch.testing.assert_close(own["gradient"], weight[first : first + rank])
+        assert own["others"].tolist() == list(range(ranks))
         assert own["ids"].tolist() == [r for r in range(ranks) for _ in range(r)]
-        assert own["flags"].all() and own["flags"].dtype == torch.bool
-        assert own["sum"].tolist() == [sum(range(ranks)), ranks]
+        assert own["counts"].tolist() == [[r, 1] for r in range(ranks)]
+
+
+def test_log_sum_exps_of_ranks_are_joined_with_their_gradients(ranks_found: list[dict[str, Any]]) -> None:
+    ranks = len(ranks_found)
+    partial = torch.tensor([[float(r), -1e30 * r, 500.0 * r] for r in range(ranks)], dtype=torch.float64)
+    partial.requires_grad_()
+    joined = partial.logsumexp(0)
+    (slope,) = torch.autograd.grad(joined.sum() * ranks, partial)  # every rank asks for the same sum
+    for rank, own in enumerate(found["gather"] for found in ranks_found):
+        torch.testing.assert_close(own["joined"], joined.detach())
+        torch.testing.assert_close(own["slope"], slope[rank])

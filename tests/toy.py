@@ -37,14 +37,23 @@ def make_leaves(images: int, regions: int, texts: int = 12, dim: int = 8, seed: 
         "table": table,
         "scale_global": torch.tensor([2.0], dtype=torch.float64),
         "scale_region": torch.tensor([1.8], dtype=torch.float64),
+        "bias_global": torch.tensor([-2.0], dtype=torch.float64),
+        "bias_region": torch.tensor([-1.5], dtype=torch.float64),
     }
     return {name: value.requires_grad_() for name, value in leaves.items()}
 
 
-def make_batch(captions: Sequence[int], phrases: Sequence[Sequence[Text]], regions: int, seed: int = 0) -> Batch:
+def make_batch(
+    captions: Sequence[int],
+    phrases: Sequence[Sequence[Text]],
+    regions: int,
+    seed: int = 0,
+    negatives: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> Batch:
     """A batch of texts given as rows of the table; None is a slot without a region.
 
     Boxes depend on the seed and on the place in the list. A phrase that comes twice in a picture is shared there.
+    Hard negatives are lists of texts for each slot of each picture.
     """
     size = len(captions)
     generator = torch.Generator().manual_seed(seed)
@@ -62,6 +71,11 @@ def make_batch(captions: Sequence[int], phrases: Sequence[Sequence[Text]], regio
             region_phrase[row, slot] = index.setdefault(text, len(index))
             same = boxes[row, [i for i, other in enumerate(own) if other == text]]
             targets[row, slot] = torch.cat([same[:, :2].amin(0), same[:, 2:].amax(0)])
+    hard = None if negatives is None else torch.full((size, regions, 2), -1)
+    for row, own in enumerate(negatives or []):
+        for slot, texts in enumerate(own):
+            for place, text in enumerate(texts):
+                hard[row, slot, place] = index.setdefault(text, len(index))
     rows = torch.tensor([list(index) or [0]]).T
     return Batch(
         images=torch.zeros(size, 3, 1, 1, dtype=torch.uint8),
@@ -78,6 +92,7 @@ def make_batch(captions: Sequence[int], phrases: Sequence[Sequence[Text]], regio
         keys=[str(i) for i in range(size)],
         source=torch.zeros(size, dtype=torch.int64),
         cursor=size,
+        negatives=hard,
     )
 
 
@@ -95,6 +110,7 @@ def make_features(leaves: Leaves, batch: Batch, rows: slice = slice(None)) -> Fe
         phrase=normalize(leaves["table"][batch.phrases[:, 0]], dim=-1),
         grounded=leaves["grounded"][rows],
         scales={name: leaves[f"scale_{name}"].exp().clamp(max=100) for name in ("global", "region")},
+        biases={name: leaves[f"bias_{name}"] for name in ("global", "region")},
     )
 
 

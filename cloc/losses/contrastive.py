@@ -1,110 +1,119 @@
-"""Contrast with conflicts and multiplicities: the one routine behind the global and the region loss.
+"""The contrast of rows (pictures, regions) with texts: one routine behind the global and the region loss.
 
-``negatives`` gives, for each row, the log of the summed exponentials over all columns that are true negatives. With it,
-the InfoNCE loss of a row with positive similarity s is softplus(negatives − s): the positive is never filtered.
+Texts are distinct and counted (``global_batch``); the pairs are streamed (``stream``). A row's own text, and what is in
+conflict with it, never is a negative; the positive is never filtered.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import logsigmoid
 
-from cloc.losses.gather import gather, total, world_size
+from cloc.contracts import Features
+from cloc.losses.gather import log_sum_exp_over_ranks
+from cloc.losses.global_batch import GlobalBatch, Texts, share
+from cloc.losses.stream import Conflicts, floor, log_sum_exp, sum_softplus
 
 MIXED = 0.5  # while distinct texts are more alike than this on average, cosine says nothing about conflicts
 
 
-def negatives(
-    rows: Tensor, columns: Tensor, scale: Tensor, conflict: Tensor, log_weight: Tensor | None = None
-) -> Tensor:
-    """Log-sum-exp of each row's similarities to its negatives.
+@dataclass(slots=True)
+class HardNegatives:
+    """Further negatives of each row alone.
+
+    Attributes:
+        text: ``[R,H,D]`` unit norm.
+        there: ``[R,H]`` bool; the others count for nothing.
+    """
+
+    text: Tensor
+    there: Tensor
+
+
+def contrast(
+    rows: Tensor,
+    texts: Texts,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    conflicts: Conflicts | None = None,
+    hard: HardNegatives | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row, of the raw matrix in which every row brings a text of its own.
+
+    Softmax (CLOC, Eq. 1 and 2): the mean of both directions. The row of a text that k rows own stands for k equal rows;
+    each owner asks for it. Sigmoid (SigLIP, Zhai et al. 2023, Eq. 1): every pair by itself, summed over a row.
 
     Args:
-        rows: ``[R,D]`` unit norm, of this rank.
-        columns: ``[K,D]`` unit norm, of all ranks.
+        rows: ``[R,D]`` unit norm, of this process.
+        texts: of the global batch.
         scale: ``[1]`` inverse temperature.
-        conflict: ``[R,K]`` bool, pairs that leave the denominator (the positive among them).
-        log_weight: ``[K]`` log of how many raw columns each stands for; −inf for none.
+        bias: ``[1]`` for sigmoid; None for softmax.
+        conflicts: pairs that are no negatives, each row's own text among them; None: all other rows' texts are.
+        hard: they join the denominator of their own row; with sigmoid they are further pairs.
 
     Returns:
-        ``[R]``; −inf where a row has no negative.
+        ``[R]``, and how many pairs of a row and a distinct text the cosine rule left out.
     """
-    logits = scale * rows @ columns.T
-    if log_weight is not None:
-        logits = logits + log_weight
-    # A finite floor keeps the gradient of an empty row zero where -inf would make it NaN.
-    floor = torch.finfo(logits.dtype).min / 4
-    logits = logits.masked_fill(conflict, floor)
-    return logits.clamp(min=floor).logsumexp(1)
-
-
-def same_text(ids: Tensor, other: Tensor) -> Tensor:
-    """``[R]`` and ``[K]`` text hashes → ``[R,K]`` bool: the same text."""
-    return ids.unsqueeze(1) == other.unsqueeze(0)
+    rows = scale * rows
+    positive = (rows * texts.embedding[texts.own]).sum(-1)
+    if hard is not None:
+        own = (hard.text @ rows.unsqueeze(2)).squeeze(2).masked_fill(~hard.there, floor(rows.dtype))
+    count = texts.count.to(rows.dtype)
+    if bias is not None:
+        loss, left_out = sum_softplus(rows, texts.embedding, bias, count, conflicts)
+        positive = positive + bias
+        if conflicts is None:
+            loss = loss + logsigmoid(-positive)  # the pair itself is among them
+        if hard is not None:
+            loss = loss - logsigmoid(-own - bias).sum(1)
+        return loss - logsigmoid(positive), left_out
+    to_text, to_rows, left_out = log_sum_exp(rows, texts.embedding, count.log(), conflicts)
+    to_rows = log_sum_exp_over_ranks(to_rows)[texts.own]
+    if hard is not None:
+        to_text = torch.logaddexp(to_text, own.logsumexp(1))
+    if conflicts is None:
+        return (to_text + to_rows) / 2 - positive, left_out
+    return -(logsigmoid(positive - to_text) + logsigmoid(positive - to_rows)) / 2, left_out
 
 
 @torch.no_grad()
-def alike_texts(
-    rows: Tensor, columns: Tensor, threshold: float, counted: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pairs of texts that mean the same (CLOC, Sec. 3.4): cosine above a threshold, in float32, without gradient.
+def alike_texts(texts: Texts, threshold: float) -> tuple[Conflicts, Tensor]:
+    """Conflicts of texts that mean the same (CLOC, Sec. 3.4): cosine above a threshold, in float32, without gradient.
 
     Random text embeddings are all alike, and the rule would silence every negative; so while the mean cosine of
     distinct texts is ≥ 0.5 nothing but exact equality counts.
 
     Args:
-        rows: ``[R,D]`` text embeddings.
-        columns: ``[K,D]`` text embeddings of all ranks.
+        texts: of the global batch.
         threshold: CLOC uses 0.9.
-        counted: ``[K]`` bool, the columns that the mean is over (a text that stands in for none is not); None for all.
 
     Returns:
-        ``[R,K]`` bool, and the mean cosine (scalar).
+        The conflicts, and the mean cosine (scalar).
     """
-    rows, columns = normalize(rows.float(), dim=-1), normalize(columns.float(), dim=-1)
-    cosine = rows @ columns.T
-    if counted is None:
-        counted = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
-    count = counted.sum()
-    # Mean over distinct pairs of all columns, equal on every rank: |Σ t|² = K + Σ_{i≠j} cos.
-    mean = ((columns * counted.unsqueeze(1)).sum(0).square().sum() - count) / (count * (count - 1)).clamp(min=1)
-    return (cosine > threshold) & (mean < MIXED), mean
+    text = texts.embedding.detach().float()
+    # Mean over distinct pairs of all columns, equal on every process: |Σ t|² = K + Σ_{i≠j} cos.
+    mean = (text.sum(0).square().sum() - len(text)) / max(1, len(text) * (len(text) - 1))
+    return Conflicts(texts.own, text, torch.where(mean < MIXED, threshold, 2.0)), mean
 
 
-def global_loss(image: Tensor, text: Tensor, caption_id: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE over the global batch (CLOC, Eq. 1); equal captions are not each other's negatives.
+def global_loss(
+    features: Features, everyone: GlobalBatch, kind: str = "softmax"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Contrast of pictures and captions over the global batch; equal captions are not each other's negatives.
 
     Args:
-        image: ``[B,D]`` unit norm.
-        text: ``[B,D]`` unit norm.
-        caption_id: ``[B]`` caption hashes.
-        scale: ``[1]`` inverse temperature.
+        features: of this process.
+        everyone: see :func:`cloc.losses.global_batch.meet`.
+        kind: ``softmax`` (CLOC, Eq. 1) or ``sigmoid``, which takes the features' bias.
 
     Returns:
-        This rank's part of the global mean, scaled so that averaging over ranks gives it, and the share of pairs that
-        were filtered as conflicts.
+        This process's part of the global mean, and ``filtered_captions``, the share of pairs filtered as conflicts.
     """
-    images, _ = gather(image)
-    texts, _ = gather(text)
-    ids, _ = gather(caption_id)
-    conflict = same_text(caption_id, ids)
-    positive = scale * (image * text).sum(-1)
-    rows = softplus(negatives(image, texts, scale, conflict) - positive)
-    columns = softplus(negatives(text, images, scale, conflict) - positive)
-    mean = (rows + columns).mean() / 2
-    return mean, (conflict.sum() - len(image)).float() / conflict.numel()
-
-
-def share(local: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a local sum into this rank's part of a global mean.
-
-    Args:
-        local: scalar sum over this rank's valid elements.
-        count: how many they are.
-
-    Returns:
-        ``local · W / Σcount`` (which the averaging of gradients over ranks turns into the global mean), and Σcount.
-    """
-    everyone = total(count.to(local.dtype))
-    return local * world_size() / everyone.clamp(min=1), everyone
+    texts = everyone.captions
+    bias = features.biases["global"] if kind == "sigmoid" else None
+    loss, _ = contrast(features.image, texts, features.scales["global"], bias, Conflicts(texts.own))
+    filtered = (texts.count * (texts.count - 1)).sum() / everyone.pictures.square()
+    return share(loss.sum(), everyone.pictures), {"filtered_captions": filtered}

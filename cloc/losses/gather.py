@@ -1,11 +1,19 @@
-"""Collectives of the losses: the global batch as every rank sees it. Identity on one process."""
+"""Collectives of the losses: the global batch as every process sees it. Identity on one process.
+
+A step needs few of them: one exchange of counts, one gather of ids, one of embeddings, and for each softmax contrast
+the two small reductions of :func:`log_sum_exp_over_ranks`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
@@ -18,34 +26,76 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather(rows: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all ranks, differentiably; ranks may hold different numbers of rows.
+def exchange(counts: Tensor) -> Tensor:
+    """``[n]`` counts of this process → ``[W,n]`` of all."""
+    if world_size() == 1:
+        return counts.unsqueeze(0)
+    found = [torch.empty_like(counts) for _ in range(world_size())]
+    dist.all_gather(found, counts)
+    return torch.stack(found)
+
+
+def gather(tensors: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Concatenate the rows of all processes, differentiably; several tensors of one kind in one collective.
 
     Args:
-        rows: ``[R,…]`` of this rank.
+        tensors: each ``[R,…]``, of this process; they may differ in R, and so may processes.
+        sizes: for each process, the R of each tensor; only read where there are several processes.
 
     Returns:
-        ``[ΣR,…]``, and the index of this rank's first row in it. Gradients flow back to the rank that owns a row,
-        summed over the ranks that used it.
+        Each tensor ``[ΣR,…]``, in the order of the processes. Gradients flow back to the process that owns a row,
+        summed over the processes that used it.
     """
-    if world_size() == 1:
-        return rows, 0
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    sizes = [int(count) for count in counts]
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    if rows.is_floating_point():
-        parts = all_gather(padded.contiguous())
-    else:
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(sizes[: rank()])
+    if world_size() == 1 or not any(map(sum, sizes)):
+        return tuple(tensors)
+    return _Gather.apply(sizes, *tensors)
 
 
-def total(value: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, without gradient."""
-    value = value.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(value)
-    return value
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, sizes: Sequence[Sequence[int]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.sizes = sizes
+        own = _padded(torch.cat(tensors), sizes)
+        found = [torch.empty_like(own) for _ in sizes]
+        dist.all_gather(found, own)
+        parts = [rows[: sum(size)].split(list(size)) for rows, size in zip(found, sizes, strict=True)]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        columns = [part.split([size[i] for size in ctx.sizes]) for i, part in enumerate(gradients)]
+        parts = [_padded(torch.cat(rows), ctx.sizes) for rows in zip(*columns, strict=True)]
+        own, size = torch.empty_like(parts[0]), list(ctx.sizes[rank()])
+        dist.reduce_scatter(own, parts)
+        return None, *own[: sum(size)].split(size)
+
+
+def _padded(rows: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    full = rows.new_zeros(max(map(sum, sizes)), *rows.shape[1:])
+    full[: len(rows)] = rows
+    return full
+
+
+def log_sum_exp_over_ranks(partial: Tensor) -> Tensor:
+    """Join the log-sum-exps ``[K]`` that each process took over its own rows; differentiable."""
+    if world_size() == 1 or not partial.numel():
+        return partial
+    top = partial.detach().clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX)
+    return top + _Sum.apply((partial - top).exp()).log()
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed

@@ -8,17 +8,18 @@ from torch.nn.functional import smooth_l1_loss
 from torchvision.ops import generalized_box_iou_loss
 
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import share
+from cloc.losses.global_batch import GlobalBatch, share
 
 
 def grounding_loss(
-    features: Features, batch: Batch, kind: str = "l2", shared_phrase: str = "skip"
+    features: Features, batch: Batch, everyone: GlobalBatch, kind: str = "l2", shared_phrase: str = "skip"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Distance between predicted and true boxes, as a mean over the global count of grounded regions.
 
     Args:
         features: ``grounded`` ``[B,M,4]`` must be there.
         batch: the batch it was made of.
+        everyone: see :func:`cloc.losses.global_batch.meet`.
         kind: ``l2``: squared distance over 4 (Eq. 3 with the square that its 1/4 suggests); ``l1_giou``: smooth L1 with
             a small knee plus generalized IoU.
         shared_phrase: what a phrase that owns several boxes of one picture is compared with: ``skip`` leaves it out,
@@ -30,9 +31,9 @@ def grounding_loss(
     Raises:
         ValueError: unknown ``kind`` or ``shared_phrase``.
     """
-    target, valid = batch.boxes, batch.region_valid
+    target, valid, count = batch.boxes, batch.region_valid, everyone.regions
     if shared_phrase == "skip":
-        valid = valid & ~batch.phrase_is_shared
+        valid, count = valid & ~batch.phrase_is_shared, everyone.unshared
     elif shared_phrase == "union":
         target = batch.target_boxes
     elif shared_phrase == "nearest":
@@ -49,7 +50,7 @@ def grounding_loss(
         distance = 4 * smooth_l1_loss(features.grounded, target, beta=0.02, reduction="none").mean(-1) + giou
     else:
         raise ValueError(f"loss.box={kind!r}: give l2 or l1_giou")
-    loss, count = share(torch.where(valid, distance, 0.0).sum(), valid.sum())
+    loss = share(torch.where(valid, distance, 0.0).sum(), count)
     return loss, {"grounded": count}
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from cloc.contracts import Batch, Features, LossTerms
 from cloc.losses.contrastive import global_loss
-from cloc.losses.gather import total
+from cloc.losses.global_batch import meet
 from cloc.losses.grounding import grounding_loss
 from cloc.losses.region import region_loss
 
@@ -19,6 +19,7 @@ class ClocLoss(nn.Module):
         global_: weight of the image-caption contrast.
         region: weight of the region-phrase contrast; 0 leaves it out.
         grounding: weight of the box distance; 0 leaves it out.
+        contrast: ``softmax`` (CLOC), or ``sigmoid`` (SigLIP; needs ``model.logit_bias``), of both contrasts.
         conflicts: ``cosine``, ``exact`` or ``none`` (see :func:`cloc.losses.region.region_loss`).
         threshold: of the cosine rule.
         box: ``l2`` (paper) or ``l1_giou``.
@@ -30,6 +31,7 @@ class ClocLoss(nn.Module):
         global_: float = 1.0,
         region: float = 1.0,
         grounding: float = 1.0,
+        contrast: str = "softmax",
         conflicts: str = "cosine",
         threshold: float = 0.9,
         box: str = "l2",
@@ -37,6 +39,7 @@ class ClocLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, known in (
+            ("contrast", contrast, ("softmax", "sigmoid")),
             ("conflicts", conflicts, ("cosine", "exact", "none")),
             ("box", box, ("l2", "l1_giou")),
             ("shared_phrase", shared_phrase, ("skip", "nearest", "union")),
@@ -44,7 +47,7 @@ class ClocLoss(nn.Module):
             if value not in known:
                 raise ValueError(f"loss.{name}={value!r}: give one of {', '.join(known)}")
         self.weights = {"global": global_, "region": region, "grounding": grounding}
-        self.conflicts, self.threshold, self.box, self.shared_phrase = conflicts, threshold, box, shared_phrase
+        self.contrast, self.conflicts, self.threshold, self.box, self.shared_phrase = contrast, conflicts, threshold, box, shared_phrase
 
     @property
     def needs_regions(self) -> bool:
@@ -53,27 +56,30 @@ class ClocLoss(nn.Module):
 
     def forward(self, features: Features, batch: Batch) -> LossTerms:
         """Compute every term with a positive weight; a batch without any region is a normal case."""
-        clip, filtered = global_loss(features.image, features.text, batch.caption_id, features.scales["global"])
-        terms, stats = {"global": clip}, {"filtered_captions": filtered}
+        everyone = meet(features, batch, self.weights["region"] > 0)
+        clip, stats = global_loss(features, everyone, self.contrast)
+        terms = {"global": clip}
         for name, value in features.scales.items():
             stats[f"scale_{name}"] = value.detach().squeeze(0)
         factor = torch.ones((), device=clip.device)
         if self.needs_regions:
-            with_regions = batch.region_valid.any(1).float()
-            factor = total(with_regions.sum()) / total(torch.ones_like(with_regions).sum())
+            factor = everyone.with_regions / everyone.pictures
             stats["lambda"] = factor
         if self.weights["region"] > 0:
-            terms["region"], more = region_loss(features, batch, self.conflicts, self.threshold)
+            terms["region"], more = region_loss(
+                features, batch, everyone, self.contrast, self.conflicts, self.threshold
+            )
             stats |= more
         if self.weights["grounding"] > 0:
-            terms["grounding"], more = grounding_loss(features, batch, self.box, self.shared_phrase)
+            terms["grounding"], more = grounding_loss(features, batch, everyone, self.box, self.shared_phrase)
             stats |= more
         loss = self.weights["global"] * clip
         for name in ("region", "grounding"):
             if name in terms:
                 loss = loss + factor * self.weights[name] * terms[name]
         # A head whose term has no weight still takes part, with gradient zero: distributed training needs all of them.
-        for unused in (features.region, features.phrase, features.grounded, *features.scales.values()):
+        scalars = (*features.scales.values(), *features.biases.values())
+        for unused in (features.region, features.phrase, features.grounded, *scalars):
             if unused is not None:
                 loss = loss + 0.0 * unused.sum()
         return LossTerms(loss, {k: v.detach() for k, v in terms.items()}, {k: v.detach() for k, v in stats.items()})

@@ -1,0 +1,98 @@
+"""What a process must know of the others' part of a batch: their texts, and how many of everything there are.
+
+Rows (pictures, regions) stay where they are; texts travel. A text comes once, whoever and however many own it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cloc.contracts import Batch, Features
+from cloc.losses.gather import exchange, gather, world_size
+
+
+@dataclass(slots=True)
+class Texts:
+    """Distinct texts of the global batch; the same, in the same order, on every process.
+
+    Attributes:
+        embedding: ``[K,D]``, with gradient to the process that the first of equal texts lies on.
+        id: ``[K]`` hashes, sorted.
+        count: ``[K]`` rows of the global batch that own each text, at least 1.
+        own: ``[R]`` the text of each row of this process.
+    """
+
+    embedding: Tensor
+    id: Tensor
+    count: Tensor
+    own: Tensor
+
+
+@dataclass(slots=True)
+class GlobalBatch:
+    """The global batch.
+
+    Attributes:
+        captions: their rows are pictures.
+        phrases: their rows are valid regions; None where no loss asks for them.
+        pictures: how many there are.
+        with_regions: pictures with a valid region.
+        regions: valid regions.
+        unshared: valid regions whose phrase owns no other box of the picture.
+    """
+
+    captions: Texts
+    phrases: Texts | None
+    pictures: Tensor
+    with_regions: Tensor
+    regions: Tensor
+    unshared: Tensor
+
+
+def meet(features: Features, batch: Batch, phrases: bool = True) -> GlobalBatch:
+    """Gather what the losses need.
+
+    Args:
+        features: of this process.
+        batch: the batch they were made of.
+        phrases: whether phrases are gathered too; the features must hold them.
+    """
+    valid = batch.region_valid
+    captions = (features.text, batch.caption_id, torch.ones_like(batch.caption_id))
+    parts, owners = [captions], [batch.caption_id]
+    if phrases:
+        owned = batch.region_phrase[valid]
+        count = torch.zeros_like(batch.phrase_id).index_add_(0, owned, torch.ones_like(owned))
+        used = count > 0  # neither hard negatives nor the text that stands in where there is no region are columns
+        parts.append((features.phrase[used], batch.phrase_id[used], count[used]))
+        owners.append(batch.phrase_id[owned])
+    counts = [valid.any(1).sum(), valid.sum(), (valid & ~batch.phrase_is_shared).sum()]
+    rows = torch.tensor([len(ids) for _, ids, _ in parts], device=valid.device)
+    every = exchange(torch.cat([rows, torch.stack(counts)]))
+    sizes = every[:, : len(parts)].tolist() if world_size() > 1 else []
+    embeddings = gather([embedding for embedding, _, _ in parts], sizes)
+    facts = gather([torch.stack([ids, count], 1) for _, ids, count in parts], sizes)
+    texts = [_distinct(*part) for part in zip(embeddings, facts, owners, strict=True)]
+    total = every.sum(0)
+    return GlobalBatch(texts[0], texts[1] if phrases else None, total[0], *total[-3:])
+
+
+def _distinct(embedding: Tensor, facts: Tensor, own: Tensor) -> Texts:
+    ids, inverse = torch.unique(facts[:, 0], return_inverse=True)
+    place = torch.arange(len(inverse), device=inverse.device)
+    first = torch.full_like(ids, len(place)).scatter_reduce(0, inverse, place, "amin")
+    count = torch.zeros_like(ids).index_add_(0, inverse, facts[:, 1])
+    return Texts(embedding[first], ids, count, torch.searchsorted(ids, own))
+
+
+def share(summed: Tensor, count: Tensor) -> Tensor:
+    """This process's part of a global mean: averaging gradients over processes gives that of the whole.
+
+    Args:
+        summed: scalar over this process's elements.
+        count: of elements in the global batch.
+    """
+    return summed * world_size() / count.clamp(min=1)
