@@ -1,9 +1,11 @@
-"""Callbacks: progress, throughput, the finite guard, evaluation in training."""
+"""Callbacks: cursor, progress, throughput, evaluation in training. What guards a run is in ``saving`` and ``guard``."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -13,16 +15,42 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloc.contracts import Batch
+from cloc.data.stream import READER_MEMORY
+from cloc.engine.runtime import gather_objects
+from cloc.engine.strategy import weights_to_measure
 
 SHOWN = {"loss/global": "global", "loss/region": "region", "loss/grounding": "box"}
 
 
+class Cursor(Callback):
+    """Tell the module that a step is done, before any other callback looks at it or saves it.
+
+    Lightning calls a module's own hook only after those of all callbacks.
+    """
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """Advance."""
+        module.advance(batch)
+
+
 class Throughput(Callback):
-    """Samples per second, and the share of time spent waiting for data, over the steps since the last log line."""
+    """Samples per second and the health of the data, over the steps since the last log line and all processes."""
 
     def __init__(self) -> None:
         self.start = self.waiting_since = time.perf_counter()
         self.waited, self.steps, self.trained = 0.0, 0, 0.0
+        self.counts: Counter[str] = Counter()
+        self.memory = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Training time goes on in a resumed run."""
+        return {"trained": self.trained}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.trained = state["trained"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Start the clocks."""
@@ -31,6 +59,9 @@ class Throughput(Callback):
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
         """The batch is here: the wait is over."""
         self.waited += time.perf_counter() - self.waiting_since
+        self.memory = max(self.memory, batch.stats.pop(READER_MEMORY, 0.0))  # no counter: it must not be summed
+        self.counts.update(batch.stats)
+        self.counts["samples"] += len(batch.keys)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
@@ -44,11 +75,12 @@ class Throughput(Callback):
             module.log_dict(
                 {
                     "samples_per_second": module.config.batch_size * self.steps / elapsed,
-                    "data_wait_share": self.waited / elapsed,
                     "seconds": self.trained,
+                    **data_health(gather_objects((self.counts, self.waited / elapsed, self.memory))),
                 }
             )
             self.start, self.waited, self.steps = now, 0.0, 0
+            self.counts, self.memory = Counter(), 0.0
         self.waiting_since = time.perf_counter()
 
     def pause(self) -> None:
@@ -57,22 +89,28 @@ class Throughput(Callback):
         self.waiting_since = time.perf_counter()
 
 
-class FiniteGuard(Callback):
-    """Stop at a loss that is not finite, naming the samples of the batch."""
+def data_health(parts: Sequence[tuple[Counter[str], float, float]]) -> dict[str, float]:
+    """What to log of the data.
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
-    ) -> None:
-        """Checked when the loss is logged anyway, so that a step needs no host synchronization of its own."""
-        if trainer.global_step % trainer.log_every_n_steps:
-            return
-        bad = [name for name, value in trainer.callback_metrics.items() if "loss" in name and not torch.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"step {trainer.global_step}: {', '.join(bad)} not finite; keys of the batch: {batch.keys[:8]}…. "
-                "Lower optim.lr, set optim.clip_grad, or use trainer.precision=32-true; resuming starts from the last "
-                "checkpoint"
-            )
+    Args:
+        parts: of each process: counters of its batches, share of its time spent waiting for data, and bytes of its
+            largest reader.
+
+    Returns:
+        The longest wait and the largest reader, and shares over the batches of all processes.
+    """
+    counts = sum((part[0] for part in parts), Counter())
+    samples, regions = counts["samples"], counts["regions_drawn"]
+    skipped = sum(count for name, count in counts.items() if name.startswith("skipped/"))
+    truncated = counts["captions_truncated"] + counts["phrases_truncated"]
+    return {
+        "data_wait_share": max(part[1] for part in parts),
+        "reader_memory_mib": max(part[2] for part in parts) / 2**20,
+        "data/skipped_share": skipped / max(1, samples + skipped),
+        "data/regions_per_image": regions / max(1, samples),
+        "data/truncated_share": truncated / max(1, samples + regions),
+        "data/duplicate_phrase_share": 1 - counts["phrases_distinct"] / regions if regions else 0.0,
+    }
 
 
 class ProgressLine(Callback):
@@ -135,9 +173,17 @@ class ProgressLine(Callback):
 class Evaluate(Callback):
     """A small suite every so many samples: the learning curve."""
 
-    def __init__(self, every: int, batch_size: int, measure: Any, throughput: Throughput) -> None:
+    def __init__(
+        self, every: int, batch_size: int, measure: Any, throughput: Throughput, at_start: bool = False
+    ) -> None:
         self.every = max(1, every // batch_size) if every else 0
-        self.measure, self.throughput = measure, throughput
+        self.measure, self.throughput, self.at_start = measure, throughput, at_start
+        self.measured_at, self.values = -1, {}  # the last measurement, for what chooses the best checkpoint
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Measure what a run starts from; a resumed one has done so."""
+        if self.at_start and trainer.global_step == 0:
+            self._measure(trainer, module)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
@@ -146,14 +192,17 @@ class Evaluate(Callback):
         left = trainer.max_steps - trainer.global_step
         # The end is always measured; a turn that falls shortly before it would measure the same thing twice.
         due = left == 0 or (left >= self.every / 2 and trainer.global_step % max(1, self.every) == 0)
-        if not self.every or not due:
-            return
+        if self.every and due:
+            self._measure(trainer, module)
+
+    def _measure(self, trainer: lightning.Trainer, module: Any) -> None:
         mode = module.training
         module.eval()
         with torch.no_grad():
-            values = self.measure(module.model)
+            values = self.measure(weights_to_measure(trainer, module))
         module.train(mode)
         named = {f"val/{name}": float(value) for name, value in values.items()}
+        self.measured_at, self.values = trainer.global_step, named
         # Straight to the loggers: a metric of one step must not be repeated in the lines of the next.
         row = named | {"samples": float(module.samples_seen), "seconds": self.throughput.trained}
         for logger in trainer.loggers:

@@ -8,12 +8,15 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from cloc import __version__
 from cloc.config import TrainConfig, instantiate
 from cloc.contracts import Batch
+from cloc.engine.guard import clip, mark
 from cloc.engine.optim import build_optimizer, rate, set_rate
+from cloc.engine.strategy import is_sharded, prepare, shard
 from cloc.models.build import build_model
 from cloc.models.model import MAX_SCALE
 
@@ -29,14 +32,19 @@ class Pretrain(lightning.LightningModule):
     def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         super().__init__()
         self.config, self.resolved = config, resolved
-        self.model = build_model(resolved["model"])
+        self.model = build_model(resolved["model"], pretrained=config.init_from is None)
         self.loss = instantiate(resolved["loss"], "loss")
         self.samples_seen = 0
         self.cursor = 0
         self.counters: dict[str, float] = {}
-        if config.trainer.compile:
-            self.model.image.compile()
-            self.model.text.compile()
+        self.terms: dict[str, Tensor] = {}  # of the last step
+        self.skipped = False  # whether it was left out
+        self.notes = prepare(self.model, config.trainer)
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy asks for it; Lightning calls this in every process."""
+        if self.config.trainer.strategy == "fsdp" and not is_sharded(self.model):
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Features, terms, and a log line every ``trainer.log_every`` steps."""
@@ -48,7 +56,16 @@ class Pretrain(lightning.LightningModule):
             self.counters[name] = self.counters.get(name, 0.0) + value
         if (self.global_step + 1) % self.config.trainer.log_every == 0:  # the step at whose end Lightning writes
             self._log(terms.total, terms.terms, terms.stats)
-        return terms.total
+        self.terms = {f"loss/{k}": v for k, v in terms.terms.items()} | {"loss": terms.total.detach()}
+        return mark(terms.total)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip. A step whose gradient is not finite is skipped: optimizers leave alone what has no gradient."""
+        self.skipped = not math.isfinite(clip(self.parameters(), gradient_clip_val or 0.0))
+        if self.skipped:
+            optimizer.zero_grad(set_to_none=True)
 
     def _log(self, total: Tensor, terms: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
         values = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
@@ -69,8 +86,8 @@ class Pretrain(lightning.LightningModule):
         factor = rate(self.samples_seen, self.config.samples, optim.warmup, optim.final)
         set_rate(self.optimizers(use_pl_optimizer=False), factor)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """Advance the cursor: only a batch that was trained counts, never one that was merely prefetched."""
+    def advance(self, batch: Batch) -> None:
+        """Advance the cursor after a step: only a batch that was trained counts, never one that was prefetched."""
         with torch.no_grad():  # a temperature beyond the clamp would have no gradient to come back by
             for value in self.model.log_scales.values():
                 value.clamp_(max=math.log(MAX_SCALE))
@@ -88,9 +105,11 @@ class Pretrain(lightning.LightningModule):
             "config": self.resolved,
             "cursor": self.cursor,
             "samples_seen": self.samples_seen,
+            "counters": self.counters,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue where the stored batch ended."""
         self.cursor = checkpoint["cloc"]["cursor"]
         self.samples_seen = checkpoint["cloc"]["samples_seen"]
+        self.counters = dict(checkpoint["cloc"]["counters"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from cloc.config import OptimConfig
 
+BLOCK = re.compile(r"(.+?\.(?:blocks|resblocks|layers?|block))\.(\d+)\.")
+INPUT = re.compile(r"embed|cls_token|reg_token|\.(conv1|conv_stem|bn1|ln_pre|norm_pre|norm_in)\.|adapter\.proj\.")
 TABLES = ("pos_embed", "positional_embedding", "class_embedding", "cls_token", "reg_token")
 
 
@@ -52,32 +55,62 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every direction alike,
     noise of frozen features as well.
 
-    No weight decay on norms, biases, temperatures, embedding and position tables.
+    No weight decay on norms, biases, temperatures, embedding and position tables. Rates are scaled by
+    :func:`rate_factors`.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices, decayed, plain = [], [], []
+    factors = rate_factors([name for name, _ in model.named_parameters()], config)
+    found: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
         if parameter.ndim not in (2, 4) or id(parameter) in tables or name.endswith(TABLES):
-            plain.append(parameter)
+            kind = "plain"
         elif config.name == "muon" and parameter.ndim == 2 and (config.muon_projections or _hidden(name)):
-            matrices.append(parameter)
+            kind = "matrix"
         else:
-            decayed.append(parameter)
-    groups = [
-        {"params": params, "weight_decay": decay, "peak_lr": config.lr}
-        for params, decay in ((decayed, config.weight_decay), (plain, 0.0))
-        if params
-    ]
-    adamw = AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+            kind = "decayed"
+        found.setdefault((kind, factors[name]), []).append(parameter)
+
+    def groups(kind: str, lr: float, decay: float) -> list[dict[str, Any]]:
+        # Largest rate first: the first group's is logged.
+        of_kind = sorted(((f, params) for (k, f), params in found.items() if k == kind), key=lambda pair: -pair[0])
+        return [{"params": params, "weight_decay": decay, "peak_lr": lr * f} for f, params in of_kind]
+
+    vectors = groups("decayed", config.lr, config.weight_decay) + groups("plain", config.lr, 0.0)
+    adamw = AdamW(vectors, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+    matrices = groups("matrix", config.muon_lr, config.muon_weight_decay)
     if not matrices:
         return adamw
-    muon = Muon(
-        [{"params": matrices, "peak_lr": config.muon_lr}], lr=config.muon_lr, weight_decay=config.muon_weight_decay
-    )
-    return Combined([muon, adamw])
+    return Combined([Muon(matrices, lr=config.muon_lr), adamw])
+
+
+def rate_factors(names: Iterable[str], config: OptimConfig) -> dict[str, float]:
+    """Factor of each parameter on the peak rate: ``tower_rate`` and layer-wise decay (BEiT, arXiv 2106.08254, App. H).
+
+    In each tower the blocks are numbered in forward order, through a backbone and an adapter upon it. What feeds a
+    stack of blocks (embeddings, stem) counts as the layer below its first block, what follows (norms, projections) as
+    the layer above its last. The top has the full ``tower_rate``, and each layer below ``layer_decay`` times the rate
+    above it. Prompter, grounding head and temperatures have factor 1.
+    """
+    names = list(names)
+    factors = dict.fromkeys(names, 1.0)
+    for tower in ("image.", "text."):
+        own = [name for name in names if name.startswith(tower)]
+        layers: dict[tuple[str, str], int] = {}  # (stack, index of the block) → layer, counted from 1
+        for name in own:
+            if found := BLOCK.match(name):
+                layers.setdefault(found.groups(), len(layers) + 1)
+        for name in own:
+            if found := BLOCK.match(name):
+                layer = layers[found.groups()]
+            else:
+                near = [n for (stack, _), n in layers.items() if name.startswith(stack.rpartition(".")[0] + ".")]
+                near = near or list(layers.values()) or [0]
+                layer = min(near) - 1 if INPUT.search(name) else max(near) + 1
+            factors[name] = config.tower_rate * config.layer_decay ** (len(layers) + 1 - max(0, layer))
+    return factors
 
 
 def _hidden(name: str) -> bool:

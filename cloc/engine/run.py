@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,42 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from cloc.config import ConfigError, TrainConfig, validate
-from cloc.data.collate import Chooser
-from cloc.data.shards import Manifest, load_manifest
+from cloc.data.collate import make_chooser
+from cloc.data.sources import Sources, open_sources
 from cloc.data.stream import Stream, make_loader
 from cloc.data.text import Tokenizer
-from cloc.data.views import View
-from cloc.engine.callbacks import Evaluate, FiniteGuard, ProgressLine, Throughput
+from cloc.engine.callbacks import Cursor, Evaluate, ProgressLine, Throughput
+from cloc.engine.checkpoint import CheckpointFiles, Stored
+from cloc.engine.folder import RunFolder
+from cloc.engine.guard import FiniteGuard
+from cloc.engine.initial import take_weights
+from cloc.engine.loggers import build_loggers
 from cloc.engine.module import Pretrain
 from cloc.engine.profile import StepProfile
-from cloc.engine.runtime import prepare_run, rank_and_world, use_threads
+from cloc.engine.resume import begin
+from cloc.engine.runtime import (
+    agree,
+    connect,
+    decide,
+    gather_objects,
+    prepare_run,
+    rank_and_world,
+    share_file,
+    shield_workers,
+    use_threads,
+    weights_digest,
+    without_requeue,
+)
+from cloc.engine.saving import STOPPED, Checkpoints, RandomState, StopAtSignal, requeue
+from cloc.engine.strategy import AveragedWeights, build_strategy
+from cloc.engine.sweep import job_folder, note_overrides, refuse_torchrun
+from cloc.models.pretrained import complete
 
 console = Console()
 
@@ -43,61 +64,128 @@ def train(composed: DictConfig) -> Path | None:
     Raises:
         ConfigError: the configuration cannot be run.
         FileNotFoundError: the shards are not there.
+        CheckpointError: no checkpoint of the run is whole, or the last one cannot be written.
+        SystemExit: a signal stopped the run after a checkpoint, code 75.
     """
     composed = _one_folder_a_job(composed)
-    resolved = OmegaConf.to_container(composed, resolve=True)
     config: TrainConfig = validate(composed)
+    resolved = OmegaConf.to_container(composed, resolve=True)
+    resolved["model"] = complete(resolved["model"])  # what initial weights bring: a checkpoint is rebuilt without them
     _quiet_lightning()
-    manifest = load_manifest(config.data.train)
-    _check_data(config, manifest)
+    data = open_sources(config.data)
+    _check_data(config, data)
     use_threads(config.trainer.threads)
     lightning.seed_everything(config.seed, verbose=False)
     rank, world = rank_and_world()
-    folder = Path(config.run_dir)
+    folder = RunFolder(config.run_dir)
     if config.batch_size % world:
         raise ConfigError(
             f"batch_size={config.batch_size} does not divide over {world} processes; give a multiple of it"
         )
     if config.dry_run:
-        _print_plan(config, manifest, world)
+        _print_plan(config, data, world)
         return None
+    connect(config.trainer.accelerator)
+    _agree(resolved, data)
     module = Pretrain(config, resolved)
     _check_vocabulary(module)
-    stream = build_stream(config, module, manifest, rank, world)
-    checkpoint = _latest(folder)
-    if checkpoint is not None:
-        if not config.resume:
-            raise ConfigError(f"resume=false, but {checkpoint} exists; choose another run_dir or remove {folder}")
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["cloc"]
-        stream.cursor = stored["cursor"]
-        if stored["samples_seen"] >= config.samples:
-            console.print(f"{folder}: already trained on {stored['samples_seen']} samples; remove it to start anew")
-            return folder
-        console.print(f"[bold]{config.name}[/]: continues at sample {stored['samples_seen']} from {checkpoint}")
+    stream = build_stream(config, module, data, rank, world)
+    with ExitStack() as held:
+        stored = decide(lambda: begin(folder, config, module, data.digest, held))
+        _check_nodes(folder)
+        if stored is not None and stored.info["samples_seen"] >= config.samples:
+            if rank == 0:
+                seen = stored.info["samples_seen"]
+                console.print(f"{folder.location}: already trained on {seen} samples; remove it to start anew")
+            return folder.local
+        if stored is not None:
+            stream.cursor = stored.info["cursor"]
+            if rank == 0:
+                _print_resume(config, stored, world)
+        elif config.init_from is not None:
+            module.notes.append(take_weights(module.model, config.init_from))
         if rank == 0:
-            _keep_log(folder, stored["samples_seen"])
-    if rank == 0:
-        prepare_run(folder, resolved, manifest.digest)
-        _save_text_files(module, folder)
-    if checkpoint is None and rank == 0:
-        _print_plan(config, manifest, world, module)
-    trainer = build_trainer(config, folder, module)
+            prepare_run(folder.local, resolved, data.digest)
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                note_overrides(folder.local, HydraConfig.get().overrides.task)
+            _save_text_files(module, folder.local)
+            folder.push()
+        if stored is None and rank == 0:
+            _print_plan(config, data, world, module)
+        _fit(config, folder, module, stream, stored)
+        if rank == 0:
+            folder.push()
+    return folder.local
+
+
+def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Stream, stored: Stored | None) -> None:
+    rank, world = rank_and_world()
+    trainer = build_trainer(config, folder, module, stored)
     if trainer.world_size != world:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices} asks for {trainer.world_size} processes, {world} were launched: "
             f"start them with `torchrun --nproc-per-node={trainer.world_size} train.py …` or by srun"
         )
     module.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
-    loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available())
+    shield = shield_workers() if config.data.workers else {}
+    loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available(), **shield)
+    checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    return folder
+    _stop_if_told(config, folder, trainer)
+    if config.trainer.strategy != "fsdp":  # where each process holds all weights, they are the same
+        digest = weights_digest(module.model)
+        agree("the weights at the end", digest, "a process has trained on its own; please report this")
+        console.print(f"{config.name}: process {rank} of {world}, weights {digest}", highlight=False)
+
+
+def _stop_if_told(config: TrainConfig, folder: RunFolder, trainer: lightning.Trainer) -> None:
+    """End with an exit code of its own after a signal: the run is whole, but not at its end."""
+    signal = next(callback.received for callback in trainer.callbacks if isinstance(callback, StopAtSignal))
+    if signal is None:
+        return
+    if trainer.is_global_zero:
+        then = requeue() if signal.name == "SIGUSR1" else "run the same command again to continue"
+        where = f"step {trainer.global_step} of {trainer.max_steps}"
+        console.print(f"{config.name}: stopped by {signal.name} at {where}; {then}")
+        folder.push()
+    trainer.strategy.barrier("stopped")  # a launcher ends the others as soon as one process is gone
+    raise SystemExit(STOPPED)
+
+
+def _check_nodes(folder: RunFolder) -> None:
+    """Nodes with run folders of their own must start in the same order: process 0's checkpoints are taken."""
+    latest = gather_objects("" if folder.is_remote else next(iter(folder.names()), ""))
+    ahead = latest.index(max(latest))
+    if latest[ahead] > latest[0]:
+        raise ConfigError(
+            f"the run folder of process {ahead} holds {latest[ahead]}, newer than process 0's {latest[0] or 'none'}; "
+            "start the nodes in the same order (--node-rank) as before, or give them one folder"
+        )
+
+
+def _print_resume(config: TrainConfig, stored: Stored, world: int) -> None:
+    seen = stored.info["samples_seen"]
+    console.print(f"[bold]{config.name}[/]: continues at sample {seen} from {stored.path}")
+    if stored.world_size != world:
+        console.print(
+            f"{stored.world_size} processes trained it, {world} continue: the same samples; sums and dropout differ"
+        )
+
+
+def _agree(resolved: dict[str, Any], data: Sources) -> None:
+    """Processes may keep files in different places, but train the same."""
+    agree("the data set (digest of its manifest)", data.digest, "give every node the same shards in data.train")
+    for key in ("seed", "samples", "batch_size", "loss", "optim"):
+        agree(key, resolved[key], "start every node with the same command")
 
 
 def _one_folder_a_job(composed: DictConfig) -> DictConfig:
-    """In a sweep (``train.py -m``) every job gets a run folder of its own: ``RUN_DIR/NUMBER``."""
+    """In a sweep (``train.py -m``) every job gets a run folder of its own."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return composed
-    own = {"run_dir": f"{composed.run_dir}/{HydraConfig.get().job.num}"}
+    refuse_torchrun()
+    job = HydraConfig.get()
+    own = {"run_dir": job_folder(composed.run_dir, job.job.num, job.overrides.task)}
     return OmegaConf.merge(composed, own)
 
 
@@ -108,17 +196,17 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the run folder holds more than the log
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*model that overrides the configure_model.*")  # it does nothing without FSDP2
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are meant to be
 
 
-def build_stream(config: TrainConfig, module: Pretrain, manifest: Manifest, rank: int, world: int) -> Stream:
+def build_stream(config: TrainConfig, module: Pretrain, data: Sources, rank: int, world: int) -> Stream:
     """The training stream that fits a model: its tokenizer, its view."""
     text = module.model.text
-    view = View(module.model.image.image_size, config.data.crop, config.data.min_visible)
     return Stream(
-        manifest,
+        data,
         Tokenizer(text.tokenizer, text.context_length),
-        Chooser(view, config.data.regions, config.data.min_size),
+        make_chooser(config.data, module.model.image.image_size, module.model.image.resize),
         config.batch_size,
         seed=config.seed,
         rank=rank,
@@ -127,47 +215,53 @@ def build_stream(config: TrainConfig, module: Pretrain, manifest: Manifest, rank
     )
 
 
-def build_trainer(config: TrainConfig, folder: Path, module: Pretrain) -> lightning.Trainer:
+def build_trainer(
+    config: TrainConfig, folder: RunFolder, module: Pretrain, stored: Stored | None = None
+) -> lightning.Trainer:
     """Lightning's trainer with our callbacks. Budgets count steps: there are no epochs."""
-    throughput = Throughput()
-    every = max(1, config.trainer.checkpoint_every // config.batch_size)
-    callbacks = [
+    throughput, files, evaluate = Throughput(), CheckpointFiles(), None
+    callbacks: list[Callback] = [
+        Cursor(),
         throughput,
-        FiniteGuard(),
+        FiniteGuard(folder, config.trainer.max_skipped_steps),
         ProgressLine(config.name),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            "step-{step:08d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            save_last=True,
-            enable_version_counter=False,
-        ),
+        RandomState(config.seed),
+        StopAtSignal(),
     ]
+    if config.trainer.ema:
+        callbacks.insert(1, AveragedWeights(config.trainer.ema))
     if config.evaluation.every and config.evaluation.data:
         from cloc.evaluation.suite import TrainingSuite
 
-        suite = TrainingSuite(config.evaluation, config.datasets, module.model)
-        callbacks.insert(1, Evaluate(config.evaluation.every, config.batch_size, suite, throughput))
+        measured = config.evaluation
+        suite = TrainingSuite(measured, config.datasets, module.model)
+        evaluate = Evaluate(measured.every, config.batch_size, suite, throughput, measured.at_start)
+        callbacks.insert(2, evaluate)
     if config.profile:
-        callbacks.insert(1, StepProfile(folder))
+        callbacks.insert(2, StepProfile(folder.local))
+    every = max(1, config.trainer.checkpoint_every // config.batch_size)
+    keep, best = config.trainer.keep_last, config.evaluation.best
+    callbacks.append(Checkpoints(folder, files, every, keep, best, evaluate))
     options = config.trainer
     return lightning.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=options.strategy,
+        strategy=build_strategy(options),
         precision=options.precision,
         max_steps=steps(config),
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
         log_every_n_steps=options.log_every,
-        logger=_loggers(config, folder),
+        logger=build_loggers(config, folder, stored.step, stored.info["samples_seen"])
+        if stored
+        else build_loggers(config, folder),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        default_root_dir=folder,
+        default_root_dir=folder.local,
+        plugins=[files, *without_requeue()],
     )
 
 
@@ -176,43 +270,14 @@ def steps(config: TrainConfig) -> int:
     return -(-config.samples // config.batch_size)
 
 
-def _loggers(config: TrainConfig, folder: Path) -> list[Logger]:
-    """CSV always; ``logger.name`` adds TensorBoard or Weights & Biases."""
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)]
-    options = {key: value for key, value in config.logger.items() if key != "name"}
-    name = config.logger.get("name", "csv")
-    if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", **options))
-    elif name == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(WandbLogger(name=config.name, save_dir=folder, config={"run": config.name}, **options))
-    elif name != "csv":
-        raise ConfigError(f"logger.name={name!r}: give csv, tensorboard or wandb")
-    return loggers
-
-
-def _latest(folder: Path) -> Path | None:
-    last = folder / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
-
-
-def _keep_log(folder: Path, samples: int) -> None:
-    """Lightning's CSV logger starts its file anew; the lines until here stay in a file of their own."""
-    log = folder / "metrics.csv"
-    if log.is_file():
-        log.rename(folder / f"metrics-{samples:012d}.csv")
-
-
-def _check_data(config: TrainConfig, manifest: Manifest) -> None:
+def _check_data(config: TrainConfig, data: Sources) -> None:
+    data.check_cache(config.seed)
     wants = {name: config.loss.get(name, 0) for name in ("region", "grounding") if config.loss.get(name, 0)}
-    if wants and manifest.regions == 0:
+    if wants and data.regions == 0:
         weights = ", ".join(f"loss.{name}={value}" for name, value in wants.items())
         raise ConfigError(
-            f"{weights}, but {manifest.folder} holds {manifest.samples} samples and no region; take data with boxes, "
-            "or set these weights to 0 and model.prompter=null for a CLIP run"
+            f"{weights}, but data.train={config.data.train} holds {data.samples} samples and no region; take "
+            "data with boxes, or set these weights to 0 and model.prompter=null for a CLIP run"
         )
 
 
@@ -235,14 +300,13 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
         text.tower.config.save_pretrained(folder / "text")
 
 
-def _print_plan(config: TrainConfig, manifest: Manifest, world: int, module: Pretrain | None = None) -> None:
+def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None) -> None:
     """The arithmetic of a run, before it starts."""
-    shards = f"{len(manifest.shards)} shards"
     rows: dict[str, Any] = {
         "run folder": config.run_dir,
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
-        "passes": f"{config.samples / manifest.samples:.1f} over {manifest.samples:,} samples in {shards}",
-        "regions": f"{manifest.regions:,} in the data, up to {config.data.regions} drawn per image and step",
+        **data.plan(config.seed, config.samples, config.trainer.num_nodes),
+        "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
         "precision": f"{config.trainer.precision}, {config.trainer.threads or torch.get_num_threads()} threads",
     }
@@ -256,6 +320,8 @@ def _print_plan(config: TrainConfig, manifest: Manifest, world: int, module: Pre
     state = 4 * count + 12 * trained
     rows["model"] = f"{count / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained"
     rows["memory"] = f"{state / 2**20:.0f} MiB for weights, gradients and optimizer (float32), activations besides"
+    if module and module.notes:
+        rows["settled"] = "; ".join(module.notes)
     table = Table(title=config.name, title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(f"[dim]{name}", str(value))

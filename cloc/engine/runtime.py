@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
+import multiprocessing
+import os
 import platform
+import signal
 import subprocess
+import threading
+from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 import yaml
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException as ShardError  # noqa: F401  (for `saving`)
 
+from cloc.config import ConfigError
+from cloc.engine.checkpoint import write_aside
+
+T = TypeVar("T")
+CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
 PACKAGES = ("torch", "torchvision", "lightning", "open_clip_torch", "timm", "webdataset", "hydra-core", "transformers")
 
 
@@ -44,9 +59,38 @@ def git_commit() -> str:
 def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> None:
     """Write ``config.yaml`` and ``versions.json`` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    facts = versions() | {"data": data_digest}
-    (folder / "versions.json").write_text(json.dumps(facts, indent=2) + "\n")
+    config = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    facts = json.dumps(versions() | {"data": data_digest}, indent=2) + "\n"
+    for name, text in (("config.yaml", config), ("versions.json", facts)):
+        write_aside(folder / name, lambda file, text=text: file.write(text.encode()))
+
+
+def shield_workers() -> dict[str, Any]:
+    """Keep reading processes out of SIGTERM and SIGUSR1, and from outliving this process.
+
+    Launchers signal whole process groups. A reader that dies of it would end the run before its checkpoint.
+
+    Returns:
+        Options of the DataLoader.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        forkserver.ensure_running()  # it inherits the mask, and its children do
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return {"worker_init_fn": end_with_parent}
+
+
+def end_with_parent(index: int) -> None:
+    """End this reading process when the training process is gone, however it went."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def use_threads(count: int) -> None:
@@ -55,12 +99,150 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's global rank and the number of processes, as torchrun or SLURM tell them before set-up."""
+def cluster() -> Any:
+    """Lightning's view of what launched this process, torchrun or SLURM; None for a process of its own."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
-            found = environment()
-            return found.global_rank(), found.world_size()
-    return 0, 1
+            return environment()
+    return None
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's global rank and the number of processes, as torchrun or SLURM tell them before set-up."""
+    found = cluster()
+    return (found.global_rank(), found.world_size()) if found else (0, 1)
+
+
+def without_requeue() -> list[Any]:
+    """Under SLURM, a plugin that keeps Lightning from saving and requeueing on its own: ``saving`` does."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if isinstance(cluster(), SLURMEnvironment) else []
+
+
+def connect(accelerator: str) -> None:
+    """Join the other processes; Lightning takes the connection as it finds it.
+
+    Before anything is built, so that processes can agree on what they are about to do.
+
+    Args:
+        accelerator: ``trainer.accelerator``.
+    """
+    found = cluster()
+    if found is None or found.world_size() == 1 or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    if gpu:
+        torch.cuda.set_device(found.local_rank())
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
+    dist.init_process_group("nccl" if gpu else "gloo", rank=found.global_rank(), world_size=found.world_size())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A small value of every process, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decide(action: Callable[[], T]) -> T:
+    """Let process 0 act; its result, or its error, is that of every process."""
+    result, error = None, None
+    if not dist.is_initialized():
+        return action()
+    if dist.get_rank() == 0:
+        try:
+            result = action()
+        except Exception as raised:  # noqa: BLE001  (raised again below, in all processes)
+            error = raised
+    result, error = gather_objects((result, error))[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def agree(what: str, value: Any, remedy: str) -> None:
+    """Stop, in all processes together, where they do not see the same.
+
+    Raises:
+        ConfigError: names what differs, and between which processes.
+    """
+    values = gather_objects(value)
+    other = [rank for rank, found in enumerate(values) if found != values[0]]
+    if other:
+        first, second = values[0], values[other[0]]
+        raise ConfigError(f"{what} differs: {first} on process 0, {second} on process {other[0]}; {remedy}")
+
+
+def share_file(path: Path | None, folder: Path) -> Path | None:
+    """Give every process the file that process 0 has chosen: nodes may have run folders of their own.
+
+    A node that lacks the file, or has another of that name, gets it from process 0.
+
+    Args:
+        path: process 0's choice inside its ``folder``, or None; of no consequence elsewhere.
+        folder: this process's run folder.
+
+    Returns:
+        The file in this process's folder, equal everywhere; None where process 0 has none.
+    """
+    if not dist.is_initialized():
+        return path
+    name, size, mark = gather_objects(None if path is None else (str(path.relative_to(folder)), *_mark(path)))[0] or (
+        None,
+        0,
+        "",
+    )
+    if name is None:
+        return None
+    mine = folder / name
+    lacking = not mine.is_file() or _mark(mine) != (size, mark)
+    if any(gather_objects(lacking)):
+        _send(mine, size, lacking and cluster().local_rank() == 0)
+    return mine
+
+
+def _mark(path: Path) -> tuple[int, str]:
+    """Size, and a hash of the file's end: that of a checkpoint holds the checksums of all that is in it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2**20))
+        return size, hashlib.sha256(file.read()).hexdigest()
+
+
+def _send(path: Path, size: int, write: bool) -> None:
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    partial = path.with_name(f"{path.name}.part")
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    source = path.open("rb") if dist.get_rank() == 0 else None
+    target = partial.open("wb") if write else None
+    for start in range(0, size, CHUNK):
+        length = min(CHUNK, size - start)
+        piece = torch.empty(length, dtype=torch.uint8)
+        if source:
+            piece = torch.frombuffer(bytearray(source.read(length)), dtype=torch.uint8)
+        piece = piece.to(device)
+        dist.broadcast(piece, 0)
+        if target:
+            target.write(piece.cpu().numpy().tobytes())
+    for file in (source, target):
+        if file:
+            file.close()
+    if write:
+        os.replace(partial, path)
+    dist.barrier()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A hash of all weights, to compare processes and runs by."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

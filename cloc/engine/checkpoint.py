@@ -1,0 +1,208 @@
+"""Checkpoint files: written aside, synced, then given their name; found by content (below ``saving`` and ``resume``).
+
+A name that ``list_checkpoints`` returns belongs to a checkpoint that was complete when it got the name. What can
+happen to it afterwards (a disk that lies, a copy that broke off) is found by :func:`inspect` before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+NAME = re.compile(r"step-(\d+)\.ckpt")
+MARKER = "complete.json"  # in a sharded checkpoint: its files and their sizes
+SHARDED_INFO = "meta.pt"  # Lightning's name for what a sharded checkpoint holds besides tensors
+READ_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or used; says which, why, and what remains."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint whose content was checked.
+
+    Attributes:
+        path: file, or folder of a sharded checkpoint.
+        step: optimizer steps done.
+        info: what :meth:`cloc.engine.module.Pretrain.on_save_checkpoint` stores.
+        world_size: processes that trained it.
+    """
+
+    path: Path
+    step: int
+    info: dict[str, Any]
+    world_size: int
+
+
+def file_name(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def aside(path: Path) -> Path:
+    """Where a file is written before it gets its name; hidden, so that no pattern matches it."""
+    return path.with_name(f".{path.name}.part")
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a whole file or nothing: aside, synced, renamed.
+
+    Raises:
+        OSError: it cannot be written (a full disk); the old file is untouched and nothing is left of the new one.
+    """
+    part = aside(path)
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(part: Path, path: Path) -> None:
+    """Give a checkpoint that was written aside its name. A folder (sharded) gets its list of files first.
+
+    Args:
+        part: what was written, by every process that had a share in it.
+        path: its name; an older checkpoint there is replaced.
+    """
+    files = sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
+    if part.is_dir():
+        sizes = {file.relative_to(part).as_posix(): file.stat().st_size for file in files if file.name != MARKER}
+        (part / MARKER).write_text(json.dumps(sizes))
+        files.append(part / MARKER)
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if part.is_dir():
+        sync_folder(part)
+        discard(path)  # a folder cannot be renamed over another
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, link or folder. A folder loses its name first: half of it never looks like a checkpoint."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = aside(path.with_name(f"{path.name}.removed"))
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left unfinished. Only for the process that holds the run's lock."""
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def point(link: Path, target: Path) -> None:
+    """Let a symbolic link name a complete checkpoint; it names the old or the new one at any moment."""
+    part = aside(link)
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    os.replace(part, link)
+    sync_folder(link.parent)
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Those names that are checkpoints' own, newest first. ``last.ckpt`` of an older version comes last."""
+    found = [(int(match[1]), name) for name in names if (match := NAME.fullmatch(name))]
+    return [name for _, name in sorted(found, reverse=True)] + [name for name in names if name == "last.ckpt"]
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder, newest first; links are left out."""
+    return in_order([path.name for path in folder.glob("*.ckpt") if not path.is_symlink()])
+
+
+def inspect(path: Path) -> Stored:
+    """Read a checkpoint's description and check that all of it is there.
+
+    A file's checksums are compared over its whole content, a sharded checkpoint's sizes with its list of files.
+
+    Raises:
+        CheckpointError: it is truncated, corrupt, or no checkpoint of this project.
+    """
+    try:
+        if path.is_dir():
+            for name, size in json.loads((path / MARKER).read_text()).items():
+                if (path / name).stat().st_size != size:
+                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
+        else:
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            if bad:
+                raise ValueError(f"{bad} does not have its checksum")
+        stored = read(path)
+        return Stored(path, stored["global_step"], stored["cloc"], len(stored.get("random_states", [])))
+    except READ_ERRORS as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint of cloc: {error}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint, its tensors still on disk; of a sharded one all but the tensors."""
+    return torch.load(path / SHARDED_INFO if path.is_dir() else path, "cpu", weights_only=True, mmap=True)
+
+
+class CheckpointFiles(CheckpointIO):
+    """Lightning's way to checkpoint files: streams them to disk, and keeps an error for all processes to hear of.
+
+    Only the first process writes. An exception there would leave the others waiting in a barrier.
+
+    Attributes:
+        failure: why the last checkpoint could not be written; None when it could.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a file; on an error remove it and set ``failure``."""
+        self.failure, path = None, Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            # PyTorch's writer says "unexpected pos"; the reason (a full disk) is behind it.
+            self.failure = error.__context__ if isinstance(error.__context__, OSError) else error
+            path.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a file into memory, never unpickling freely. Not mapped: the optimizer keeps what it is given."""
+        return torch.load(path, "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder."""
+        discard(Path(path))

@@ -1,0 +1,266 @@
+"""Callbacks that let no run be lost: checkpoints, stopping at a signal, random state (beside ``callbacks``).
+
+All processes decide together, and every checkpoint describes the end of a step: module, optimizer, cursor, counters and
+random state belong to the same moment.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+
+from cloc.config import ConfigError
+from cloc.contracts import Batch
+from cloc.engine.callbacks import Evaluate
+from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, aside, commit, discard, file_name, point
+from cloc.engine.folder import RunFolder
+from cloc.engine.runtime import ShardError, gather_objects
+
+STOPPED = 75  # exit code of a run that a signal stopped after a checkpoint (EX_TEMPFAIL: run it again)
+console = Console()
+
+
+class Checkpoints(Checkpoint):
+    """A checkpoint every so many steps, at the best evaluation, at the end and where a signal stops the run.
+
+    The newest ``keep`` and the best are kept; an old one goes only after the new one is complete. One that cannot be
+    written (a full disk) does not end the run: it is reported and counted, what was written of it is removed, and the
+    next one is tried in its turn. At the end of a run, where there is no next one, it is an error.
+
+    Args:
+        folder: of the run.
+        files: the trainer's plugin; knows why a file could not be written.
+        every: steps.
+        keep: so many of the newest.
+        best: metric of the evaluation in training, larger is better; None keeps no best.
+        evaluate: the callback that measures it.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        files: CheckpointFiles,
+        every: int,
+        keep: int,
+        best: str | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.folder, self.files, self.every, self.keep = folder, files, every, keep
+        self.metric, self.evaluate = best, evaluate
+        self.best: dict[str, Any] = {}  # name of the best checkpoint, and its value
+        self.saved, self.failed = -1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"metric": self.metric, "best": self.best, "failed": self.failed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The best so far, unless another metric decides now or its checkpoint is gone."""
+        self.failed = state["failed"]
+        if state["metric"] == self.metric and state["best"].get("checkpoint") in self.folder.names():
+            self.best = state["best"]
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """Save where a checkpoint is due; Lightning calls this callback after all others."""
+        step = trainer.global_step
+        if step == self.saved:  # a micro-batch that did not end a step
+            return
+        last = step >= trainer.max_steps or trainer.should_stop
+        better = self._better(trainer)
+        if last or better or step % self.every == 0:
+            self._save(trainer, last, better)
+        if self.failed and step % trainer.log_every_n_steps == 0:
+            module.log("train/failed_checkpoints", float(self.failed))
+
+    def _better(self, trainer: lightning.Trainer) -> float | None:
+        """The new best value, if this step was measured and is best."""
+        if self.metric is None or self.evaluate is None or self.evaluate.measured_at != trainer.global_step:
+            return None
+        values = self.evaluate.values
+        if self.metric not in values:
+            raise ConfigError(f"evaluation.best={self.metric!r} is not measured; choose of {', '.join(values)}")
+        value = values[self.metric]
+        # One process decides: sums may differ in the last bit, and the best may be in its folder alone.
+        return trainer.strategy.broadcast(value if value > self.best.get("value", -float("inf")) else None)
+
+    def _save(self, trainer: lightning.Trainer, last: bool, better: float | None) -> None:
+        name = file_name(trainer.global_step)
+        part = aside(self.folder.checkpoints / name)
+        before = self.best
+        if better is not None:
+            self.best = {"checkpoint": name, "value": better}  # belongs to the state that is saved
+        self.files.failure = failure = None
+        try:
+            trainer.save_checkpoint(part)
+        except ShardError as error:  # raised in every process
+            failure = error
+        except OSError as error:  # raised in the first process alone, while the others wait in the barrier
+            failure = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        failure = failure or self.files.failure
+        if trainer.is_global_zero and failure is None:
+            failure = self._publish(name)
+        reason = trainer.strategy.broadcast(str(failure) if failure else None)
+        if reason is None:
+            self.saved = trainer.global_step
+            return
+        self.best, self.failed = before, self.failed + 1
+        if trainer.is_global_zero and part.exists():
+            discard(part)
+        kept = next(iter(self.folder.names()), "none") if trainer.is_global_zero else ""
+        message = f"{self.folder.location}: {name} could not be written: {reason}. The newest whole one is {kept}"
+        if last:
+            raise CheckpointError(f"{message}; make room and run the same command again")
+        if trainer.is_global_zero:
+            console.print(f"[bold red]{message}. Training goes on and tries again in its turn; make room[/]")
+
+    def _publish(self, name: str) -> Exception | None:
+        """Name the checkpoint that lies complete aside, let the links name it, and only then remove old ones."""
+        folder = self.folder.checkpoints
+        try:
+            commit(aside(folder / name), folder / name)
+            self.folder.publish(name)
+            point(folder / "last.ckpt", folder / name)
+            if self.best.get("checkpoint") == name:
+                point(folder / "best.ckpt", folder / name)
+            kept = self.folder.names()[: self.keep]
+            for other in self.folder.names():
+                if other not in (*kept, self.best.get("checkpoint")):
+                    discard(folder / other)
+                    self.folder.remove(other)
+        except OSError as error:
+            return error
+        return None
+
+
+class StopAtSignal(Callback):
+    """SIGTERM and SIGUSR1: finish the step, save a checkpoint in all processes together, and stop.
+
+    Stands before :class:`Checkpoints`. The handler only takes a note. Lightning's own handlers are replaced: they save
+    and communicate from inside the handler, in the middle of whatever the process is doing.
+
+    Attributes:
+        received: the signal that stopped the run; None while none did.
+    """
+
+    def __init__(self) -> None:
+        self.noted: signal.Signals | None = None
+        self.received: signal.Signals | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Take over the signals (Lightning has set its handlers by now)."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self.previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted = signal.Signals(number)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """One process that was told is enough."""
+        anyone = trainer.strategy.reduce_boolean_decision
+        if not trainer.should_stop and anyone(self.noted is not None, all=False):
+            requeue = anyone(self.noted == signal.SIGUSR1, all=False)
+            self.received = signal.SIGUSR1 if requeue else signal.SIGTERM
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            # A handler that was not set from Python cannot be set back; the default is what it was for the user.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self.previous = {}
+
+
+def requeue() -> str:
+    """Put the SLURM job that this process belongs to back into the queue, once, by its first process.
+
+    Returns:
+        What was done, in words.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return "run the same command again to continue"
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if shutil.which("scontrol") is None:
+        return f"there is no scontrol here to requeue job {job} with; submit it again to continue"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode:
+        return f"`scontrol requeue {job}` failed ({done.stderr.strip()}); submit it again to continue"
+    return f"job {job} is in the queue again"
+
+
+class RandomState(Callback):
+    """Python's, NumPy's and PyTorch's generators of every process, so that dropout goes on as if nothing happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.stored: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Every process takes part; the first one writes all states."""
+        checkpoint["random_states"] = gather_objects(random_state())
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Set later: what Lightning still prepares draws numbers."""
+        self.stored = checkpoint["random_states"]
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
+        """Before the first step of a resumed run."""
+        if not self.stored:
+            return
+        if len(self.stored) == trainer.world_size:
+            set_random_state(self.stored[trainer.global_rank])
+        else:  # other processes: other masks of dropout, but the same ones whenever this happens
+            seed = np.random.SeedSequence([self.seed, trainer.global_step, trainer.global_rank]).generate_state(1)[0]
+            random.seed(int(seed))
+            np.random.seed(int(seed))
+            torch.manual_seed(int(seed))
+        self.stored = []
+
+
+def random_state() -> dict[str, Any]:
+    """States of this process's generators, as plain containers and tensors."""
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Inverse of :func:`random_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,205 @@
+"""How a run is spread over processes and made to fit their memory: DDP, FSDP2, batch norm, recomputation, averages.
+
+Stands between ``module`` (the model in training) and ``run`` (the job). One process and many compute the same: the
+losses see the global batch, and what a strategy does to parameters changes where they lie, never their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import timm.layers
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from cloc.config import ConfigError, TrainerConfig
+from cloc.engine.runtime import rank_and_world
+from cloc.models.build import build_model
+from cloc.models.model import Cloc
+
+STACKS = ("blocks", "resblocks", "layer", "layers", "block")  # how timm, open_clip and transformers name their blocks
+
+# Every parameter takes part in every step (losses/objective.py), so DDP need not search for unused ones.
+DDP_OPTIONS: dict[str, Any] = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has spread the model's parameters over the processes."""
+    return isinstance(model, FSDPModule)
+
+
+def build_strategy(options: TrainerConfig) -> str | Strategy:
+    """Lightning's strategy for ``trainer.strategy``."""
+    if options.strategy == "ddp":
+        return DDPStrategy(**DDP_OPTIONS)
+    if options.strategy == "fsdp":
+        return Fsdp2(rank_and_world()[1])
+    return options.strategy
+
+
+class Fsdp2(ModelParallelStrategy):
+    """Lightning's FSDP2 with ordinary checkpoints: one file, gathered on the first process.
+
+    Any later run reads it, whatever its strategy. Lightning alone numbers the optimizer's states by the order of the
+    model's parameters, where every other strategy (and PyTorch) numbers them by their place in the optimizer's groups.
+
+    Args:
+        world: number of processes.
+    """
+
+    def __init__(self, world: int) -> None:
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole state of the optimizer on the first process, empty on the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        named = get_optimizer_state_dict(self.model, optimizer, options=options)
+        names = [name for group in named.get("param_groups", []) for name in group["params"]]
+        return _renamed(named, {name: number for number, name in enumerate(names)}) if names else {}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a whole checkpoint and keep this process's shards of it."""
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            set_optimizer_state_dict(self.model, optimizer, _renamed(state, dict(enumerate(own))), options=options)
+        return checkpoint
+
+
+def _renamed(state: dict[str, Any], keys: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with other keys of its parameters."""
+    groups = [group | {"params": [keys[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {keys[key]: value for key, value in state["state"].items()}, "param_groups": groups}
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Blocks of the stacks inside a module, in order: what is sharded or compiled one at a time."""
+    found: list[nn.Module] = []
+    for name, child in module.named_children():
+        if name in STACKS and isinstance(child, nn.ModuleList | nn.Sequential):
+            found += child.children()
+        else:
+            found += blocks(child)
+    return found
+
+
+def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
+    """Settle batch norm, recomputation and compilation, before the weights are spread.
+
+    Returns:
+        What was done, in words, for the log.
+
+    Raises:
+        ConfigError: batch norm would train on each process's own pictures, or nothing can be recomputed.
+    """
+    notes = [_settle_batch_norm(model, rank_and_world()[1])]
+    if options.checkpoint_activations:
+        notes.append(_checkpoint_activations(model))
+    if options.compile:
+        # Hooks that gather a block's shards break a graph: with FSDP2 the blocks are compiled, not the towers.
+        towers = [model.image, model.text]
+        for part in towers if options.strategy != "fsdp" else [block for tower in towers for block in blocks(tower)]:
+            part.compile()
+        notes.append("towers compiled" if options.strategy != "fsdp" else "blocks of the towers compiled")
+    return [note for note in notes if note]
+
+
+def _settle_batch_norm(model: Cloc, world: int) -> str:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    trained = [module for module in norms if module.training]
+    if not norms:
+        return ""
+    if not trained:
+        return f"batch norm: {len(norms)} layers frozen"
+    if world == 1:
+        return f"batch norm: {len(trained)} layers use the statistics of the batch"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{len(trained)} batch-norm layers are trained by {world} processes, and PyTorch synchronizes them on GPUs "
+            "only; freeze the backbone (model.image.tune_last=0), take one without batch norm, or use one process"
+        )
+    # timm's conversion keeps the activation that its own layers carry.
+    model.image = timm.layers.convert_sync_batchnorm(model.image)
+    return f"batch norm: {len(trained)} layers synchronized over {world} processes"
+
+
+def _checkpoint_activations(model: Cloc) -> str:
+    done = []
+    for tower in (model.image, model.text):
+        for name, part in tower.named_children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                continue
+            if hasattr(part, "set_grad_checkpointing"):  # timm, open_clip
+                part.set_grad_checkpointing(True)
+            elif hasattr(part, "gradient_checkpointing_enable"):  # transformers
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                continue
+            done.append(f"{type(tower).__name__}.{name}")
+    if not done:
+        raise ConfigError(
+            "trainer.checkpoint_activations=true, but no trained part of either tower can recompute its activations; "
+            "set it to false"
+        )
+    return f"activations recomputed in {', '.join(done)}"
+
+
+def shard(model: Cloc, mesh: DeviceMesh) -> None:
+    """FSDP2: shard every block, then what remains.
+
+    Frozen parameters stay whole in each process. They have no gradient and no optimizer state; and a frozen tower that
+    remembers what it has seen runs at different times in different processes, where gathering shards would hang.
+    """
+    frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
+    for parameter in set(model.parameters()) - frozen:
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
+    for block in blocks(model):
+        if any(parameter.requires_grad for parameter in block.parameters()):
+            fully_shard(block, mesh=mesh, ignored_params=frozen)
+    # The rest stays gathered from forward to backward: the Prompter is asked by methods other than forward.
+    fully_shard(model, mesh=mesh, ignored_params=frozen, reshard_after_forward=False)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's moving average; checkpoints and evaluation take it.
+
+    Args:
+        decay: share of the average that a step keeps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+
+    @property
+    def model(self) -> Cloc:
+        """The averaged model."""
+        return self._average_model.module.model
+
+
+def weights_to_measure(trainer: lightning.Trainer, module: Any) -> Cloc:
+    """The model that evaluation in training measures: the average where there is one, whole where it is sharded."""
+    if is_sharded(module.model):
+        state = get_model_state_dict(module.model, options=StateDictOptions(full_state_dict=True))
+        model = build_model(module.resolved["model"], pretrained=False).to(module.device)
+        model.load_state_dict(state)
+        return model
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]
+    return averages[0].model if averages else module.model
