@@ -6,8 +6,9 @@ maps them to its own padded view and back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,24 +18,37 @@ from PIL import Image
 from torch import Tensor
 
 from cloc import __version__
+from cloc.config import ConfigError
 from cloc.data.decode import pillow_rgb
+from cloc.data.preprocess import Preprocess
 from cloc.data.text import Tokenizer
-from cloc.data.views import resize_pad, to_picture, to_view
+from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
 from cloc.models.exported import is_exported, read_exported
+from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
 
 Picture = Image.Image | Tensor
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
+PAD = Preprocess()
+CROP_PIXELS = 4_000_000  # of the views of one forward pass of crops: 80 at 224 px, 500 at 64 px (at most)
 
 
 @dataclass(slots=True)
 class Seen:
-    """Pictures after one pass of the image tower; any number of prompts is answered from it."""
+    """Pictures after one pass of the image tower; any number of prompts is answered from it.
+
+    Attributes:
+        pictures: B tensors ``[3,H,W]``.
+        content: ``[B,4]`` each picture's place in its view.
+        features: of the views.
+        whole: the same of padded views, made when boxes are asked for and the model's own view cuts pictures off.
+    """
 
     pictures: list[Tensor]
     content: Tensor
     features: ImageFeatures
+    whole: Seen | None = field(default=None, repr=False)
 
 
 class Encoder:
@@ -45,16 +59,29 @@ class Encoder:
         info: ``config``, ``samples_seen``, ``version`` of the checkpoint.
         device: where to run.
         name: a short name for tables.
+        tokenizer: None takes the one that the text tower names.
+        preprocess: how the model wants its pictures; None takes what its image tower was trained with.
     """
 
-    def __init__(self, model: Cloc, info: dict[str, Any], device: str = "cpu", name: str = "model") -> None:
+    def __init__(
+        self,
+        model: Cloc,
+        info: dict[str, Any],
+        device: str = "cpu",
+        name: str = "model",
+        tokenizer: Any = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
-        self.tokenizer = Tokenizer(model.text.tokenizer, model.text.context_length)
+        self.tokenizer = tokenizer or Tokenizer(model.text.tokenizer, model.text.context_length)
+        self.preprocess = preprocess or Preprocess(model.image.resize)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Region sources that this model has."""
-        return SOURCES if self.model.prompter is not None else SOURCES[1:]
+        """Region sources that this model has; crops alone where its patch tokens have no way to the joint space."""
+        if self.model.prompter is not None:
+            return SOURCES
+        return SOURCES[1:] if getattr(self.model.image, "dense", True) else ("crop",)
 
     @torch.inference_mode()
     def see(self, pictures: Sequence[Picture]) -> Seen:
@@ -65,10 +92,20 @@ class Encoder:
         """
         if not pictures:
             raise ValueError("no picture was given; give at least one")
-        tensors = [to_tensor(picture) for picture in pictures]
-        views, content = zip(*(resize_pad(picture, self.model.image.image_size) for picture in tensors), strict=True)
+        return self._see([to_tensor(picture) for picture in pictures], self.preprocess)
+
+    def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> Seen:
+        views, content = zip(*(preprocess(picture, self.model.image.image_size) for picture in pictures), strict=True)
         features = self.model.encode_images(torch.stack(views).to(self.device))
-        return Seen(tensors, torch.stack(content).to(self.device), features)
+        return Seen(pictures, torch.stack(content).to(self.device), features)
+
+    def _whole(self, seen: Seen) -> Seen:
+        """The pictures in views that hold all of them: a box outside of a center crop has no tokens."""
+        if self.preprocess.whole:
+            return seen
+        if seen.whole is None:
+            seen.whole = self._see(seen.pictures, PAD)
+        return seen.whole
 
     def encode_image(self, pictures: Sequence[Picture]) -> Tensor:
         """Embed pictures: ``[B,D]``, unit norm."""
@@ -89,9 +126,22 @@ class Encoder:
         embedded = torch.cat(parts)
         return embedded[torch.tensor(order, device=self.device).argsort()]
 
+    @torch.inference_mode()
     def encode_dense(self, pictures: Sequence[Picture]) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens ``[B,N,C]`` of the padded views after the last norm, and the grid (rows, columns)."""
-        return self.see(pictures).features.tokens, tuple(self.model.grid)
+        """Patch tokens ``[B,N,C]`` after the last norm, and the grid (rows, columns).
+
+        Of views that hold the whole picture: padded, or squeezed where the model wants them so.
+
+        Raises:
+            ValueError: no picture, or a model without patch tokens.
+        """
+        if not pictures:
+            raise ValueError("no picture was given; give at least one")
+        if not getattr(self.model.image, "dense", True):
+            raise ValueError(f"{self.name} has no patch tokens: its image tower pools in a way of its own")
+        preprocess = self.preprocess if self.preprocess.whole else PAD
+        seen = self._see([to_tensor(picture) for picture in pictures], preprocess)
+        return seen.features.tokens, tuple(self.model.grid)
 
     def encode_regions(
         self, pictures: Sequence[Picture], boxes: Sequence[Any], source: str = "prompter"
@@ -112,16 +162,23 @@ class Encoder:
         if len(pictures) != len(boxes):
             raise ValueError(f"{len(pictures)} pictures but {len(boxes)} lists of boxes; give one list a picture")
         checked = [check_boxes(rows, f"boxes[{i}]") for i, rows in enumerate(boxes)]
-        return self.regions(self.see(pictures), checked, source) if pictures else []
+        if not pictures:
+            return []
+        if source == "crop":  # what is cut out needs no pass over the whole pictures
+            return self._crops([to_tensor(picture) for picture in pictures], checked)
+        return self.regions(self.see(pictures), checked, source)
 
     @torch.inference_mode()
     def regions(self, seen: Seen, boxes: Sequence[Tensor], source: str = "prompter") -> list[Tensor]:
         """As :meth:`encode_regions`, from pictures already seen."""
         counts = [len(rows) for rows in boxes]
         if source == "crop":
-            return list(self._crops(seen.pictures, boxes).split(counts))
+            return self._crops(seen.pictures, boxes)
         if source == "prompter" and self.model.prompter is None:
             raise ValueError(f"{self.name} has no Prompter (a CLIP model): use source roi_align, mask_pool or crop")
+        if source in SOURCES and source not in self.sources:
+            raise ValueError(f"{self.name} has no patch tokens in the joint space: source={source!r} must be crop")
+        seen = self._whole(seen)
         padded = torch.zeros(len(boxes), max([*counts, 1]), 4)
         padded[..., 2:] = 1.0
         for row, own in zip(padded, boxes, strict=True):
@@ -130,10 +187,12 @@ class Encoder:
         embedded = self.model.encode_boxes(seen.features, views, source)
         return [row[:count] for row, count in zip(embedded, counts, strict=True)]
 
-    def _crops(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+    def _crops(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
+        batch_size = min(512, max(16, CROP_PIXELS // self.model.image.image_size**2))
         cuts = [cut(picture, box) for picture, rows in zip(pictures, boxes, strict=True) for box in rows.tolist()]
         parts = [self.encode_image(cuts[start : start + batch_size]) for start in range(0, len(cuts), batch_size)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.model.image.joint_dim, device=self.device)
+        rows = torch.cat([torch.zeros(0, self.model.image.joint_dim, device=self.device), *parts])
+        return list(rows.split([len(own) for own in boxes]))
 
     def ground(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[Tensor]:
         """Find phrases in pictures.
@@ -163,6 +222,7 @@ class Encoder:
         padded = torch.zeros(len(text), max([*counts, 1]), self.model.image.joint_dim, device=self.device)
         for row, own in zip(padded, text, strict=True):
             row[: len(own)] = own
+        seen = self._whole(seen)
         boxes = to_picture(self.model.ground(seen.features, padded), seen.content.unsqueeze(1))
         return [row[:count] for row, count in zip(boxes, counts, strict=True)]
 
@@ -207,21 +267,28 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
     return picture[:, top:bottom, left:right]
 
 
-def load(path: str | Path, device: str = "cpu") -> Encoder:
-    """Load a run folder, a checkpoint file, or a folder that ``export hf`` or ``export open_clip`` wrote.
+def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encoder:
+    """Load a run folder, a checkpoint file, an exported folder, or a model of others.
 
     Args:
-        path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, or an exported folder.
+        path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, a folder that ``export hf`` or
+            ``export open_clip`` wrote, any Hugging Face CLIP or SigLIP folder, any folder of open_clip, or
+            ``open_clip:ARCHITECTURE:TAG_OR_FILE``.
         device: where to run.
+        averaged: take the moving average of the weights where a checkpoint holds one (``trainer.ema``); False takes the
+            trained weights beside it.
 
     Raises:
         FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
-        ValueError: not a checkpoint of this project, damaged, or one that holds more than tensors and plain containers.
+        ValueError: not a checkpoint of this project, damaged, of another version, without what ``averaged=False`` asks
+            for, or one that holds more than tensors and plain containers.
         ConfigError: its configuration names what this version does not have.
     """
+    if str(path).startswith(PREFIX):
+        return _foreign(load_open_clip(str(path)), Path("runs") / str(path).replace("/", "_"), device)
     path = Path(path)
     if path.is_dir() and is_exported(path):
-        return _load_exported(path, device)
+        return _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -234,23 +301,43 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
     if not isinstance(stored, dict) or "cloc" not in stored:
         raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
     info = stored["cloc"]
+    _check_version(file, info["version"])
+    key = "state_dict" if averaged else "current_model_state"
+    if key not in stored:
+        raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
     run = file.parent.parent
     config = {key: value for key, value in info["config"]["model"].items()}
     if (run / "text" / "tokenizer_config.json").is_file():  # a run folder carries its own tokenizer and architecture
         config["text"] = config["text"] | {"tokenizer": str(run / "text")}
     if (run / "text" / "config.json").is_file():
         config["text"] = config["text"] | {"name": str(run / "text")}
-    model = build_model(config, pretrained=False)
-    weights = {name.removeprefix("model."): value for name, value in stored["state_dict"].items()}
+    weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
     try:
+        model = build_model(config, pretrained=False)
         model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
-    except RuntimeError as error:
-        raise ValueError(
-            f"{file}: its weights do not fit the model of its configuration; it was written by cloc {info['version']}, "
-            f"this is {__version__}. {str(error).splitlines()[1].strip() if chr(10) in str(error) else error}"
+    except (RuntimeError, ConfigError) as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else error
+        kind = ConfigError if isinstance(error, ConfigError) else ValueError
+        raise kind(
+            f"{file}: its weights and configuration do not fit this version; it was written by cloc {info['version']}, "
+            f"this is {__version__}. {reason}"
         ) from error
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     return Encoder(model, info, device, name=run.name)
+
+
+def _check_version(file: Path, version: str) -> None:
+    """An older checkpoint is tried; a newer one may mean other things by the same names."""
+    theirs, ours = (tuple(int(part) for part in re.findall(r"\d+", text)[:2]) for text in (version, __version__))
+    if theirs > ours:
+        raise ValueError(
+            f"{file} was written by cloc {version}, this is {__version__}: pip install -U 'cloc-pretrain>={version}'"
+        )
+
+
+def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
+    info = found.info | {"code": __version__, "run": str(run)}
+    return Encoder(found.model, info, device, found.name, found.tokenizer, found.preprocess)
 
 
 def _load_exported(folder: Path, device: str) -> Encoder:

@@ -16,7 +16,7 @@ from cloc.data.text import Tokenizer, text_id
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from cloc.models.grounding import MlpHead, SpatialHead
-from cloc.models.image import OpenClipTower, TimmTower
+from cloc.models.image import OpenClipTower, TimmTower, ViewMemory
 from cloc.models.model import Cloc
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter, mask_tokens, roi_tokens
 from cloc.models.text import ClipText, HuggingFaceText
@@ -66,10 +66,16 @@ def test_a_text_does_not_depend_on_its_neighbors() -> None:
         torch.testing.assert_close(text(Tokenizer()([own]))[0], row, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"embed_cls": True}, {"no_causal_mask": True}, {"pool_type": "last"}])
-def test_towers_that_padding_changes_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="only causal text towers"):
-        ClipText(16, options=SMALL_TEXT | options)
+@pytest.mark.parametrize("options", [{"no_causal_mask": True}, {"pool_type": "last"}])
+def test_towers_that_padding_changes_see_all_of_it(options: dict[str, Any]) -> None:
+    text, tokens = ClipText(16, options=SMALL_TEXT | options).double().eval(), Tokenizer()(TEXTS)
+    whole = torch.nn.functional.pad(tokens, (0, 77 - tokens.shape[1]))
+    torch.testing.assert_close(text(tokens), text.tower(whole), rtol=0, atol=1e-12)
+
+
+def test_a_text_tower_with_a_class_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="class token"):
+        ClipText(16, options=SMALL_TEXT | {"embed_cls": True})
 
 
 @pytest.fixture(scope="module")
@@ -488,3 +494,20 @@ def test_a_frozen_backbone_is_in_evaluation_mode_before_anybody_calls_train() ->
     before = {name: value.clone() for name, value in tower.trunk.state_dict().items()}
     tower(torch.randn(4, 3, 64, 64))
     assert all(torch.equal(value, before[name]) for name, value in tower.trunk.state_dict().items())
+
+
+def test_a_remembered_view_is_computed_once_and_the_oldest_leaves_first() -> None:
+    asked: list[float] = []
+
+    def double(images: torch.Tensor) -> torch.Tensor:
+        asked.extend(images[:, 0, 0, 0].tolist())
+        return images * 2
+
+    memory = ViewMemory(3)
+    views = torch.arange(1.0, 5.0).view(4, 1, 1, 1).expand(4, 3, 2, 2).contiguous()
+    for batch, computed in (([0, 1, 0], [1, 2]), ([1, 0], []), ([2], [3]), ([3, 1], [4]), ([0], [1]), ([1, 3], [2])):
+        asked.clear()
+        torch.testing.assert_close(memory(views[batch], double), views[batch] * 2)
+        assert asked == computed, batch
+    with pytest.raises(ValueError, match="remember=3"):
+        memory(views, double)

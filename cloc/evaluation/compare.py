@@ -1,4 +1,7 @@
-"""Models side by side: what `eval.py` runs. Writes metrics.json, the table and the report."""
+"""Models side by side: what `eval.py` runs. Writes metrics.json, the table and the report.
+
+Last step of evaluation (``sets → trial → suite → compare``). On several ranks all measure and the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig
 from cloc.encoder import Encoder, load
+from cloc.evaluation.bootstrap import difference, intervals, resample
+from cloc.evaluation.cache import Cache
+from cloc.evaluation.outcome import Outcomes, values
+from cloc.evaluation.reduce import Ranks, together
 from cloc.evaluation.report import Case, Curve, DatasetReport, ReportData, write_report
-from cloc.evaluation.suite import Embedded, EvalSet, class_embeddings, embed, load_eval_set, measure, pairs
+from cloc.evaluation.sets import EvalSet, load_eval_set, pairs
+from cloc.evaluation.suite import class_embeddings, measure
 from cloc.evaluation.table import comparison_table
+from cloc.evaluation.trial import Embedded, Trial
 
 CURVES = (  # of all that was measured in training, what a reader wants to see grow
     "image_text/text_to_image_R@1",
@@ -37,7 +45,7 @@ OPENMOJI_NOTE = (
 
 
 def compare(config: EvalConfig) -> Path:
-    """Measure a checkpoint and its baselines on every set.
+    """Measure a checkpoint and its baselines on every set, on the ranks that torchrun started.
 
     Args:
         config: validated.
@@ -49,38 +57,96 @@ def compare(config: EvalConfig) -> Path:
         ConfigError: an unknown set, or two models of the same name.
         FileNotFoundError: a checkpoint or a shard folder is not there.
     """
-    console = Console()
     if not config.data:
         raise ConfigError(f"data=[]: name at least one evaluation set; known are {sorted(config.datasets)}")
+    sets = {name: _dataset(name, config) for name in config.data}
+    with together() as ranks:
+        return _compare(config, sets, ranks)
+
+
+def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -> Path:
+    console = Console(quiet=not ranks.first)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     encoders = _load_models(config, device)
     out = Path(config.out) if config.out else Path(encoders[0].info["run"]).parent
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "data": {}}
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "bootstrap": {"samples": config.evaluation.bootstrap, "level": 0.95, "seed": config.seed},
+        "data": {},
+    }
     reports = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        for name in config.data:
-            data = load_eval_set(name, _dataset(name, config), config.limit)
-            embedded = [embed(encoder, data, config.evaluation, progress) for encoder in encoders]
-            metrics = {
-                encoder.name: measure(encoder, data, config.evaluation, own)
-                for encoder, own in zip(encoders, embedded, strict=True)
+        cache = Cache(config.cache, ranks)
+        trials = [Trial(encoder, ranks, cache, progress) for encoder in encoders]
+        for name, dataset in sets.items():
+            data = load_eval_set(name, dataset, config.limit, ranks)
+            embedded = [trial.embed(data, config.evaluation) for trial in trials]
+            outcomes = {
+                trial.encoder.name: measure(trial, data, own) for trial, own in zip(trials, embedded, strict=True)
             }
+            metrics = {model: values(found) for model, found in outcomes.items()}
+            unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
             result["data"][name] = {
                 "models": metrics,
                 "counts": data.counts,
-                "skipped": data.skipped,
-                "class_texts": data.config.templates,
+                "skipped": data.skipped | ({"image_to_classify_unreadable": unreadable} if unreadable else {}),
+                "class_texts": data.templates,
             }
-            cases = _cases(encoders, data, embedded, metrics, config)
+            if config.evaluation.bootstrap and ranks.first:
+                result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed)
+            cases = _cases(trials, data, embedded, metrics, config)
             reports.append(DatasetReport(name, data.config.description, metrics, cases, data.counts))
-    out.mkdir(parents=True, exist_ok=True)
-    result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
-    (out / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    console.print(comparison_table(result))
-    page = write_report(_report(config, result, reports, encoders), out / "report")
-    console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)
+    page = out / "report" / "index.html"
+    if ranks.first:
+        out.mkdir(parents=True, exist_ok=True)
+        result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
+        (out / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        console.print(comparison_table(result))
+        page = write_report(_report(config, result, reports, encoders), out / "report")
+        console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)
     return page
+
+
+def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[str, Any]:
+    """What stands beside the metrics of a set: 95 % intervals, and differences of the first model to each other.
+
+    Args:
+        outcomes: of each model; the first is the one on trial.
+        samples: resamples of the pictures.
+        seed: of the draws.
+
+    Returns:
+        ``intervals``: model → metric → [low, high]. ``differences``: other model → metric → [first less other, low,
+        high]; ``region/best/MEASURE`` compares each model's own best source, which ``best_sources`` names.
+    """
+    rows = {model: resample(found, samples, seed) for model, found in outcomes.items()}
+    best = {model: _best_sources(values(found)) for model, found in outcomes.items()}
+    first, *others = outcomes
+    gaps: dict[str, dict[str, list[float]]] = {other: {} for other in others}
+    for other in others:
+        same = {name: name for name in rows[first] if name in rows[other]}
+        names = {name: (name, name) for name in same}
+        for measure_, source in best[first].items():
+            if measure_ in best[other]:
+                ours, theirs = f"region/{source}/{measure_}", f"region/{best[other][measure_]}/{measure_}"
+                names[f"region/best/{measure_}"] = (ours, theirs)
+        for name, (ours, theirs) in names.items():
+            one, two = outcomes[first][ours], outcomes[other][theirs]
+            gaps[other][name] = difference(one, two, rows[first][ours], rows[other][theirs])
+    found = {"intervals": {model: intervals(own) for model, own in rows.items()}}
+    return found | ({"differences": gaps, "best_sources": best} if others else {})
+
+
+def _best_sources(metrics: dict[str, float]) -> dict[str, str]:
+    """Region measure → the source that does best by it."""
+    found: dict[str, tuple[float, str]] = {}
+    for name, value in metrics.items():
+        head, _, rest = name.partition("/")
+        source, _, measure_ = rest.partition("/")
+        if head == "region" and value > found.get(measure_, (-1.0, ""))[0]:
+            found[measure_] = (value, source)
+    return {measure_: source for measure_, (_, source) in found.items()}
 
 
 def _load_models(config: EvalConfig, device: str) -> list[Encoder]:
@@ -106,14 +172,17 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
     model = encoder.model
     facts: dict[str, str | float] = {
         "samples seen": encoder.info.get("samples_seen", 0),
+        "view": f"{model.image.image_size} px, {encoder.preprocess.mode}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "checkpoint": encoder.info.get("file", ""),
     }
+    if "activation" in encoder.info:
+        facts["activation"] = encoder.info["activation"]
     run = Path(encoder.info.get("run", ""))
-    rows = _history(run)
-    if rows:
-        facts["training seconds"] = round(max(float(row["seconds"]) for row in rows if row.get("seconds")), 1)
+    seconds = [float(row["seconds"]) for row in _history(run) if row.get("seconds")]
+    if seconds:
+        facts["training seconds"] = round(max(seconds), 1)
     return facts
 
 
@@ -148,7 +217,7 @@ def _curve_name(column: str) -> str:
 
 
 def _cases(
-    encoders: list[Encoder],
+    trials: list[Trial],
     data: EvalSet,
     embedded: list[Embedded],
     metrics: dict[str, dict[str, float]],
@@ -160,18 +229,18 @@ def _cases(
         return []
     rng = np.random.default_rng(config.seed)
     chosen = sorted(rng.permutation(usable)[: config.pictures].tolist())
-    named = _names(encoders, data, embedded, metrics, chosen)
+    named = _names(trials, data, embedded, metrics, chosen)
     starts = np.cumsum([0, *(len(own) for own in pairs(data.samples))])
     cases = []
     for index, picture in zip(chosen, data.pictures(chosen), strict=True):
         regions = data.samples[index].regions[:8]
         phrases = pairs([data.samples[index]])[0]
         grounded = {
-            encoder.name: [
+            trial.encoder.name: [
                 tuple(own.predicted[starts[index] + phrases.index(region.phrases[0])].tolist()) for region in regions
             ]
-            for encoder, own in zip(encoders, embedded, strict=True)
-            if own.predicted
+            for trial, own in zip(trials, embedded, strict=True)
+            if len(own.predicted)
         }
         cases.append(
             Case(
@@ -187,7 +256,7 @@ def _cases(
 
 
 def _names(
-    encoders: list[Encoder],
+    trials: list[Trial],
     data: EvalSet,
     embedded: list[Embedded],
     metrics: dict[str, dict[str, float]],
@@ -197,15 +266,17 @@ def _names(
     starts = np.cumsum([0, *(len(sample.regions) for sample in data.samples)])
     phrases = sorted({phrase for sample in data.samples for region in sample.regions for phrase in region.phrases})
     labels: dict[str, dict[int, list[str]]] = defaultdict(dict)
-    for encoder, own in zip(encoders, embedded, strict=True):
-        source = best_source(metrics[encoder.name])
+    for trial, own in zip(trials, embedded, strict=True):
+        source = best_source(metrics[trial.encoder.name])
         if source is None:
             continue
         texts = data.categories or phrases
-        gallery: Tensor = class_embeddings(encoder, data) if data.categories else encoder.encode_text(texts)
+        gallery = class_embeddings(trial, texts, data.templates) if data.categories else trial.texts(texts)
         for index in chosen:
-            rows = own.regions[source][starts[index] : starts[index + 1]]
-            labels[f"{encoder.name} · {source}"][index] = [texts[i] for i in (rows @ gallery.T).argmax(1).tolist()]
+            rows = own.regions[source][starts[index] : starts[index + 1]].to(gallery.device)
+            labels[f"{trial.encoder.name} · {source}"][index] = [
+                texts[i] for i in (rows @ gallery.T).argmax(1).tolist()
+            ]
     return labels
 
 
@@ -228,7 +299,7 @@ def _report(
     notes = [OPENMOJI_NOTE] if any("openmoji" in name for name in config.data) else []
     for name, entry in result["data"].items():
         if entry["skipped"]:
-            notes.append(f"{name}: samples left out: {entry['skipped']}")
+            notes.append(f"{name}: samples and boxes left out: {entry['skipped']}")
     run = Path(encoders[0].info["run"])
     versions = json.loads((run / "versions.json").read_text()) if (run / "versions.json").is_file() else {}
     return ReportData(

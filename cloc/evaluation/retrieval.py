@@ -1,4 +1,4 @@
-"""Retrieval recall with several correct answers, in chunks."""
+"""Retrieval recall with several correct answers, in chunks that ranks share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,49 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 1024
+from cloc.evaluation.outcome import Outcome, Outcomes, outcome
+from cloc.evaluation.reduce import Ranks
+
+CHUNK = 512  # queries at a time: 50 MB of similarities to a gallery of 25,000
+
+
+def first_hits(
+    queries: Tensor, gallery: Tensor, correct: Sequence[Iterable[int]], top: int, ranks: Ranks | None = None
+) -> Tensor:
+    """Rank of the best-placed correct item of each query.
+
+    Args:
+        queries: ``[Q,D]``.
+        gallery: ``[G,D]``.
+        correct: for each query, the gallery indices that count as a hit.
+        top: how far down is looked.
+        ranks: processes that share the chunks; None for this one alone.
+
+    Returns:
+        ``[Q]`` int64 from 0; ``top`` where no correct item is among the first ``top``, -1 for a query without any.
+
+    Memory is one ``[512,G]`` block of similarities at a time.
+    """
+    ranks = ranks or Ranks()
+    depth = min(top, len(gallery))
+    parts = []
+    for chunk in ranks.batches(len(queries), CHUNK):
+        rows = slice(chunk.start, chunk.stop)
+        answers = [sorted(set(correct[i])) for i in chunk]
+        found = torch.full((len(chunk),), top)
+        if depth:
+            order = (queries[rows] @ gallery.T).topk(depth, dim=1).indices.cpu()
+            # A hit is a (query, item) pair that is listed; pairs are single numbers, so that one search finds all.
+            listed = torch.tensor([q * len(gallery) + item for q, own in enumerate(answers) for item in own])
+            pairs = order + torch.arange(len(chunk))[:, None] * len(gallery)
+            hit = torch.isin(pairs, listed)
+            found = torch.where(hit.any(1), hit.int().argmax(1), top)
+        parts.append(torch.where(torch.tensor([bool(own) for own in answers]), found, -1))
+    return ranks.join(parts, torch.zeros(0, dtype=torch.int64))
 
 
 def recall(
-    queries: Tensor, gallery: Tensor, correct: Sequence[Iterable[int]], ks: Sequence[int], device: str | None = None
+    queries: Tensor, gallery: Tensor, correct: Sequence[Iterable[int]], ks: Sequence[int], ranks: Ranks | None = None
 ) -> dict[int, float]:
     """Share of queries with at least one correct gallery item among the k most similar.
 
@@ -20,26 +58,14 @@ def recall(
         gallery: ``[G,D]``.
         correct: for each query, the gallery indices that count as a hit; a query without any is left out.
         ks: the ranks.
-        device: where to compute; None where the tensors are.
+        ranks: processes that share the work.
 
     Returns:
         k → recall; NaN where no query has a correct item.
-
-    Memory is one ``[1024,G]`` block of similarities at a time.
     """
-    hits, counted = dict.fromkeys(ks, 0), 0
-    top = min(max(ks), len(gallery)) if len(gallery) else 0
-    for start in range(0, len(queries) if top else 0, CHUNK):
-        block = (queries[start : start + CHUNK] @ gallery.T).topk(top, dim=1).indices.cpu().tolist()
-        for offset, ranked in enumerate(block):
-            answers = set(correct[start + offset])
-            if not answers:
-                continue
-            counted += 1
-            first = next((rank for rank, item in enumerate(ranked) if item in answers), top)
-            for k in ks:
-                hits[k] += first < k
-    return {k: hits[k] / counted if counted else float("nan") for k in ks}
+    first = first_hits(queries, gallery, correct, max(ks), ranks)
+    asked = first[first >= 0]
+    return {k: float((asked < k).double().mean()) for k in ks}
 
 
 def owners(texts: Sequence[Sequence[str]]) -> tuple[list[str], list[set[int]], list[set[int]]]:
@@ -65,14 +91,16 @@ def owners(texts: Sequence[Sequence[str]]) -> tuple[list[str], list[set[int]], l
     return list(index), by_text, by_item
 
 
-def retrieval_metrics(
+def retrieval_outcomes(
     items: Tensor,
     texts: Tensor,
     by_text: list[set[int]],
     by_item: list[set[int]],
+    group: Sequence[int],
     names: tuple[str, str],
     ks: list[int],
-) -> dict[str, float]:
+    ranks: Ranks | None = None,
+) -> Outcomes:
     """Recall in both directions.
 
     Args:
@@ -80,27 +108,23 @@ def retrieval_metrics(
         texts: ``[T,D]`` distinct texts.
         by_text: items that own each text.
         by_item: texts of each item.
+        group: picture of each item; a text that several pictures own is resampled with the first of them.
         names: metric names of (item → text, text → item), without the rank.
         ks: the ranks.
+        ranks: processes that share the work.
     """
-    values = {f"{names[0]}_R@{k}": v for k, v in recall(items, texts, by_item, ks).items()}
-    values |= {f"{names[1]}_R@{k}": v for k, v in recall(texts, items, by_text, ks).items()}
-    return {name: value for name, value in values.items() if value == value}
+    of_item = torch.tensor(list(group), dtype=torch.int64)
+    of_text = torch.tensor([group[min(own)] if own else -1 for own in by_text], dtype=torch.int64)
+    found: Outcomes = {}
+    for name, one, other, correct, places in (
+        (names[0], items, texts, by_item, of_item),
+        (names[1], texts, items, by_text, of_text),
+    ):
+        first = first_hits(one, other, correct, max(ks), ranks)
+        asked = first >= 0
+        found |= {f"{name}_R@{k}": _below(first[asked], k, places[asked]) for k in ks}
+    return found
 
 
-def classify(items: Tensor, classes: Tensor, truth: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Nearest class text of each item.
-
-    Args:
-        items: ``[K,D]``.
-        classes: ``[Y,D]``.
-        truth: ``[K]`` class index.
-
-    Returns:
-        ``top1`` (share of items) and ``mAcc`` (mean over the classes that occur), and the predictions ``[K]``.
-    """
-    predicted = (items @ classes.T).argmax(1)
-    right = (predicted == truth).double()
-    count = torch.bincount(truth, minlength=len(classes))
-    per_class = torch.bincount(truth, weights=right, minlength=len(classes))[count > 0] / count[count > 0]
-    return {"top1": float(right.mean()), "mAcc": float(per_class.mean())}, predicted
+def _below(first: Tensor, k: int, group: Tensor) -> Outcome:
+    return outcome(first < k, group)

@@ -7,19 +7,23 @@ from typing import Any
 
 from cloc.config import instantiate
 from cloc.models.model import Cloc
+from cloc.models.pretrained import complete
 
 
 def build_model(config: Mapping[str, Any], pretrained: bool = True) -> Cloc:
     """Build the model of a ``model`` configuration.
 
     Args:
-        config: ``joint_dim`` and the nodes ``image``, ``text``, ``prompter``, ``grounding``.
+        config: ``joint_dim``, the nodes ``image``, ``text``, ``prompter``, ``grounding``, and maybe ``logit_bias``.
         pretrained: False builds the architecture alone, for weights that a checkpoint brings.
 
     Raises:
         ConfigError: a node's target or argument is wrong.
         FileNotFoundError: initial weights are not where the configuration says.
+        ValueError: initial weights do not fit.
     """
+    if pretrained:
+        config = complete(config)
     image, text = dict(config["image"]), dict(config["text"])
     if not pretrained:
         image |= {"pretrained": False} if image.get("pretrained") else {}
@@ -33,4 +37,4 @@ def build_model(config: Mapping[str, Any], pretrained: bool = True) -> Cloc:
         part: instantiate(config[part], f"model.{part}", **shape) if config.get(part) else None
         for part in ("prompter", "grounding")
     }
-    return Cloc(**towers, **heads)
+    return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"))

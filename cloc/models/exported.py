@@ -1,55 +1,28 @@
-"""A folder that another library can read ↔ our towers: names of weights, configuration.
+"""A folder that cloc exported → our towers and their weights. ``encoder.load`` rebuilds a model from it.
 
-Stands beside ``build.py``: ``encoder.load`` rebuilds a model from an exported folder by it, and ``export`` writes with
-the same tables, so that one description of the layouts serves both directions. Weights are safetensors, never pickles.
+Beside ``build.py``; the names of weights are in ``layouts.py``. A folder without ``cloc.json`` is another library's own
+and goes to ``foreign_load.py``. Weights are safetensors, never pickles.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cloc.models.image import CLIP_MEAN, CLIP_STD
+from cloc.models.layouts import ACTIVATIONS, CLIP_VOCABULARY, QUICK, TANH, from_hf
 from cloc.models.weights import read_state
 
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HF_CONFIG, HF_WEIGHTS = "config.json", "model.safetensors"
+HF_PROCESSOR = "preprocessor_config.json"
 EXTRA_CONFIG, EXTRA_WEIGHTS = "cloc.json", "prompter.safetensors"
-CLIP_VOCABULARY = 49408
-ACTIVATIONS = {"gelu": False, "quick_gelu": True}
-
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_IMAGE = {
-    "class_embedding": "vision_model.embeddings.class_embedding",
-    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "ln_pre.weight": "vision_model.pre_layrnorm.weight",
-    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "ln_post.weight": "vision_model.post_layernorm.weight",
-    "ln_post.bias": "vision_model.post_layernorm.bias",
-    "proj": "visual_projection.weight",
-}
-_TEXT = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "text_projection": "text_projection.weight",
-}
-_TRANSPOSED = {"visual_projection.weight", "text_projection.weight"}
+LOADABLE = ("hf", "open_clip")  # formats that hold the whole model
 
 
 @dataclass(frozen=True)
@@ -59,7 +32,7 @@ class Exported:
     Attributes:
         config: ``model`` node that :func:`cloc.models.build.build_model` takes.
         state: state dict of that model.
-        info: ``samples_seen`` and ``version`` of the run; defaults for a folder that cloc did not write.
+        info: ``samples_seen`` and ``version`` of the run.
     """
 
     config: dict[str, Any]
@@ -67,82 +40,54 @@ class Exported:
     info: dict[str, Any]
 
 
-def hf_names(part: str, layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Pair the weights of an open_clip tower with those of a Hugging Face ``CLIPModel``.
-
-    Args:
-        part: ``image`` or ``text``.
-        layers: number of transformer blocks.
-
-    Yields:
-        open_clip's name within the tower, and one name (or three, where query, key and value are apart).
-    """
-    prefix = {"image": "vision_model", "text": "text_model"}[part]
-    for ours, theirs in {"image": _IMAGE, "text": _TEXT}[part].items():
-        yield ours, (theirs,)
-    for i in range(layers):
-        block, layer = f"transformer.resblocks.{i}", f"{prefix}.encoder.layers.{i}"
-        for kind in ("weight", "bias"):
-            yield f"{block}.attn.in_proj_{kind}", tuple(f"{layer}.self_attn.{x}_proj.{kind}" for x in "qkv")
-            for ours, theirs in _BLOCK.items():
-                yield f"{block}.{ours}.{kind}", (f"{layer}.{theirs}.{kind}",)
-
-
-def to_hf(tower: Mapping[str, Tensor], part: str, layers: int) -> dict[str, Tensor]:
-    """State dict of an open_clip tower → the same weights under ``CLIPModel``'s names."""
-    state: dict[str, Tensor] = {}
-    for ours, theirs in hf_names(part, layers):
-        value = tower[ours].T if theirs[0] in _TRANSPOSED else tower[ours]
-        state |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
-    return {name: value.detach().float().contiguous().clone() for name, value in state.items()}
-
-
-def from_hf(state: Mapping[str, Tensor], part: str, layers: int) -> dict[str, Tensor]:
-    """The inverse of :func:`to_hf`.
-
-    Raises:
-        ValueError: a weight is missing; names it.
-    """
-    tower: dict[str, Tensor] = {}
-    for ours, theirs in hf_names(part, layers):
-        missing = [name for name in theirs if name not in state]
-        if missing:
-            raise ValueError(f"the {part} tower lacks the weight {missing[0]!r}; is the folder a whole CLIPModel?")
-        value = torch.cat([state[name] for name in theirs])
-        tower[ours] = value.T.contiguous() if theirs[0] in _TRANSPOSED else value
-    return tower
-
-
 def is_exported(folder: Path) -> bool:
-    """Whether a folder was written by open_clip's or transformers' conventions (a run folder was not)."""
-    return (folder / OPEN_CLIP_CONFIG).is_file() or (folder / HF_CONFIG).is_file()
+    """Whether a folder was written by cloc's export, or by open_clip's or transformers' conventions (no run folder)."""
+    return any((folder / name).is_file() for name in (EXTRA_CONFIG, OPEN_CLIP_CONFIG, HF_CONFIG))
 
 
 def read_exported(folder: Path) -> Exported:
-    """Read a model from an open_clip or a Hugging Face CLIP folder.
-
-    A Prompter and a grounding head are there if cloc's own two files are (``cloc.json``, ``prompter.safetensors``); a
-    folder without them is a plain CLIP.
+    """Read a model from a folder that ``export hf`` or ``export open_clip`` wrote.
 
     Raises:
         FileNotFoundError: the weights are missing.
-        ValueError: an architecture or a preprocessing that our towers do not have; says which.
+        ValueError: another format, which holds a part of the model only; or a damaged file.
     """
-    read = _read_open_clip if (folder / OPEN_CLIP_CONFIG).is_file() else _read_hf
-    config, state = read(folder)
-    extra = _json(folder / EXTRA_CONFIG) if (folder / EXTRA_CONFIG).is_file() else {}
-    config |= {part: extra.get(part) for part in ("prompter", "grounding")}
-    if config["prompter"]:
+    if not (folder / EXTRA_CONFIG).is_file():
+        config = read_json(folder / HF_CONFIG)
+        kind = config.get("model_type", config.get("architecture"))
+        hint = "; the folder above it holds both towers" if kind == "clip_vision_model" else ""
+        raise ValueError(
+            f"{folder / HF_CONFIG}: model_type={kind!r}; cloc.load takes exports of cloc, and CLIP or SigLIP models "
+            f"with both towers{hint}"
+        )
+    extra = read_json(folder / EXTRA_CONFIG)
+    format = extra.get("format", "hf" if (folder / HF_WEIGHTS).is_file() else "open_clip")
+    if format not in LOADABLE:
+        raise ValueError(
+            f"{folder} is an export to {format}, which cloc.load does not take; its README.md says how to load it. "
+            f"Load the run itself, or its export to {' or '.join(LOADABLE)}"
+        )
+    config, state = (_read_open_clip if format == "open_clip" else _read_hf)(folder)
+    if extra.get("tokenizer") == "own":
+        config["text"]["tokenizer"] = str(folder)
+    config["image"]["resize"] = extra.get("resize", "pad")
+    config |= {part: extra.get(part) for part in ("prompter", "grounding", "logit_bias")}
+    if (folder / EXTRA_WEIGHTS).is_file() or config["prompter"]:
         state |= _weights(folder / EXTRA_WEIGHTS)
-    info = {"samples_seen": extra.get("samples_seen", 0), "version": extra.get("version", "not written by cloc")}
+    info = {"samples_seen": extra.get("samples_seen", 0), "version": extra.get("version", "unknown")}
     return Exported(config, state, info)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error}); export the model again") from error
+        raise ValueError(f"{file}: not JSON ({error}); export or download the model again") from error
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
@@ -152,34 +97,41 @@ def _weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: not a whole safetensors file ({error}); export the model again") from error
 
 
-def _read_hf(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = _json(folder / HF_CONFIG)
-    kind = config.get("model_type", config.get("architecture"))
-    if kind != "clip":
-        hint = " (the folder above it holds both towers)" if kind == "clip_vision_model" else ""
-        raise ValueError(f"{folder / HF_CONFIG}: model_type={kind!r}; cloc.load takes 'clip', with both towers{hint}")
-    vision, text = config["vision_config"], config["text_config"]
-    if text["vocab_size"] != CLIP_VOCABULARY:
-        raise ValueError(f"{folder}: vocab_size={text['vocab_size']}; cloc.load knows CLIP's {CLIP_VOCABULARY} tokens")
-    image_node = _node("image.OpenClipTower", _hf_options(vision, folder), vision["hidden_act"])
-    image_node["image_size"] = vision["image_size"]
-    image_node["options"] |= {
+def tower_node(target: str, options: dict[str, Any], activation: str) -> dict[str, Any]:
+    """Node of a tower of open_clip's making. The architecture named here is only what the options leave open.
+
+    Raises:
+        ValueError: an activation that open_clip's towers do not have.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not known; known are {', '.join(ACTIVATIONS)}")
+    if activation == TANH:
+        options = options | {"act_kwargs": {"approximate": "tanh"}}
+    quick = activation == QUICK
+    return {"_target_": f"cloc.models.{target}", "name": "ViT-B-16", "quick_gelu": quick, "options": options}
+
+
+def hf_image_node(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """``vision_config`` of a CLIPModel → node of an ``OpenClipTower``."""
+    options = _hf_options(vision) | {
         "head_width": vision["hidden_size"] // vision["num_attention_heads"],
         "patch_size": vision["patch_size"],
     }
-    text_node = _node("text.ClipText", _hf_options(text, folder), text["hidden_act"])
-    text_node["context_length"] = text["max_position_embeddings"]
-    text_node["options"] |= {"heads": text["num_attention_heads"]}
-    state = _weights(folder / HF_WEIGHTS)
-    weights = {f"image.visual.{k}": v for k, v in from_hf(state, "image", vision["num_hidden_layers"]).items()}
-    weights |= {f"text.tower.{k}": v for k, v in from_hf(state, "text", text["num_hidden_layers"]).items()}
-    weights["log_scales.global"] = state["logit_scale"].reshape(1)
-    return {"joint_dim": config["projection_dim"], "image": image_node, "text": text_node}, weights
+    return tower_node("image.OpenClipTower", options, vision["hidden_act"]) | {"image_size": vision["image_size"]}
 
 
-def _hf_options(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    if part["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"{folder}: hidden_act={part['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+def hf_text_node(text: Mapping[str, Any]) -> dict[str, Any]:
+    """``text_config`` of a CLIPModel → node of a ``ClipText``."""
+    options = _hf_options(text) | {"heads": text["num_attention_heads"], "vocab_size": text["vocab_size"]}
+    # transformers pools at the highest id where eos_token_id is 2, and at the first token of that id elsewhere; CLIP's
+    # end of text is both.
+    if text["eos_token_id"] != 2 and text["vocab_size"] != CLIP_VOCABULARY:
+        options |= {"pool_type": "eos", "eos_id": text["eos_token_id"]}
+    node = tower_node("text.ClipText", options, text["hidden_act"])
+    return node | {"context_length": text["max_position_embeddings"]}
+
+
+def _hf_options(part: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         "width": part["hidden_size"],
         "layers": part["num_hidden_layers"],
@@ -188,36 +140,69 @@ def _hf_options(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return options if part["layer_norm_eps"] == 1e-5 else options | {"norm_kwargs": {"eps": part["layer_norm_eps"]}}
 
 
-def _node(target: str, options: dict[str, Any], activation: str) -> dict[str, Any]:
-    """A tower's node; the architecture named here is only what the options leave open."""
-    quick = ACTIVATIONS[activation]
-    return {"_target_": f"cloc.models.{target}", "name": "ViT-B-16", "quick_gelu": quick, "options": options}
+def _read_hf(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config, view = read_json(folder / HF_CONFIG), read_json(folder / HF_PROCESSOR)
+    vision, text = config["vision_config"], config["text_config"]
+    image_node, text_node = hf_image_node(vision), hf_text_node(text)
+    image_node |= {"mean": view["image_mean"], "std": view["image_std"]}
+    state = _weights(folder / HF_WEIGHTS)
+    weights = {f"image.visual.{k}": v for k, v in from_hf(state, "image", vision["num_hidden_layers"]).items()}
+    weights |= {f"text.tower.{k}": v for k, v in from_hf(state, "text", text["num_hidden_layers"]).items()}
+    weights["log_scales.global"] = state["logit_scale"].reshape(1)
+    return {"joint_dim": config["projection_dim"], "image": image_node, "text": text_node}, weights
 
 
-def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    stored = _json(folder / OPEN_CLIP_CONFIG)
-    config, view = stored.get("model_cfg", {}), stored.get("preprocess_cfg", {})
+def open_clip_nodes(config: Mapping[str, Any], view: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """open_clip's ``model_cfg`` and ``preprocess_cfg`` → nodes of both towers.
+
+    Raises:
+        ValueError: towers that we have no equal of.
+    """
     vision, text = dict(config.get("vision_cfg", {})), dict(config.get("text_cfg", {}))
-    if vision.get("timm_model_name") or text.get("hf_model_name") or "multimodal_cfg" in config or not vision:
-        raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: cloc.load takes open_clip's own ViT and text transformer only")
-    for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
-        if list(view.get(key, own)) != list(own):
-            raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: preprocess_cfg.{key}={view[key]}, not CLIP's {list(own)}")
-    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    image_node = _node("image.OpenClipTower", vision, activation)
-    image_node["image_size"] = vision.pop("image_size", 224)
-    text_node = _node("text.ClipText", text, activation)
+    if not vision or text.get("hf_model_name") or "multimodal_cfg" in config:
+        raise ValueError("only open_clip's own text transformer and its ViT or timm trunk can be taken")
+    activation = QUICK if config.get("quick_gelu") else "gelu"
+    size = vision.pop("image_size", 224)
+    if vision.get("timm_model_name"):
+        if (vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear")) != ("", "linear"):
+            raise ValueError("a timm trunk must pool in its own way, with a linear projection behind it")
+        image_node = {"_target_": "cloc.models.image.TimmTower", "name": vision["timm_model_name"]}
+    else:
+        image_node = tower_node("image.OpenClipTower", vision, activation)
+    image_node |= {"image_size": size} | {key: list(view[key]) for key in ("mean", "std") if key in view}
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs"):  # of the tokenizer, not of the tower
+        text.pop(key, None)
+    text_node = tower_node("text.ClipText", text, activation)
     text_node["context_length"] = text.pop("context_length", 77)
-    state = _weights(folder / OPEN_CLIP_WEIGHTS)
+    return image_node, text_node
+
+
+def split_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a whole open_clip model, in either of its layouts → the same under our names of towers."""
     if "positional_embedding" in state:
         from open_clip.model import convert_to_custom_text_state_dict
 
         state = convert_to_custom_text_state_dict(state)
-    scale = state.pop("logit_scale").reshape(1)
-    state.pop("logit_bias", None)
+    ours = {
+        "visual.trunk.": "image.trunk.",
+        "visual.head.proj.": "image.proj.",
+        "visual.": "image.visual.",
+        "text.": "text.tower.",
+    }
     weights = {}
     for name, value in state.items():
-        part, _, rest = name.partition(".")
-        weights[f"{'image.visual' if part == 'visual' else 'text.tower'}.{rest}"] = value
-    weights["log_scales.global"] = scale
-    return {"joint_dim": config["embed_dim"], "image": image_node, "text": text_node}, weights
+        prefix = next((prefix for prefix in ours if name.startswith(prefix)), None)
+        if prefix:
+            weights[ours[prefix] + name.removeprefix(prefix)] = value
+    return weights
+
+
+def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    stored = read_json(folder / OPEN_CLIP_CONFIG)
+    try:
+        image_node, text_node = open_clip_nodes(stored["model_cfg"], stored["preprocess_cfg"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from error
+    state = _weights(folder / OPEN_CLIP_WEIGHTS)
+    weights = split_open_clip(state) | {"log_scales.global": state["logit_scale"].reshape(1)}
+    return {"joint_dim": stored["model_cfg"]["embed_dim"], "image": image_node, "text": text_node}, weights

@@ -6,7 +6,7 @@ needs: the joint-space embedding of the picture and the tokens *before* pooling 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.models.positions import grid_positions
-from cloc.models.weights import load_weights
+from cloc.models.weights import fit_state, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -28,6 +28,12 @@ def prefer_plain_attention() -> None:
     fused = torch.cuda.is_available()
     set_fused_attn(fused)
     torch.backends.cuda.enable_flash_sdp(fused)  # governs the CPU kernel too
+
+
+def _check_resize(resize: str) -> str:
+    if resize not in ("pad", "squash"):
+        raise ValueError(f"model.image.resize={resize!r}: give pad or squash")
+    return resize
 
 
 class ConvStem(nn.Module):
@@ -66,7 +72,8 @@ class TimmTower(nn.Module):
         joint_dim: D.
         name: timm model name.
         image_size: side of the view in pixels.
-        pretrained: False, True (timm's own download), or a local file of weights under timm's names.
+        pretrained: False, True (timm's own download), a local file of weights under timm's names, or a folder (see
+            :mod:`cloc.models.pretrained`).
         options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …).
         conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
         positions: ``learned`` as timm initializes them, or ``sincos`` / ``fourier`` as initial values.
@@ -77,6 +84,8 @@ class TimmTower(nn.Module):
         tune_last: how many of the backbone's last stages or blocks are trained; -1 trains all, 0 freezes all.
         remember: keep a wholly frozen backbone's maps of so many distinct views. A data set that fits, seen through a
             view without randomness, then costs the backbone one pass.
+        resize: how pictures become square: ``pad`` (long side, the rest filled) or ``squash`` (both sides; no token is
+            spent on padding, which on a coarse map is worth more than true shapes).
         mean: of the pixels, per channel; None takes the backbone's own.
         std: as ``mean``.
 
@@ -98,6 +107,7 @@ class TimmTower(nn.Module):
         adapter_dropout: float = 0.0,
         tune_last: int = -1,
         remember: int = 0,
+        resize: str = "pad",
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
     ) -> None:
@@ -109,9 +119,9 @@ class TimmTower(nn.Module):
         if "vit" in name or "img_size" in kwargs:
             kwargs.setdefault("img_size", image_size)
         self.trunk = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
-        if isinstance(pretrained, str):
-            load_weights(self.trunk, Path(pretrained), ignore=("classifier.", "head.", "fc."))
-        self.image_size, self.joint_dim, self.tune_last = image_size, joint_dim, tune_last
+        projection = _load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
+        self.image_size, self.joint_dim = image_size, joint_dim
+        self.tune_last, self.resize = tune_last, _check_resize(resize)
         if remember and tune_last != 0:
             raise ValueError(f"model.image.remember={remember} needs a frozen backbone; set model.image.tune_last=0")
         self.memory = ViewMemory(remember) if remember else None
@@ -128,6 +138,8 @@ class TimmTower(nn.Module):
             self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
         self.proj = nn.Linear(self.width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
+        if projection is not None and projection.shape == self.proj.weight.shape:
+            self.proj.weight.data.copy_(projection)
         self._freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,6 +205,18 @@ class TimmTower(nn.Module):
             stage.requires_grad_(True)
 
 
+def _load_trunk(trunk: nn.Module, path: Path) -> Tensor | None:
+    """Load a file or folder into a backbone without its classifier; returns the folder's projection, if it has one."""
+    from cloc.models.pretrained import tower_state
+
+    state = tower_state(path, "trunk") if path.is_dir() else read_state(path)
+    projection = state.pop("proj.weight", None)
+    heads = trunk.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    fit_state(trunk, {name: value for name, value in state.items() if not name.startswith(heads)}, str(path))
+    return projection
+
+
 class ViewMemory:
     """Outputs of a frozen function of pictures, by the pictures' content.
 
@@ -202,21 +226,34 @@ class ViewMemory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: dict[int, Tensor] = {}
+        self._slots: dict[int, int] = {}
+        # One block rather than a tensor a picture: thousands of small ones between large temporaries scatter the heap.
+        self._kept: Tensor | None = None
         self._weights = torch.zeros(0, dtype=torch.int64)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``function(images)``, computed for the pictures alone that were not seen before."""
         keys = self._keys(images)
-        new = [i for i, key in enumerate(keys) if key not in self._kept]
+        needed = set(keys)
+        new = {key: i for i, key in enumerate(keys) if key not in self._slots}
+        if len(needed) > self.limit:
+            raise ValueError(f"model.image.remember={self.limit} is less than a batch of {len(keys)} pictures")
         if new:
-            for i, row in zip(new, function(images[new]).cpu(), strict=True):
-                self._kept[keys[i]] = row.clone()
-        found = torch.stack([self._kept[key] for key in keys]).to(images.device)
-        while len(self._kept) > self.limit:
-            self._kept.pop(next(iter(self._kept)))
-        return found
+            rows = function(images[list(new.values())]).cpu()
+            if self._kept is None:
+                self._kept = rows.new_empty(self.limit, *rows.shape[1:])
+            for key, row in zip(new, rows, strict=True):
+                self._kept[self._place(key, needed)] = row
+        return self._kept[[self._slots[key] for key in keys]].to(images.device)
+
+    def _place(self, key: int, needed: Collection[int]) -> int:
+        """A free row for a picture; where there is none, that of the oldest which this batch does not need."""
+        if len(self._slots) < self.limit:
+            self._slots[key] = len(self._slots)
+        else:
+            self._slots[key] = self._slots.pop(next(old for old in self._slots if old not in needed))
+        return self._slots[key]
 
     def _keys(self, images: Tensor) -> list[int]:
         """A 64-bit hash of every picture's bits: a sum with random odd weights, modulo 2^64."""
@@ -289,9 +326,14 @@ class OpenClipTower(nn.Module):
         joint_dim: D; must equal the architecture's own.
         name: open_clip architecture (``ViT-B-16``) whose vision configuration is taken.
         image_size: side of the view in pixels; position embeddings are resized when it differs from the weights' own.
-        pretrained: None, an open_clip tag (downloads) or a local file of weights.
-        quick_gelu: take CLIP's approximate GELU, as OpenAI's weights need.
+        pretrained: None, an open_clip tag (downloads), a local file of weights, or a folder of open_clip or of a
+            Hugging Face CLIP (see :mod:`cloc.models.pretrained`).
+        quick_gelu: take CLIP's approximate GELU; tags and folders say by themselves whether they need it, files do not.
         options: overrides of open_clip's vision configuration (``width``, ``layers``, ``patch_size``, …).
+        resize: ``pad`` or ``squash``, as :class:`TimmTower` has it.
+        mean: of the pixels, per channel; None takes CLIP's.
+        std: as ``mean``.
+        frozen: keep the whole tower as it is, projection included.
     """
 
     def __init__(
@@ -302,6 +344,10 @@ class OpenClipTower(nn.Module):
         pretrained: str | None = None,
         quick_gelu: bool = False,
         options: Mapping[str, Any] | None = None,
+        resize: str = "pad",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         prefer_plain_attention()
@@ -311,10 +357,18 @@ class OpenClipTower(nn.Module):
             "visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {})
         )
         self.visual.output_tokens = True
-        self.image_size, self.joint_dim = image_size, joint_dim
+        self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
         self.grid = tuple(self.visual.grid_size)
         self.width = self.visual.transformer.width
-        self.mean, self.std = CLIP_MEAN, CLIP_STD
+        self.mean, self.std = tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> OpenClipTower:
+        """As usual, but a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`TimmTower.forward`."""

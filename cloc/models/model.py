@@ -41,13 +41,20 @@ class Cloc(nn.Module):
         text: a tower of ``text.py``.
         prompter: a Prompter, or None for CLIP.
         grounding: a head of ``grounding.py``, or None; needs a Prompter that takes phrases.
+        logit_bias: start of a learned bias of the logits of each contrastive loss; None for no bias. With one, inverse
+            temperatures start at 10 and not at 1/0.07: SigLIP's values and CLIP's.
 
     Raises:
         ValueError: a grounding head without such a Prompter.
     """
 
     def __init__(
-        self, image: nn.Module, text: nn.Module, prompter: nn.Module | None = None, grounding: nn.Module | None = None
+        self,
+        image: nn.Module,
+        text: nn.Module,
+        prompter: nn.Module | None = None,
+        grounding: nn.Module | None = None,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         if grounding is not None and not getattr(prompter, "supports_phrases", False):
@@ -61,7 +68,10 @@ class Cloc(nn.Module):
             prompter.phrase_prompt.requires_grad_(False)
         # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
         names = ["global", "region"] if prompter is not None else ["global"]
-        self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(1 / 0.07))) for name in names})
+        scale = 1 / 0.07 if logit_bias is None else 10.0
+        self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(scale))) for name in names})
+        biased = names if logit_bias is not None else []
+        self.biases = nn.ParameterDict({name: nn.Parameter(torch.full((1,), float(logit_bias))) for name in biased})
         self.register_buffer("mean", torch.tensor(image.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1) * 255, persistent=False)
 
@@ -83,7 +93,8 @@ class Cloc(nn.Module):
                 if self.grounding is not None:
                     own = phrase[batch.region_phrase]
                     grounded = self._ground(memory, own, image.tokens)
-        return Features(image.pooled, text, region, phrase, grounded, self.scales())
+        biases = {name: value.clone() for name, value in self.biases.items()}
+        return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""

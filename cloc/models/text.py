@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from cloc.models.weights import open_clip_tower
 
@@ -19,22 +20,25 @@ MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at wid
 
 
 class ClipText(nn.Module):
-    """CLIP's causal text transformer as open_clip builds it.
+    """The text transformer of CLIP or SigLIP as open_clip builds it.
 
-    It pools at the end-of-text token, so what follows that token changes nothing and trimming is exact, once the
-    position table and the mask are cut to the text's length (open_clip's own ``encode_text`` does neither).
+    CLIP's pools at the end-of-text token under a causal mask, so what follows that token changes nothing and trimming
+    is exact, once the position table and the mask are cut to the text's length (open_clip's own ``encode_text`` does
+    neither). SigLIP's looks at its padding: its texts are padded here to the whole length again.
 
     Args:
         joint_dim: D.
         name: open_clip architecture whose text configuration is taken.
-        pretrained: None, an open_clip tag or a local file.
+        pretrained: None, an open_clip tag, a local file, or a folder of open_clip or of a Hugging Face CLIP or SigLIP
+            (see :mod:`cloc.models.pretrained`).
         quick_gelu: CLIP's approximate GELU.
         tokenizer: see :class:`cloc.data.text.Tokenizer`.
         context_length: longest text in tokens.
         options: overrides of open_clip's text configuration (``width``, ``heads``, ``layers``, ``vocab_size``, …).
+        frozen: keep the whole tower as it is, projection included.
 
     Raises:
-        ValueError: a tower whose result depends on what follows the text (class token, or no causal mask).
+        ValueError: a tower with a class token, whose place depends on the padding.
     """
 
     def __init__(
@@ -46,25 +50,35 @@ class ClipText(nn.Module):
         tokenizer: str = "open_clip",
         context_length: int = 77,
         options: Mapping[str, Any] | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         options = dict(options or {})
-        if not pretrained:
+        if not pretrained or Path(pretrained).expanduser().is_dir():
             options["context_length"] = context_length
         self.tower = open_clip_tower("text", name, joint_dim, pretrained, quick_gelu, None, options)
-        if (
-            self.tower.cls_emb is not None
-            or self.tower.attn_mask is None
-            or self.tower.pool_type not in ("argmax", "eos")
-        ):
-            raise ValueError(
-                f"model.text.name={name!r}: only causal text towers that pool at the end of text are trimmed"
-            )
-        self.tokenizer, self.context_length, self.joint_dim = tokenizer, context_length, joint_dim
+        if self.tower.cls_emb is not None:
+            raise ValueError(f"model.text.name={name!r}: text towers with a class token (CoCa's) are not supported")
+        self.tokenizer, self.context_length, self.joint_dim = tokenizer, self.tower.context_length, joint_dim
         self.vocab_size = self.tower.vocab_size
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> ClipText:
+        """As usual, but a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    @property
+    def trims(self) -> bool:
+        """Whether what follows a text changes nothing."""
+        return self.tower.attn_mask is not None and self.tower.pool_type in ("argmax", "eos")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
+        if not self.trims:
+            return self.tower(pad(tokens, (0, self.context_length - tokens.shape[1]), value=self.tower.pad_id))
         tower, length = self.tower, tokens.shape[1]
         states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length].to(states.dtype))

@@ -1,11 +1,18 @@
-"""Where initial weights come from: open_clip tags, local files. A weight file is never unpickled freely."""
+"""Reading weight files into modules: never unpickled freely, every name accounted for, positions resized.
+
+What initial weights bring with them beside numbers (architecture, activation, pixel statistics) is in ``pretrained``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 
@@ -23,7 +30,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError) as error:
+        # PyTorch's own message goes on to recommend unpickling without a check.
+        reason = (
+            "it would run code" if isinstance(error, UnpicklingError) else "it is damaged, or a TorchScript archive"
+        )
+        raise ValueError(f"{path} cannot be loaded: {reason}; give a safetensors file") from error
     return state.get("state_dict", state)
 
 
@@ -34,16 +48,53 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) ->
         ValueError: keys or shapes differ; names the first few.
     """
     state = {name: value for name, value in read_state(path).items() if not name.startswith(ignore)}
+    fit_state(module, state, str(path))
+
+
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict, its table of positions resized to the module's grid.
+
+    Args:
+        module: a tower.
+        state: names and shapes of its weights.
+        source: for messages.
+
+    Raises:
+        ValueError: keys or shapes differ; names the first few.
+    """
     own = module.state_dict()
+    state = {name: resize_positions(value, own[name]) if name in own else value for name, value in state.items()}
     missing = [name for name in own if name not in state and "num_batches_tracked" not in name]
     unexpected = [name for name in state if name not in own]
     shapes = [n for n, value in state.items() if n in own and own[n].shape != value.shape]
     if missing or unexpected or shapes:
         raise ValueError(
-            f"{path} does not fit {type(module).__name__}: {len(missing)} missing {missing[:3]}, {len(unexpected)} "
+            f"{source} does not fit {type(module).__name__}: {len(missing)} missing {missing[:3]}, {len(unexpected)} "
             f"unexpected {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}; is it another architecture?"
         )
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=False)
+
+
+def resize_positions(table: Tensor, wanted: Tensor) -> Tensor:
+    """Resize a table of positions of a square grid, bicubic with antialias, as open_clip and timm do.
+
+    Args:
+        table: ``[P+N,C]`` or ``[1,P+N,C]`` with P ≤ 1 prefix tokens (class token); anything else passes untouched.
+        wanted: a tensor of the shape to reach.
+    """
+    if table.shape == wanted.shape or table.ndim not in (2, 3) or table.shape[-1] != wanted.shape[-1]:
+        return table
+    if table.ndim == 3 and table.shape[0] != 1:
+        return table
+    count, new = table.shape[-2], wanted.shape[-2]
+    for prefix in (0, 1):
+        old_side, side = math.isqrt(count - prefix), math.isqrt(new - prefix)
+        if old_side**2 == count - prefix and side**2 == new - prefix:
+            rows = resample_abs_pos_embed(
+                table.reshape(1, count, -1), [side, side], [old_side, old_side], num_prefix_tokens=prefix
+            )
+            return rows.reshape(wanted.shape)
+    return table
 
 
 def open_clip_tower(
@@ -61,7 +112,7 @@ def open_clip_tower(
         part: ``visual`` or ``text``.
         name: architecture known to open_clip.
         joint_dim: D; a pretrained tower keeps its own and must agree.
-        pretrained: None, a tag, or a local file.
+        pretrained: None, a tag, a local file, or a folder (see :mod:`cloc.models.pretrained`).
         quick_gelu: CLIP's approximate GELU.
         image_size: side of the view; None for text.
         options: overrides of the tower's configuration.
@@ -76,7 +127,8 @@ def open_clip_tower(
     if config is None:
         raise ValueError(f"{name!r} is not an open_clip architecture; `open_clip.list_models()` names them")
     quick_gelu = quick_gelu or config.get("quick_gelu", False)  # some architectures are defined with it
-    if pretrained:
+    folder = Path(pretrained).expanduser() if pretrained else None
+    if pretrained and not folder.is_dir():
         if options or config["embed_dim"] != joint_dim:
             raise ValueError(
                 f"pretrained {name} has joint width {config['embed_dim']} (model.joint_dim={joint_dim}) and takes no "
@@ -92,5 +144,11 @@ def open_clip_tower(
         return getattr(model, part)
     if part == "visual":
         fields = config["vision_cfg"] | options | {"image_size": image_size}
-        return _build_vision_tower(joint_dim, CLIPVisionCfg(**fields), quick_gelu)
-    return _build_text_tower(joint_dim, CLIPTextCfg(**(config["text_cfg"] | options)), quick_gelu)
+        tower = _build_vision_tower(joint_dim, CLIPVisionCfg(**fields), quick_gelu)
+    else:
+        tower = _build_text_tower(joint_dim, CLIPTextCfg(**(config["text_cfg"] | options)), quick_gelu)
+    if pretrained:
+        from cloc.models.pretrained import tower_state
+
+        fit_state(tower, tower_state(folder, part), str(folder))
+    return tower

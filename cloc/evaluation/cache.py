@@ -1,0 +1,83 @@
+"""Embeddings kept between evaluations, by the model's weights and the data's bytes.
+
+A file is safetensors, named by what made it: another weight, view, text, picture or version of this code makes another
+name. So nothing is ever out of date, and the folder can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cloc.encoder import Encoder
+from cloc.evaluation.reduce import Ranks
+
+FORMAT = 1  # raised when the same model and data come to mean other embeddings
+
+
+class Cache:
+    """A folder of embeddings.
+
+    Args:
+        folder: None keeps nothing.
+        ranks: processes that evaluate together; the first one writes, and all read or none.
+    """
+
+    def __init__(self, folder: str | Path | None, ranks: Ranks) -> None:
+        self.folder, self.ranks = Path(folder).expanduser() if folder else None, ranks
+
+    def read(self, *key: str) -> dict[str, Tensor] | None:
+        """What is kept under a key; None where it is not, or not whole."""
+        if self.folder is None:
+            return None
+        try:
+            found = load_file(self._path(key))
+        except (FileNotFoundError, SafetensorError):
+            found = None
+        return found if self.ranks.all(found is not None) else None
+
+    def write(self, tensors: dict[str, Tensor], *key: str) -> None:
+        """Keep tensors under a key, whole or not at all."""
+        if self.folder is None or not self.ranks.first:
+            return
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+        partial.replace(path)
+
+    def _path(self, key: tuple[str, ...]) -> Path:
+        *folders, name = key
+        return Path(self.folder, *folders, f"{name}.safetensors")
+
+
+def model_digest(encoder: Encoder) -> str:
+    """Sixteen hex digits that change with any weight, the tokenizer, the view, or the version of the code."""
+    model = encoder.model
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    facts = {
+        "format": FORMAT,
+        "code": encoder.info.get("code"),
+        "model": encoder.info.get("config", {}).get("model", encoder.info.get("file")),
+        "activation": encoder.info.get("activation"),
+        "view": repr((encoder.preprocess, model.image.image_size, model.image.mean, model.image.std)),
+        "tokenizer": str(model.text.tokenizer),
+    }
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of(*values: Any) -> str:
+    """Sixteen hex digits of plain values."""
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,317 @@
+"""``python -m cloc embed``: embeddings of pictures, boxes and texts as files, for searching one's own data.
+
+Beside ``suite``: no metric. The work is cut into pieces of whole batches that ranks share; a piece that is already
+there is not made again, so that an interrupted run goes on where it stopped. The rows are in the order of the data.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from cloc.contracts import BadSample, Sample
+from cloc.data.decode import decode_rgb
+from cloc.data.formats.coco import file_name, normalize_xywh
+from cloc.data.schema import IMAGE_EXTENSIONS, parse_object, parse_sample
+from cloc.data.shards import ShardReader, load_manifest, read_sample_members
+from cloc.encoder import Encoder, load
+from cloc.evaluation.cache import digest_of, model_digest
+from cloc.evaluation.reduce import Ranks, together
+
+FORMATS = ("npz", "parquet")
+KINDS = ("images", "regions", "texts")
+PLAN = "plan.json"
+BATCH, PIECE = 32, 8  # pictures a forward pass, batches a piece
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Pictures to embed.
+
+    Attributes:
+        read: index → sample with its picture's bytes; raises ``BadSample``.
+        count: of pictures.
+        digest: changes with the data.
+    """
+
+    read: Callable[[int], Sample]
+    count: int
+    digest: str
+
+
+def embed(
+    run: str,
+    data: Path,
+    out: Path,
+    kind: str = "npz",
+    source: str = "",
+    device: str = "auto",
+    images: Path | None = None,
+) -> dict[str, int]:
+    """Embed pictures, their boxes and their texts, on the ranks that torchrun started.
+
+    Args:
+        run: the model, as :func:`cloc.encoder.load` takes it.
+        data: folder of shards, folder of pictures (read with those below it), or a COCO annotation file.
+        out: folder of the results. ``images.EXT`` (key, width, height, embedding), ``regions.EXT`` (key, box, text,
+            embedding) and ``texts.EXT`` (key, text, kind, embedding).
+        kind: ``npz`` or ``parquet`` (needs pyarrow).
+        source: of the boxes' embeddings; empty takes the Prompter, or RoI-Align for a model without, or crops.
+        device: ``auto`` or PyTorch's name.
+        images: folder of the pictures that a COCO file names; None for its own.
+
+    Returns:
+        Rows of each file, and ``skipped``.
+
+    Raises:
+        ValueError: an unknown format, source or data; an ``out`` that holds something else; no picture.
+        FileNotFoundError: no such model or data.
+        ImportError: Parquet without pyarrow.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format {kind!r}: give one of {FORMATS}")
+    if kind == "parquet":
+        _arrow()
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    with together() as ranks:
+        encoder = load(run, device)
+        source = source or encoder.sources[0]
+        if source not in encoder.sources:
+            raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")
+        pictures = open_source(data, images)
+        plan = {"model": model_digest(encoder), "data": pictures.digest, "source": source, "piece": BATCH * PIECE}
+        pieces = out / "pieces"
+        if ranks.first:
+            _claim(out, plan)
+        ranks.all(True)  # no rank writes before the folder is claimed
+        _make_pieces(encoder, pictures, source, pieces, ranks)
+        ranks.all(True)  # all pieces are there
+        counts = _join(pieces, out, pictures.count, kind) if ranks.first else {}
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        Console(quiet=not ranks.first).print(f"wrote {told}: {out}", highlight=False, soft_wrap=True)
+        return ranks.collect(counts)[0]
+
+
+def open_source(data: Path, images: Path | None = None) -> Source:
+    """Open shards, a folder of pictures, or a COCO annotation file.
+
+    Raises:
+        ValueError: none of these, or no picture.
+        FileNotFoundError: nothing there.
+    """
+    if data.is_file() and data.suffix == ".json":
+        return _coco(data, images)
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: no folder, and no COCO annotation file (.json)")
+    if any(data.glob("*.tar")):
+        manifest = load_manifest(data)
+        reader = ShardReader(manifest)
+        places = [(shard, i) for shard, info in enumerate(manifest.shards) for i in range(info.samples)]
+
+        def read(index: int) -> Sample:
+            key, members = read_sample_members(reader.read(*places[index]))
+            return parse_sample(members, key, data.name)[0]
+
+        return Source(read, len(places), manifest.digest)
+    files = sorted(file for file in data.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+    if not files:
+        raise ValueError(f"{data}: neither shards (*.tar) nor pictures ({', '.join(IMAGE_EXTENSIONS)})")
+    stamps = [(str(file.relative_to(data)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    def read_file(index: int) -> Sample:
+        file = files[index]
+        return Sample(str(file.relative_to(data)), file.read_bytes(), file.suffix.lower().lstrip("."))
+
+    return Source(read_file, len(files), digest_of(stamps))
+
+
+def _coco(file: Path, images: Path | None) -> Source:
+    """A COCO annotation file: boxes with their category's name, captions where it has some."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict) or "images" not in stored:
+        raise ValueError(f"{file}: no COCO annotation file (it has no 'images')")
+    folder = images or _coco_folder(file, stored)
+    names = {category["id"]: category["name"] for category in stored.get("categories", [])}
+    own: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in stored["images"]}
+    for annotation in stored.get("annotations", []):
+        own.setdefault(annotation["image_id"], []).append(annotation)
+
+    def read(index: int) -> Sample:
+        image = stored["images"][index]
+        path = folder / str(file_name(image))
+        if not path.is_file():
+            raise BadSample("no_image", str(path))
+        annotations = own[image["id"]]
+        boxes = [
+            (normalize_xywh(a["bbox"], image), names.get(a.get("category_id"))) for a in annotations if "bbox" in a
+        ]
+        record = {
+            "captions": [a["caption"] for a in annotations if "caption" in a],
+            "regions": [{"box": box, "phrases": [name]} for box, name in boxes],
+        }
+        shape = (path.read_bytes(), path.suffix.lower().lstrip("."), image["file_name"])
+        if not any(record.values()):
+            return Sample(shape[2], shape[0], shape[1])
+        return parse_object(record, *shape, file.stem)[0]
+
+    return Source(read, len(stored["images"]), digest_of(stored, str(folder)))
+
+
+def _coco_folder(file: Path, stored: dict[str, Any]) -> Path:
+    """``annotations/instances_val2017.json`` names pictures of ``val2017/`` beside ``annotations/``."""
+    split = file.stem.rpartition("_")[2]
+    choices = [file.parent, file.parent / "images", file.parent.parent / split, file.parent.parent / "images"]
+    first = str(file_name(stored["images"][0])) if stored["images"] else ""
+    found = next((folder for folder in choices if (folder / first).is_file()), None)
+    if found is None or not first:
+        raise FileNotFoundError(f"{file}: its first picture {first!r} is in none of {[str(c) for c in choices]}")
+    return found
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Begin, or go on with the same model and data; anything else in the folder is left alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / PLAN
+    if file.is_file():
+        if json.loads(file.read_text(encoding="utf-8")) != plan:
+            raise ValueError(f"{out}: holds embeddings of another model, data or source; name another folder")
+        return
+    if any(out.iterdir()):
+        raise ValueError(f"{out}: the folder is not empty; name another one")
+    file.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    (out / "pieces").mkdir(exist_ok=True)
+
+
+def _piece(pieces: Path, start: int) -> Path:
+    return pieces / f"{start:012d}.npz"
+
+
+def _make_pieces(encoder: Encoder, pictures: Source, source: str, pieces: Path, ranks: Ranks) -> None:
+    mine = ranks.batches(pictures.count, BATCH * PIECE)
+    console = Console(quiet=not ranks.first, stderr=True)
+    with Progress(console=console, transient=not console.is_terminal) as progress:
+        task = progress.add_task(f"{encoder.name}", total=sum(map(len, mine)))
+        for piece in mine:
+            path = _piece(pieces, piece.start)
+            if not path.is_file():
+                _write(path, _embed_piece(encoder, pictures, source, piece))
+            progress.advance(task, len(piece))
+
+
+def _embed_piece(encoder: Encoder, pictures: Source, source: str, piece: range) -> dict[str, np.ndarray]:
+    width = encoder.model.image.joint_dim
+    rows: dict[str, list[Any]] = {name: [] for name in ("key", "size", "region_key", "box", "region_text")}
+    rows |= {name: [] for name in ("text_key", "text", "text_kind")}
+    image, region, skipped = [torch.zeros(0, width)], [torch.zeros(0, width)], 0
+    for start in range(piece.start, piece.stop, BATCH):
+        read = [_read(pictures, index) for index in range(start, min(start + BATCH, piece.stop))]
+        usable = [found for found in read if found is not None]
+        skipped += len(read) - len(usable)
+        if not usable:
+            continue
+        seen = encoder.see([picture for _, picture in usable])
+        boxes = [torch.tensor([r.box for r in sample.regions]).reshape(-1, 4) for sample, _ in usable]
+        image.append(seen.features.pooled.cpu())
+        region += [own.cpu() for own in encoder.regions(seen, boxes, source)]
+        for sample, picture in usable:
+            rows["key"].append(sample.key)
+            rows["size"].append((picture.shape[2], picture.shape[1]))
+            for found in sample.regions:
+                rows["region_key"].append(sample.key)
+                rows["box"].append(found.box)
+                rows["region_text"].append(found.phrases[0])
+            texts = [("caption", text) for text in sample.captions]
+            texts += [("phrase", text) for r in sample.regions for text in r.phrases]
+            for text_kind, text in dict.fromkeys(texts):
+                for name, value in (("text_key", sample.key), ("text", text), ("text_kind", text_kind)):
+                    rows[name].append(value)
+    embedded = encoder.encode_text(rows["text"]).cpu()
+    found_rows = {
+        "size": np.array(rows["size"], np.int64).reshape(-1, 2),
+        "box": np.array(rows["box"], np.float32).reshape(-1, 4),
+        "image": torch.cat(image).numpy(),
+        "region": torch.cat(region).numpy(),
+        "text_embedding": embedded.reshape(-1, width).numpy(),
+        "skipped": np.array(skipped),
+    }
+    return found_rows | {name: np.array(rows[name], dtype=np.str_) for name in rows if name not in ("size", "box")}
+
+
+def _read(pictures: Source, index: int) -> tuple[Sample, torch.Tensor] | None:
+    try:
+        sample = pictures.read(index)
+        return sample, decode_rgb(sample.image)
+    except BadSample:  # counted by the caller, and told at the end
+        return None
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(buffer.getvalue())
+    partial.replace(path)
+
+
+def _join(pieces: Path, out: Path, count: int, kind: str) -> dict[str, int]:
+    """Pieces → one file for each kind of row; the pieces stay, for a run that goes on."""
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, count, BATCH * PIECE):
+        with np.load(_piece(pieces, start), allow_pickle=False) as stored:
+            for name in stored.files:
+                found.setdefault(name, []).append(np.atleast_1d(stored[name]))
+    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+    size, box = joined["size"], joined["box"]
+    tables = {
+        "images": {"key": joined["key"], "width": size[:, 0], "height": size[:, 1], "embedding": joined["image"]},
+        "regions": {
+            "key": joined["region_key"],
+            "box": box,
+            "text": joined["region_text"],
+            "embedding": joined["region"],
+        },
+        "texts": {
+            "key": joined["text_key"],
+            "text": joined["text"],
+            "kind": joined["text_kind"],
+            "embedding": joined["text_embedding"],
+        },
+    }
+    for name, table in tables.items():
+        if kind == "parquet":
+            _write_parquet(out / f"{name}.parquet", table)
+        else:
+            _write(out / f"{name}.npz", table)
+    return {name: len(table["key"]) for name, table in tables.items()} | {"skipped": int(joined["skipped"].sum())}
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install 'cloc-pretrain[parquet]', or take npz") from error
+    return pyarrow
+
+
+def _write_parquet(path: Path, table: dict[str, np.ndarray]) -> None:
+    arrow = _arrow()
+    columns = {}
+    for name, values in table.items():
+        if values.ndim == 2:
+            flat = arrow.array(np.ascontiguousarray(values).reshape(-1))
+            columns[name] = arrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        else:
+            columns[name] = arrow.array(values.tolist() if values.dtype.kind == "U" else values)
+    partial = path.with_suffix(".partial")
+    arrow.parquet.write_table(arrow.table(columns), partial)
+    partial.replace(path)
