@@ -52,10 +52,10 @@ $(DEMO_DATA): | $(STAMP)
 	@mv data/.partial/$(@F) $@ && rmdir data/.partial
 
 demo: $(STAMP) | $(DEMO_DATA) ## Draw data, train CLIP and CLOC on it, compare them in runs/demo
-	$(say) "demo: training the CLIP baseline"
-	@$(PY) train.py experiment=demo_clip
-	$(say) "demo: training CLOC"
-	@$(PY) train.py experiment=demo_cloc
+	$(say) "demo: training the CLIP baseline and CLOC, side by side, one core each"
+	@export TTY_COMPATIBLE=0; $(PY) train.py experiment=demo_clip & clip=$$!; \
+	trap 'kill $$clip 2>/dev/null || true' EXIT INT TERM; \
+	$(PY) train.py experiment=demo_cloc; wait $$clip
 	$(say) "demo: measuring both"
 	@$(PY) eval.py checkpoint=runs/demo/cloc 'baseline=[runs/demo/clip]' 'data=[openmoji]' out=runs/demo
 	$(say) "demo: done; open runs/demo/report/index.html, numbers in runs/demo/metrics.json"

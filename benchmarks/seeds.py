@@ -1,10 +1,12 @@
 """CLIP against CLOC over seeds: the tables of docs/results.md.
 
     python -m benchmarks.seeds demo --data openmoji
-    python -m benchmarks.seeds flickr8k --data flickr8k_val model.image.pretrained=FILE model.text.name=DIR
+    python -m benchmarks.seeds flickr8k model.image.pretrained=FILE model.text.name=DIR --data flickr8k_val
+    python -m benchmarks.seeds demo --data openmoji --seeds 1 2 --evaluate 'evaluation.sources=[prompter,roi_align]'
 
 Trains `experiment=NAME_clip` and `experiment=NAME_cloc` with every seed, side by side on one core each, measures both
 on the data set, and prints mean and standard error of every metric. Its last line is one JSON object.
+What is already there is not made again: finished runs and the metrics of a seed are read.
 """
 
 from __future__ import annotations
@@ -38,15 +40,24 @@ def wait(*jobs: subprocess.Popen[bytes]) -> None:
             raise RuntimeError(f"{job.args} failed with code {job.returncode}")
 
 
-def one_seed(name: str, seed: int, data: str, out: Path, more: list[str]) -> dict[str, dict[str, float]]:
+def one_seed(
+    name: str, seed: int, data: str, out: Path, more: list[str], evaluate: list[str]
+) -> dict[str, dict[str, float]]:
     """Train both models with one seed and measure them: model → metric → value."""
     folder = out / f"seed{seed}"
+    metrics = folder / "metrics.json"
+    if not metrics.is_file():
+        train_and_measure(name, seed, data, folder, more, evaluate)
+    return json.loads(metrics.read_text())["data"][data]["models"]
+
+
+def train_and_measure(name: str, seed: int, data: str, folder: Path, more: list[str], evaluate: list[str]) -> None:
+    """Both models of one seed, side by side; then ``eval.py`` on both."""
     common = [f"seed={seed}", "trainer.threads=1", *more]
     jobs = [run("train.py", f"experiment={name}_{m}", f"run_dir={folder / m}", *common, threads="1") for m in MODELS]
     wait(*jobs)
     runs = [f"checkpoint={folder / 'cloc'}", f"baseline=[{folder / 'clip'}]"]
-    wait(run("eval.py", *runs, f"data=[{data}]", f"out={folder}"))
-    return json.loads((folder / "metrics.json").read_text())["data"][data]["models"]
+    wait(run("eval.py", *runs, f"data=[{data}]", f"out={folder}", *evaluate))
 
 
 def best_source(metrics: dict[str, float], ending: str) -> float:
@@ -88,10 +99,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="evaluation set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--evaluate", nargs="*", default=[], help="further configuration of eval.py")
     parser.add_argument("overrides", nargs="*", help="further configuration of both runs")
     options = parser.parse_intermixed_args()
     out = options.out or ROOT / "runs" / "seeds" / options.name
-    seeds = [one_seed(options.name, seed, options.data, out, options.overrides) for seed in options.seeds]
+    seeds = [
+        one_seed(options.name, seed, options.data, out, options.overrides, options.evaluate) for seed in options.seeds
+    ]
     print("| metric | CLIP | CLOC |\n|---|---|---|")
     summary: dict[str, dict[str, list[float]]] = {}
     for metric in seeds[0]["cloc"]:

@@ -19,11 +19,13 @@ import platform
 import statistics
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
@@ -111,13 +113,13 @@ def make_batch(size: int, regions: int, image_size: int, tokenizer: Tokenizer, s
             Item(
                 key=str(i),
                 image=torch.randint(256, (3, image_size, image_size), generator=rng, dtype=torch.uint8),
-                content=torch.tensor([0.0, 0.0, 1.0, 1.0]),
+                content=np.array([0.0, 0.0, 1.0, 1.0], dtype=np.float32),
                 caption=caption(rng),
-                boxes=boxes,
-                targets=boxes,
+                boxes=boxes.numpy(),
+                targets=boxes.numpy(),
                 phrases=phrases,
                 shared=[phrases.count(text) > 1 for text in phrases],
-                stats={},
+                stats=Counter(),
             )
         )
     return collate(items, tokenizer, regions, size, {})

@@ -17,6 +17,8 @@ data_app = typer.Typer(help="Make, check and look at shards.", no_args_is_help=T
 app.add_typer(data_app, name="data")
 export_app = typer.Typer(help="Write a trained model for other libraries, with proof of parity.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+sweep_app = typer.Typer(help="Look at what `train.py -m` trained.", no_args_is_help=True)
+app.add_typer(sweep_app, name="sweep")
 
 
 @app.callback()
@@ -28,40 +30,46 @@ def _logging() -> None:
 
 @data_app.command("convert")
 def data_convert(
-    format: Annotated[str, typer.Argument(help="openmoji, jsonl or coco.")],
+    format: Annotated[
+        str, typer.Argument(help="jsonl, coco, lvis, refcoco, flickr30k_entities, visual_genome, grit or openmoji.")
+    ],
     paths: Annotated[list[Path], typer.Argument(help="SOURCE OUT, or OUT alone for openmoji.", metavar="[SOURCE] OUT")],
-    split: Annotated[str, typer.Option(help="coco: the split, which names the picture folder.")] = "val2017",
-    images: Annotated[Path | None, typer.Option(help="jsonl: folder that picture paths are relative to.")] = None,
-    train: Annotated[int, typer.Option(help="openmoji: training scenes.")] = 20_000,
-    val: Annotated[int, typer.Option(help="openmoji: validation scenes.")] = 1_000,
-    test: Annotated[int, typer.Option(help="openmoji: test scenes.")] = 1_000,
-    relation_sets: Annotated[int, typer.Option(help="openmoji: sets of the relation benchmark.")] = 100,
-    image_size: Annotated[int, typer.Option(help="openmoji: side of a picture in pixels.")] = 64,
-    sprite_min: Annotated[int, typer.Option(help="openmoji: smallest thing in pixels.")] = 12,
-    sprite_max: Annotated[int, typer.Option(help="openmoji: largest thing in pixels.")] = 24,
-    kinds: Annotated[int, typer.Option(help="openmoji: different things.")] = 144,
-    seed: Annotated[int, typer.Option(help="openmoji: number of the data set.")] = 0,
-    workers: Annotated[int, typer.Option(help="openmoji: processes that draw.")] = 1,
-    samples_per_shard: Annotated[int, typer.Option(help="Samples of every shard but the last.")] = 1000,
+    split: Annotated[str | None, typer.Option(help="coco (val2017), the others but jsonl and grit (val).")] = None,
+    split_by: Annotated[str | None, typer.Option(help="refcoco: unc, umd or google, where there are several.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where it is not the usual one.")] = None,
+    train: Annotated[int | None, typer.Option(help="openmoji: training scenes (20,000).")] = None,
+    val: Annotated[int | None, typer.Option(help="openmoji: validation scenes (1,000).")] = None,
+    test: Annotated[int | None, typer.Option(help="openmoji: test scenes (1,000).")] = None,
+    relation_sets: Annotated[int | None, typer.Option(help="openmoji: sets of the relation benchmark (100).")] = None,
+    image_size: Annotated[int | None, typer.Option(help="openmoji: side of a picture in pixels (64).")] = None,
+    sprite: Annotated[
+        tuple[int, int] | None, typer.Option(help="openmoji: smallest and largest thing in pixels (15 29).")
+    ] = None,
+    kinds: Annotated[int | None, typer.Option(help="openmoji: different things (144).")] = None,
+    seed: Annotated[int | None, typer.Option(help="openmoji: number of the data set (0).")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+    samples_per_shard: Annotated[int, typer.Option(help="Records of every shard but the last.")] = 1000,
     max_skip_share: Annotated[float, typer.Option(help="Share of records that may be left out.")] = 0.01,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards of OUT.")] = False,
 ) -> None:
-    """Write a data set as shards with a manifest."""
+    """Write a data set as shards with a manifest. Interrupted, the same command continues."""
     needed = 1 if format == "openmoji" else 2
     if len(paths) != needed:
         wanted = "OUT" if needed == 1 else "SOURCE OUT"
         raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
     from cloc.data.convert import convert
 
-    options: dict[str, object] = {"split": split} if format == "coco" else {}
-    if format == "jsonl":
-        options = {"images": images}
-    if format == "openmoji":
-        options = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "image_size": image_size}
-        options |= {"sprite": (sprite_min, sprite_max), "kinds": kinds, "seed": seed, "workers": workers}
-    source = paths[0] if needed == 2 else None
+    options = {"split": split, "split_by": split_by, "images": images, "train": train, "val": val, "test": test}
+    options |= {
+        "relation_sets": relation_sets,
+        "image_size": image_size,
+        "sprite": sprite,
+        "kinds": kinds,
+        "seed": seed,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     common = {"samples_per_shard": samples_per_shard, "max_skip_share": max_skip_share, "overwrite": overwrite}
-    convert(format, source, paths[-1], **common, **options)
+    convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **given)
 
 
 @data_app.command("check")
@@ -93,36 +101,71 @@ OutArgument = Annotated[Path, typer.Argument(help="Folder to make; absent or emp
 PicturesOption = Annotated[
     Path | None, typer.Option(help="Folder of pictures to compare on, besides the generated ones.")
 ]
+AverageOption = Annotated[int, typer.Option(help="Mean over so many of the run's newest checkpoints.", metavar="N")]
+RawOption = Annotated[bool, typer.Option("--raw", help="The trained weights, not their moving average (trainer.ema).")]
+BaseOption = Annotated[Path | None, typer.Option(help="Model to blend with: (1 - alpha) · base + alpha · RUN.")]
+AlphaOption = Annotated[float | None, typer.Option(help="Share of RUN in the blend, in 0..1.")]
+UnfinishedOption = Annotated[bool, typer.Option("--unfinished", help="RUN need not have reached its budget.")]
 
 
-@export_app.command("hf")
-def export_hf(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
-    """CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/."""
-    _export("hf", run, out, pictures)
+def _export_command(format: str, description: str) -> None:
+    """Add ``export FORMAT``; all formats take the same options."""
+
+    def command(
+        run: RunArgument,
+        out: OutArgument,
+        pictures: PicturesOption = None,
+        average: AverageOption = 1,
+        raw: RawOption = False,
+        base: BaseOption = None,
+        alpha: AlphaOption = None,
+        unfinished: UnfinishedOption = False,
+    ) -> None:
+        from cloc.export.run import export
+        from cloc.export.source import Choice
+
+        choice = Choice(average, raw, base, alpha, unfinished)
+        typer.echo(f"wrote {export(format, run, out, pictures, choice)}")
+
+    export_app.command(format, help=description)(command)
 
 
-@export_app.command("open_clip")
-def export_open_clip(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
-    """Folder for open_clip's local-dir: names."""
-    _export("open_clip", run, out, pictures)
+_export_command("hf", "CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/.")
+_export_command("open_clip", "Folder for open_clip's local-dir: names.")
+_export_command("timm", "Folder for timm's local-dir: names: the backbone alone.")
+_export_command("onnx", "ONNX graphs of image tower, text tower, Prompter and grounding head.")
+_export_command("torch", "torch.export programs of the same parts.")
+_export_command("regions", "Prompter and grounding head as one Python file that needs PyTorch alone.")
 
 
-@export_app.command("timm")
-def export_timm(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
-    """Folder for timm's local-dir: names: the backbone alone."""
-    _export("timm", run, out, pictures)
+@app.command("embed")
+def embed_command(
+    run: Annotated[str, typer.Argument(help="Run, checkpoint, export, CLIP folder, or open_clip:ARCH:WEIGHTS.")],
+    data: Annotated[Path, typer.Argument(help="Folder of shards or of pictures, or a COCO annotation file.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the results; the same command goes on where it stopped.")],
+    format: Annotated[str, typer.Option(help="npz, or parquet (needs the extra `parquet`).")] = "npz",
+    source: Annotated[str, typer.Option(help="Of box embeddings; the model's first by default.")] = "",
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures of a COCO file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+) -> None:
+    """Write embeddings of pictures, boxes and texts. Several processes: torchrun -m cloc embed …."""
+    from cloc.evaluation.embed import embed
+
+    embed(run, data, out, format, source, device, images)
 
 
-@export_app.command("onnx")
-def export_onnx(run: RunArgument, out: OutArgument, pictures: PicturesOption = None) -> None:
-    """ONNX graphs of image tower, text tower, Prompter and grounding head."""
-    _export("onnx", run, out, pictures)
+@sweep_app.command("report")
+def sweep_report(
+    folder: Annotated[Path, typer.Argument(help="run_dir of the sweep.", metavar="DIR")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="val/SET/METRIC to show, once or more; the main ones by default.")
+    ] = None,
+) -> None:
+    """Table of region and image metrics against the swept values; sweep.csv and sweep.png beside the jobs."""
+    from cloc.engine.sweep import report
 
-
-def _export(format: str, run: Path, out: Path, pictures: Path | None) -> None:
-    from cloc.export.run import export
-
-    typer.echo(f"wrote {export(format, run, out, pictures)}")
+    for path in report(folder, metric or ()):
+        typer.echo(f"wrote {path}")
 
 
 def main() -> None:

@@ -13,47 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cloc
-from cloc import __version__
 from cloc.__main__ import app
 from cloc.encoder import load
 from cloc.export.matrix import FORMATS, ExportError, check_pair
 from cloc.export.run import export
 from cloc.export.verify import Row, make_probe
-from cloc.models.build import build_model
-
-OPEN_CLIP = {
-    "_target_": "cloc.models.image.OpenClipTower",
-    "image_size": 64,
-    "options": {"width": 64, "layers": 2, "head_width": 32, "patch_size": 16},
-}
-TEXT = {"_target_": "cloc.models.text.ClipText", "options": {"width": 64, "heads": 2, "layers": 2}}
-TIMM = {
-    "_target_": "cloc.models.image.TimmTower",
-    "name": "vit_tiny_patch16_224",
-    "image_size": 64,
-    "options": {"embed_dim": 64, "depth": 2, "num_heads": 2},
-}
-SHARED = {"_target_": "cloc.models.prompter.SharedPrompter"}
-SPATIAL = {"_target_": "cloc.models.grounding.SpatialHead"}
-
-
-def make_run(folder: Path, image: dict[str, Any] = OPEN_CLIP, text: dict[str, Any] = TEXT, **parts: Any) -> Path:
-    """A run folder with a checkpoint of random weights, as training writes it; no part is at a trivial value."""
-    torch.manual_seed(0)
-    config = {"joint_dim": 32, "image": image, "text": text, "prompter": None, "grounding": None, "init": None} | parts
-    model = build_model(config)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if not name.startswith("log_scales"):
-                value.add_(torch.randn_like(value) * 0.02)
-        model.log_scales["global"].fill_(3.3)
-    stored = {
-        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
-        "cloc": {"version": __version__, "config": {"model": config}, "cursor": 8, "samples_seen": 8},
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.save(stored, folder / "checkpoints" / "last.ckpt")
-    return folder
+from tests.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, check_loaded, make_run, parity
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +35,6 @@ def hf(cloc_run: Path) -> Path:
 @pytest.fixture(scope="module")
 def open_clip_folder(cloc_run: Path) -> Path:
     return export("open_clip", cloc_run, cloc_run.parent / "open_clip")
-
-
-def parity(folder: Path) -> dict[str, float]:
-    stored = json.loads((folder / "parity.json").read_text())
-    assert stored["ok"] and all(row["ok"] for row in stored["rows"])
-    return {row["name"]: row["difference"] for row in stored["rows"]}
-
-
-def check_loaded(run: Path, folder: Path) -> None:
-    """``cloc.load`` of run and export answer alike, from pictures of any size."""
-    ours, again = load(run), cloc.load(str(folder))
-    pictures = make_probe(ours).pictures
-    boxes = [[[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]]] * len(pictures)
-    torch.testing.assert_close(again.encode_image(pictures), ours.encode_image(pictures), atol=1e-5, rtol=0)
-    texts = ["a chick", "x"]
-    torch.testing.assert_close(again.encode_text(texts), ours.encode_text(texts), atol=1e-5, rtol=0)
-    assert again.sources == ours.sources and again.can_ground == ours.can_ground
-    for source in ours.sources:
-        found, expected = (torch.cat(e.encode_regions(pictures, boxes, source)) for e in (again, ours))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    if ours.can_ground:
-        found, expected = (torch.cat(e.ground(pictures, [["a cup"]] * 4)) for e in (again, ours))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert again.model.scales()["global"].item() == pytest.approx(ours.model.scales()["global"].item())
 
 
 def test_hf_holds_the_model(cloc_run: Path, hf: Path) -> None:
@@ -152,16 +93,13 @@ def test_timm_holds_the_backbone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "timm", TIMM, prompter=SHARED)
     folder = export("timm", run, tmp_path / "out")
     rows = parity(folder)
-    assert set(rows) == {"pooled", "tokens", "last", "penultimate"} and max(rows.values()) <= 1e-5
+    states = {"pooled", "tokens", "last", "penultimate"}
+    assert states <= set(rows) <= states | {"transformers: pooled", "transformers: tokens"}
+    assert max(rows.values()) <= 1e-5
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert model.pretrained_cfg["input_size"] == (3, 64, 64)
-    with pytest.raises(ValueError, match="model_type='vit_tiny_patch16_224'"):
+    with pytest.raises(ValueError, match="is an export to timm.* Load the run itself, or its export to hf or open_clip"):
         cloc.load(str(folder))
-
-
-def test_timm_holds_a_cnn(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "cnn", {"_target_": TIMM["_target_"], "name": "test_efficientnet", "image_size": 64})
-    assert max(parity(export("timm", run, tmp_path / "out")).values()) <= 1e-5
 
 
 def test_onnx_holds_every_part(tmp_path: Path) -> None:
@@ -179,20 +117,22 @@ def test_onnx_holds_every_part(tmp_path: Path) -> None:
 def test_unsupported_pairs_name_what_is_possible(tmp_path: Path) -> None:
     adapter = load(make_run(tmp_path / "adapter", TIMM | {"adapter_depth": 1, "adapter_width": 64}))
     for format in ("hf", "open_clip", "timm"):
-        with pytest.raises(ExportError, match="adapter.*Possible for this model: onnx$"):
+        with pytest.raises(ExportError, match="adapter.*Possible for this model: onnx, torch$"):
             check_pair(adapter, format)
     stem = load(make_run(tmp_path / "stem", TIMM | {"conv_stem": True, "options": TIMM["options"] | {"patch_size": 8}}))
     with pytest.raises(ExportError, match="convolution stem is not part of a timm model"):
         check_pair(stem, "timm")
     plain = load(make_run(tmp_path / "plain", TIMM))
-    with pytest.raises(ExportError, match="is a timm ViT. Possible for this model: timm, onnx$"):
+    with pytest.raises(ExportError, match="no norm before its blocks.*Possible for this model: open_clip, timm, onnx, torch$"):
         check_pair(plain, "hf")
     mixed = load(make_run(tmp_path / "mixed", OPEN_CLIP | {"quick_gelu": True}))
-    with pytest.raises(ExportError, match="one activation for both towers.*Possible for this model: hf, onnx$"):
+    with pytest.raises(ExportError, match="one activation for both towers.*Possible for this model: hf, timm, onnx, torch$"):
         check_pair(mixed, "open_clip")
     average = load(make_run(tmp_path / "avg", OPEN_CLIP | {"options": OPEN_CLIP["options"] | {"pool_type": "avg"}}))
-    with pytest.raises(ExportError, match="pools by 'avg'.*Possible for this model: open_clip, onnx$"):
+    with pytest.raises(ExportError, match="pools by 'avg'.*Possible for this model: open_clip, onnx, torch$"):
         check_pair(average, "hf")
+    with pytest.raises(ExportError, match="has no Prompter .a plain CLIP.*Possible for this model: open_clip, onnx, torch$"):
+        check_pair(average, "regions")
 
 
 def test_refuses_a_folder_that_is_not_empty(cloc_run: Path, tmp_path: Path) -> None:

@@ -111,7 +111,14 @@ def lightning_in_engine_only(module: Module) -> Found:
 def collectives_at_home(module: Module) -> Found:
     if module.unit == "losses" or module.path in ("cloc/engine/runtime.py", "cloc/evaluation/reduce.py"):
         return
-    uses = {(line, name) for line, name in module.imports() if _within(name, "torch.distributed")}
+    # Where parameters lie is a matter of the strategy; it moves no features between processes.
+    sharding = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.device_mesh")
+    spared = sharding if module.path == "cloc/engine/strategy.py" else ()
+    uses = {
+        (line, name)
+        for line, name in module.imports()
+        if _within(name, "torch.distributed") and not any(_within(name, part) for part in spared)
+    }
     uses |= {(n.lineno, _dotted(n)) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute)}
     for line in sorted({line for line, name in uses if _within(name, "torch.distributed")}):
         yield line, "torch.distributed; it lives in cloc/losses, cloc/engine/runtime.py and cloc/evaluation/reduce.py"

@@ -42,7 +42,7 @@ def test_citation() -> None:
 
 
 def test_extras() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {*INSTALLED_EXTRAS, "slurm", "wandb"}
+    assert set(PROJECT["optional-dependencies"]) == {*INSTALLED_EXTRAS, "parquet", "slurm", "wandb"}
 
 
 def test_constraints_satisfy_every_range() -> None:

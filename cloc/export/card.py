@@ -1,6 +1,6 @@
 """The model card, ``README.md`` of an exported folder: what it is, how to load it, how near it is to the original.
 
-Last step of an export (``matrix → hf | open_clip | timm | onnx → verify → card``).
+Last step of an export (``matrix → hf | open_clip | … → verify → card``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.export.matrix import FORMATS, image_kind
 from cloc.export.verify import Row, markdown
+from cloc.models.exported import LOADABLE
 
+# Names that the hub knows; a module in PyTorch alone has none of its own.
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "timm": "timm", "onnx": "onnx"}
 RELOAD = '\nimport cloc\n\nmodel = cloc.load("FOLDER")  # with `pip install cloc-pretrain`\n'
 
@@ -32,10 +34,11 @@ def write_card(
     model, (example, notes) = encoder.model, usage
     parts = [type(part).__name__ for part in (model.prompter, model.grounding) if part is not None]
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    reload = RELOAD if LIBRARIES[format] in ("transformers", "open_clip") else ""
+    reload = RELOAD if format in LOADABLE else ""
+    weights = encoder.info.get("weights") or "as trained"
     tower = f"{image_kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}"
     text = f"""---
-library_name: {LIBRARIES[format]}
+library_name: {LIBRARIES.get(format, "pytorch")}
 tags: [clip, cloc, vision-language]
 ---
 # {encoder.name}
@@ -50,7 +53,8 @@ A contrastive image-text encoder, trained as in [CLOC](https://arxiv.org/abs/241
 | region parts | {", ".join(parts) or "none (a plain CLIP)"} |
 | joint width | {model.image.joint_dim} |
 | parameters | {count:.1f} M |
-| samples seen in training | {encoder.info.get("samples_seen", 0):,} |
+| samples seen in training | {encoder.info.get("samples_seen", 0):,}{_of_budget(encoder)} |
+| weights | {weights} |
 
 ## Use
 ```python
@@ -65,3 +69,8 @@ Largest absolute difference in float32 between this folder, reloaded, and the ch
 {markdown(rows)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _of_budget(encoder: Encoder) -> str:
+    budget = encoder.info["config"].get("samples")
+    return f" of {budget:,}" if budget and encoder.info.get("samples_seen", 0) < budget else ""

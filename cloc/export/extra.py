@@ -1,13 +1,14 @@
 """cloc's own two files inside an exported folder: what the other library has no place for.
 
-``cloc.json`` (parts and their arguments) and ``prompter.safetensors`` (Prompter, grounding head, region temperature);
-``cloc.load`` of the folder reads them, the other library ignores them.
+``cloc.json`` (format, parts and their arguments) and ``prompter.safetensors`` (Prompter, grounding head, their
+temperature, biases); ``cloc.load`` of the folder reads them, the other library ignores them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from cloc import __version__
 from cloc.encoder import Encoder
-from cloc.models.exported import EXTRA_CONFIG, EXTRA_WEIGHTS
+from cloc.models.exported import EXTRA_CONFIG, EXTRA_WEIGHTS, LOADABLE
 from cloc.models.model import MAX_SCALE, Cloc
 
-PARTS = ("prompter.", "grounding.", "log_scales.region")
+PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 
 def clamped_scale(model: Cloc) -> Tensor:
@@ -27,17 +28,39 @@ def clamped_scale(model: Cloc) -> Tensor:
     return model.log_scales["global"].detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
 
 
-def write_extra(encoder: Encoder, folder: Path) -> None:
-    """Write both files; ``cloc.json`` alone for a model without Prompter."""
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as every format stores them: on the CPU, in float32 (counters as they are), sharing no memory."""
+    return {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for name, value in state.items()
+    }
+
+
+def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
+    """Write both files; ``cloc.json`` alone where there are no further weights, or the format holds a part only."""
     node = encoder.info["config"]["model"]
     stored = {
+        "format": format,
         "version": encoder.info.get("version", __version__),
         "samples_seen": encoder.info.get("samples_seen", 0),
+        "weights": encoder.info.get("weights", ""),
+        "tokenizer": "open_clip" if encoder.tokenizer.name == "open_clip" else "own",
+        "resize": encoder.model.image.resize,
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
+        "logit_bias": node.get("logit_bias"),
     }
     (folder / EXTRA_CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
-    if state:
-        plain = {name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in state.items()}
-        save_file(plain, folder / EXTRA_WEIGHTS)
+    if state and format in LOADABLE:
+        save_file(plain(state), folder / EXTRA_WEIGHTS)
+
+
+def view_stats(encoder: Encoder) -> dict[str, list[float]]:
+    """Mean and standard deviation of the pixels, in 0..1."""
+    return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}
+
+
+def all_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that are not finite."""
+    return [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]

@@ -1,12 +1,15 @@
 """A Hugging Face ``CLIPModel`` folder, with a ``CLIPVisionModel`` in ``vision/`` for LLaVA-style models.
 
-One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). Everything is written offline: the
-tokenizer from the byte-pair vocabulary that open_clip ships.
+One of the writers (``matrix → class_token → hf | … → verify → card``). Everything is written offline: the tokenizer
+from the byte-pair vocabulary that open_clip ships.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from torch.nn.functional import normalize
 
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
-from cloc.export.extra import clamped_scale, write_extra
-from cloc.export.matrix import ExportError, activation
-from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_views
-from cloc.models.exported import HF_WEIGHTS, to_hf
+from cloc.export.class_token import ClassTokenViT, activation, describe
+from cloc.export.extra import clamped_scale, plain, view_stats
+from cloc.export.matrix import ExportError
+from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
+from cloc.models.exported import HF_WEIGHTS
+from cloc.models.layouts import CLIP_VOCABULARY, to_hf
 from cloc.models.model import Cloc
 
 VISION = "vision"
@@ -34,62 +39,93 @@ def write(encoder: Encoder, folder: Path) -> None:
     """
     from transformers import CLIPModel, CLIPVisionModel
 
-    processor = _processor(encoder.model)
-    tokenizer = _tokenizer(encoder.model.text.tower.context_length)
-    model = CLIPModel(_config(encoder.model, tokenizer)).eval()
-    visual, text = encoder.model.image.visual, encoder.model.text.tower
-    state = to_hf(visual.state_dict(), "image", visual.transformer.layers)
-    state |= to_hf(text.state_dict(), "text", text.transformer.layers)
-    model.load_state_dict({k: v.cpu() for k, v in state.items()} | {"logit_scale": clamped_scale(encoder.model).cpu()})
-    model.save_pretrained(folder)
-    tower = CLIPVisionModel(model.config.vision_config)
-    tower.load_state_dict(model.vision_model.state_dict())
-    tower.save_pretrained(folder / VISION)
+    vit, text = describe(encoder.model.image), encoder.model.text.tower
+    processor, tokenizer = _processor(encoder), _tokenizer(encoder)
+    model = CLIPModel(_config(encoder.model, vit, tokenizer)).eval()
+    state = to_hf(vit.state, "image", vit.layers) | to_hf(text.state_dict(), "text", text.transformer.layers)
+    model.load_state_dict(plain(state) | {"logit_scale": clamped_scale(encoder.model).cpu()})
+    with _silent():
+        model.save_pretrained(folder)
+        tower = CLIPVisionModel(model.config.vision_config)
+        tower.load_state_dict(model.vision_model.state_dict())
+        tower.save_pretrained(folder / VISION)
     # Releases before 5 know these weights by this prefix only; later ones by both names.
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
     save_file(weights, folder / VISION / HF_WEIGHTS, metadata={"format": "pt"})
     for place in (folder, folder / VISION):
         processor.save_pretrained(place)
     tokenizer.save_pretrained(folder)
-    _write_vocabulary(folder)
-    write_extra(encoder, folder)
+    if encoder.tokenizer.name == "open_clip":
+        _write_vocabulary(folder)
 
 
-def _config(model: Cloc, tokenizer: Any) -> Any:
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
     from transformers import CLIPConfig
 
-    visual, text = model.image.visual, model.text.tower
-
-    def shape(tower: Any, norm: Any) -> dict[str, Any]:
-        """Width, depth and activation of one tower, under transformers' names."""
-        block = tower.transformer.resblocks[0]
-        return {
-            "hidden_size": tower.transformer.width,
-            "intermediate_size": block.mlp.c_fc.out_features,
-            "num_hidden_layers": tower.transformer.layers,
-            "num_attention_heads": block.attn.num_heads,
-            "hidden_act": activation(block),
-            "layer_norm_eps": norm.eps,
-            "projection_dim": model.image.joint_dim,
-        }
-
-    vision = shape(visual, visual.ln_post) | {"image_size": visual.image_size[0], "patch_size": visual.patch_size[0]}
-    language = shape(text, text.ln_final) | {
+    text = model.text.tower
+    block = text.transformer.resblocks[0]
+    vision = {
+        "hidden_size": vit.width,
+        "intermediate_size": vit.mlp_width,
+        "num_hidden_layers": vit.layers,
+        "num_attention_heads": vit.heads,
+        "hidden_act": vit.activation,
+        "layer_norm_eps": vit.eps,
+        "projection_dim": model.image.joint_dim,
+        "image_size": vit.image_size,
+        "patch_size": vit.patch_size,
+    }
+    language = {
+        "hidden_size": text.transformer.width,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_hidden_layers": text.transformer.layers,
+        "num_attention_heads": block.attn.num_heads,
+        "hidden_act": activation(block.mlp.gelu),
+        "layer_norm_eps": text.ln_final.eps,
+        "projection_dim": model.image.joint_dim,
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
         "bos_token_id": tokenizer.bos_token_id,
-        # Pooling by the first token of this id is CLIP's pooling by the highest id, which is the same token.
-        "eos_token_id": text.eos_id if text.pool_type == "eos" else tokenizer.eos_token_id,
+        "eos_token_id": _end(text),
         "pad_token_id": tokenizer.pad_token_id,
     }
     return CLIPConfig(vision_config=vision, text_config=language, projection_dim=model.image.joint_dim)
 
 
-def _processor(model: Cloc) -> Any:
-    """The only image processor of transformers that resizes the long side, then pads around with a color of our choice.
+def _end(text: Any) -> int:
+    """Where transformers pools: at the first token of this id, but at the highest id where it is 2."""
+    if text.pool_type == "eos":
+        return text.eos_id
+    return CLIP_VOCABULARY - 1 if text.vocab_size == CLIP_VOCABULARY else 2
 
-    It returns ``num_local_patches`` besides (zeros: the picture is not cut into tiles).
+
+def _processor(encoder: Encoder) -> Any:
+    """An image processor of transformers that makes our view.
+
+    For padding that is the only one that resizes the long side, then pads around with a color of our choice. It returns
+    ``num_local_patches`` besides (zeros: the picture is not cut into tiles).
     """
+    size = encoder.model.image.image_size
+    square = {"height": size, "width": size}
+    stats = {f"image_{name}": values for name, values in view_stats(encoder).items()}
+    if encoder.preprocess.mode == "squash":
+        from transformers import CLIPImageProcessor
+
+        return CLIPImageProcessor(size=square, do_center_crop=False, resample=3, **stats)
     try:
         from transformers import DeepseekOcr2ImageProcessor
     except ImportError as error:
@@ -99,17 +135,12 @@ def _processor(model: Cloc) -> Any:
             f"transformers {transformers.__version__} has no DeepseekOcr2ImageProcessor, which pads as cloc does: "
             "install a newer one (5.24 has it)"
         ) from error
-    size = model.image.image_size
     return DeepseekOcr2ImageProcessor(
-        size={"height": size, "width": size},
-        tile_size=size,
-        crop_to_patches=False,
-        background_color=[PAD_VALUE] * 3,
-        image_mean=list(model.image.mean),
-        image_std=list(model.image.std),
+        size=square, tile_size=size, crop_to_patches=False, background_color=[PAD_VALUE] * 3, **stats
     )
 
 
+@cache
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens and merges of the byte-pair encoding that open_clip ships, under transformers' names."""
     from open_clip.tokenizer import SimpleTokenizer
@@ -119,11 +150,15 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {renamed.get(token, token): i for token, i in backend.encoder.items()}, list(backend.bpe_ranks)
 
 
-def _tokenizer(context_length: int) -> Any:
-    from transformers import CLIPTokenizer
+def _tokenizer(encoder: Encoder) -> Any:
+    """open_clip's as transformers has it, or the model's own."""
+    from transformers import AutoTokenizer, CLIPTokenizer
 
+    length = encoder.model.text.context_length
+    if encoder.tokenizer.name != "open_clip":
+        return AutoTokenizer.from_pretrained(encoder.tokenizer.name, model_max_length=length)
     vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
 def _write_vocabulary(folder: Path) -> None:
@@ -163,11 +198,10 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
     rows = compare(ours, states, tolerance, prefix="vision/: ")
     pixels = AutoImageProcessor.from_pretrained(folder)(probe.pictures, return_tensors="pt").pixel_values
     rows += compare_views(encoder, probe, pixels, tolerance)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    length = encoder.model.text.tower.context_length
+    tokenizer, length = AutoTokenizer.from_pretrained(folder), encoder.model.text.context_length
     theirs = tokenizer(list(probe.texts), truncation=True, max_length=length)["input_ids"]
-    wrong = sum(tuple(ids) != encoder.tokenizer.encode(text)[0] for ids, text in zip(theirs, probe.texts, strict=True))
-    rows.append(Row("texts with other token ids", float(wrong), float(len(theirs)), 0.0))
+    ours = [list(encoder.tokenizer.encode(text)[0]) for text in probe.texts]
+    rows.append(compare_tokens(ours, [list(ids) for ids in theirs]))
     return rows + compare_reloaded(encoder, probe, folder, tolerance)
 
 
@@ -181,10 +215,18 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 pixels = processor(pictures, return_tensors="pt").pixel_values
 images = model.get_image_features(pixels)
 tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for LLaVA: vision_feature_layer=-2"""
-    notes = (
-        f"The image processor resizes the long side to {encoder.model.image.image_size} px and pads with {PAD_VALUE}, "
-        "as in training (transformers' `DeepseekOcr2ImageProcessor`, without tiles). It returns `num_local_patches` "
-        "besides `pixel_values`: pass on `pixel_values` alone. The tokenizer lacks open_clip's repair of broken "
-        "Unicode (ftfy) and HTML entities; on clean text it is the same."
-    )
-    return example, notes
+    size = encoder.model.image.image_size
+    notes = f"The image processor makes the view of the training: {encoder.preprocess.describe(size)}. "
+    if encoder.preprocess.mode == "pad":
+        notes += (
+            "It is transformers' `DeepseekOcr2ImageProcessor` without tiles, and returns `num_local_patches` besides "
+            "`pixel_values`: pass on `pixel_values` alone. "
+        )
+    if encoder.tokenizer.name == "open_clip":
+        notes += (
+            "The tokenizer lacks open_clip's repair of broken Unicode (ftfy) and HTML entities; on clean text it is "
+            "the same. "
+        )
+    if encoder.model.biases:
+        notes += "CLIPModel has no bias of the logits; `prompter.safetensors` keeps it. "
+    return example, notes.strip()

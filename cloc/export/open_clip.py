@@ -1,12 +1,13 @@
 """A folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads.
 
-One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``).
+One of the writers (``matrix → class_token → open_clip | … → verify → card``).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,43 +16,99 @@ from torch.nn.functional import normalize
 
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
-from cloc.export.extra import clamped_scale, write_extra
-from cloc.export.matrix import activation
-from cloc.export.verify import Probe, Row, compare_reloaded, compare_views, watch
+from cloc.export.class_token import describe
+from cloc.export.extra import clamped_scale, plain, view_stats
+from cloc.export.matrix import is_native, text_activation
+from cloc.export.verify import (
+    Probe,
+    Row,
+    compare_reloaded,
+    compare_tokens,
+    compare_views,
+    is_vit,
+    trunk_tokens,
+    watch,
+)
 from cloc.models.exported import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from cloc.models.image import OpenClipTower
+from cloc.models.layouts import QUICK, TANH
 
 
 def write(encoder: Encoder, folder: Path) -> None:
-    """Write configuration and weights, and the Prompter beside them."""
+    """Write configuration, weights, and a tokenizer other than open_clip's own."""
     import open_clip
 
     model, node = encoder.model, encoder.info["config"]["model"]
-    arch = {part: open_clip.get_model_config(node[part].get("name", "ViT-B-16")) for part in ("image", "text")}
-    vision = arch["image"]["vision_cfg"] | dict(node["image"].get("options") or {})
-    text = arch["text"]["text_cfg"] | dict(node["text"].get("options") or {})
+    arch = open_clip.get_model_config(node["text"].get("name", "ViT-B-16"))
+    text = arch["text_cfg"] | dict(node["text"].get("options") or {})
+    text |= {"context_length": model.text.context_length}
+    if encoder.tokenizer.name == "open_clip":
+        text.pop("hf_tokenizer_name", None)
+        text.pop("tokenizer_kwargs", None)
+    else:  # beside the weights; open_clip asks for any name here and then looks into the folder
+        text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": {}}
+        encoder.tokenizer.save(folder)
+    vision, state = _vision(encoder)
+    quick = text_activation(model.text) == QUICK
     config = {
         "model_cfg": {
             "embed_dim": model.image.joint_dim,
-            "quick_gelu": activation(model.image.visual.transformer.resblocks[0]) == "quick_gelu",
+            "quick_gelu": quick,
             "custom_text": True,
-            "vision_cfg": vision | {"image_size": model.image.image_size},
-            "text_cfg": text | {"context_length": model.text.tower.context_length},
+            "vision_cfg": vision,
+            "text_cfg": text,
         },
         "preprocess_cfg": {
             "size": model.image.image_size,
-            "mean": list(model.image.mean),
-            "std": list(model.image.std),
+            **view_stats(encoder),
             "interpolation": "bicubic",
-            "resize_mode": "longest",
+            "resize_mode": {"pad": "longest", "squash": "squash"}[encoder.preprocess.mode],
             "fill_color": PAD_VALUE,
         },
     }
-    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = {f"visual.{name}": value for name, value in model.image.visual.state_dict().items()}
     state |= {f"text.{name}": value for name, value in model.text.tower.state_dict().items()}
     state["logit_scale"] = clamped_scale(model)
-    save_file({k: v.detach().float().cpu().contiguous().clone() for k, v in state.items()}, folder / OPEN_CLIP_WEIGHTS)
-    write_extra(encoder, folder)
+    if model.biases:
+        config["model_cfg"]["init_logit_bias"] = node["logit_bias"]
+        state["logit_bias"] = model.biases["global"].reshape(())
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(plain(state), folder / OPEN_CLIP_WEIGHTS)
+
+
+def _vision(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``vision_cfg`` and the weights of ``visual``: open_clip's own ViT where that computes the tower, else timm's."""
+    import open_clip
+
+    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
+    size = {"image_size": tower.image_size}
+    if isinstance(tower, OpenClipTower):
+        arch = open_clip.get_model_config(node.get("name", "ViT-B-16"))["vision_cfg"]
+        state = tower.visual.state_dict()
+        vision = arch | dict(node.get("options") or {}) | size
+    elif is_native(tower):
+        vit = describe(tower)
+        state = vit.state
+        vision = size | {
+            "layers": vit.layers,
+            "width": vit.width,
+            "head_width": vit.width // vit.heads,
+            "patch_size": vit.patch_size,
+            "mlp_ratio": vit.mlp_width / vit.width,
+            "no_ln_pre": not vit.pre_norm,
+            "norm_kwargs": {"eps": vit.eps},
+        }
+        vision |= {"act_kwargs": {"approximate": "tanh"}} if vit.activation == TANH else {}
+    else:
+        state = {f"trunk.{name}": value for name, value in tower.trunk.state_dict().items()}
+        state["head.proj.weight"] = tower.proj.weight
+        name = node["name"].partition(".")[0]
+        vision = size | {
+            "timm_model_name": name,
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+        }
+    return vision, {f"visual.{name}": value for name, value in state.items()}
 
 
 @torch.inference_mode()
@@ -59,10 +116,16 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported model, by open_clip alone."""
     import open_clip
 
-    model = open_clip.create_model(f"local-dir:{folder}").eval()
-    model.visual.output_tokens = True
-    with watch(model.visual.transformer.resblocks[-1]) as states:
-        pooled, tokens = model.visual(probe.pixels)
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+    trunk = getattr(model.visual, "trunk", None)
+    if trunk is None:
+        model.visual.output_tokens = True
+        with watch(model.visual.transformer.resblocks[-1]) as states:
+            pooled, tokens = model.visual(probe.pixels)
+    else:
+        with watch(trunk.blocks[-1] if is_vit(trunk) else None) as states:
+            pooled = model.visual(probe.pixels)
+            tokens = trunk_tokens(trunk, trunk.forward_features(probe.pixels))
     text = model.encode_text(probe.whole_tokens, normalize=True)
     return {"pooled": normalize(pooled, dim=-1), "tokens": tokens, **states, "text": text}
 
@@ -74,8 +137,7 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     rows = compare_views(encoder, probe, torch.stack([preprocess(picture) for picture in probe.pictures]), None)
     theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(list(probe.texts))
-    wrong = int((theirs != probe.whole_tokens).any(-1).sum())
-    rows.append(Row("texts with other token ids", float(wrong), float(len(theirs)), 0.0))
+    rows.append(compare_tokens(probe.whole_tokens.tolist(), theirs.tolist()))
     return rows + compare_reloaded(encoder, probe, folder, tolerance)
 
 
@@ -86,7 +148,7 @@ def usage(encoder: Encoder) -> tuple[str, str]:
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
     notes = (
-        f"`preprocess` resizes the long side to {encoder.model.image.image_size} px and pads with {PAD_VALUE}, as in "
-        "training, by Pillow's bicubic filter; training used torchvision's, which differs by rounding (see the table)."
+        f"`preprocess` makes the view of the training: {encoder.preprocess.describe(encoder.model.image.image_size)}, "
+        "by Pillow's bicubic filter; training used torchvision's, which differs by rounding (see the table)."
     )
     return example, notes

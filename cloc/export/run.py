@@ -12,42 +12,46 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.export.card import write_card
+from cloc.export.extra import write_extra
 from cloc.export.matrix import ExportError, check_pair
+from cloc.export.source import Choice, load_source
 from cloc.export.verify import compare, make_probe, original, report, write_parity
 
-NEEDS = {"hf": ("transformers",), "open_clip": (), "timm": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+NEEDS = {"hf": ("transformers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 EXTRAS = {"hf": "transformers", "onnx": "export"}
 
 
-def export(format: str, run: Path, out: Path, pictures: Path | None = None) -> Path:
+def export(format: str, run: Path, out: Path, pictures: Path | None = None, choice: Choice | None = None) -> Path:
     """Export a trained model and prove that the export is the model.
 
     Args:
-        format: ``hf``, ``open_clip``, ``timm`` or ``onnx``.
+        format: one of :data:`cloc.export.matrix.FORMATS`.
         run: run folder, checkpoint or exported folder.
         out: folder to make; must be absent or empty.
         pictures: folder of pictures to compare on, besides the generated ones.
+        choice: which weights of the run; None for its newest.
 
     Returns:
         ``out``.
 
     Raises:
-        ExportError: ``out`` is not empty, the format cannot hold the model, a package is missing, or the export differs
-            from the model by more than the tolerance.
+        ExportError: ``out`` is not empty, the format cannot hold the model, the run is not finished, a package is
+            missing, or the export differs from the model by more than the tolerance.
         FileNotFoundError: no checkpoint there.
     """
     _check_out(out)
     writer = _writer(format)
-    encoder = load(run)
+    encoder = load_source(run, choice or Choice())
     tolerance = check_pair(encoder, format).tolerance
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     aside.chmod(0o755)
     try:
         writer.write(encoder, aside)
-        ok = _prove(writer, encoder, aside, tolerance, pictures, f"{format} of {encoder.name}", format)
+        write_extra(encoder, aside, format)
+        ok = _prove(writer, encoder, aside, tolerance, pictures, format)
     except BaseException:
         shutil.rmtree(aside)
         raise
@@ -62,12 +66,12 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None) -> P
 
 
 def _prove(
-    writer: ModuleType, encoder: Encoder, folder: Path, tolerance: float, pictures: Path | None, title: str, format: str
+    writer: ModuleType, encoder: Encoder, folder: Path, tolerance: float, pictures: Path | None, format: str
 ) -> bool:
     probe = make_probe(encoder, pictures)
     rows = compare(original(encoder, probe), writer.read(folder, probe), tolerance)
     rows += writer.more_rows(encoder, probe, folder, tolerance)
-    report(rows, f"{title}, {len(probe.pictures)} pictures")
+    report(rows, f"{format} of {encoder.name}, {len(probe.pictures)} pictures")
     write_parity(rows, folder, len(probe.pictures))
     write_card(encoder, folder, format, writer.usage(encoder), rows, len(probe.pictures))
     return all(row.ok for row in rows)
@@ -79,7 +83,7 @@ def _check_out(out: Path) -> None:
 
 
 def _writer(format: str) -> ModuleType:
-    for package in NEEDS[format]:
+    for package in NEEDS.get(format, ()):
         try:
             importlib.import_module(package)
         except ImportError as error:

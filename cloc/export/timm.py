@@ -1,7 +1,7 @@
 """A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads: the backbone alone.
 
-One of the four writers (``matrix → hf | open_clip | timm | onnx → verify → card``). The projection to the joint space
-is kept beside it, in ``projection.safetensors``.
+One of the writers (``matrix → class_token → timm | … → verify → card``). The projection to the joint space is kept
+beside it, in ``projection.safetensors``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
+from cloc.export.class_token import describe
+from cloc.export.extra import plain, view_stats
 from cloc.export.matrix import ExportError
-from cloc.export.verify import Probe, Row, watch
+from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
+from cloc.models.image import OpenClipTower
+from cloc.models.layouts import QUICK, TANH, to_timm
+from cloc.models.pretrained import PROJECTION
 
-PROJECTION = "projection.safetensors"
+CLIP_NAME = "vit_base_patch16_clip_224"
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -30,24 +34,21 @@ def write(encoder: Encoder, folder: Path) -> None:
     Raises:
         ExportError: an option of the model that JSON cannot hold.
     """
-    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
-    arguments: dict[str, Any] = dict(node.get("options") or {})
-    if "vit" in node["name"] or "img_size" in arguments:
-        arguments.setdefault("img_size", tower.image_size)
-    own = tower.trunk.pretrained_cfg
+    tower = encoder.model.image
+    name, arguments, weights, own = _of_open_clip(tower) if isinstance(tower, OpenClipTower) else _of_timm(encoder)
+    proj = tower.visual.proj.T if isinstance(tower, OpenClipTower) else tower.proj.weight
     config = {
-        "architecture": tower.trunk.pretrained_cfg.get("architecture") or node["name"].partition(".")[0],
+        "architecture": name,
         "num_classes": 0,
-        "num_features": tower.trunk.num_features,
+        "num_features": proj.shape[1],
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [3, tower.image_size, tower.image_size],
             "fixed_input_size": bool(own.get("fixed_input_size", False)),
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "border",
-            "mean": list(tower.mean),
-            "std": list(tower.std),
+            "crop_mode": {"pad": "border", "squash": "squash"}[encoder.preprocess.mode],
+            **view_stats(encoder),
             "num_classes": 0,
             "first_conv": own.get("first_conv"),
             "classifier": own.get("classifier"),
@@ -58,34 +59,61 @@ def write(encoder: Encoder, folder: Path) -> None:
     except TypeError as error:
         raise ExportError(f"model.image.options={arguments}: {error}; give plain values") from error
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    weights = {k: v.detach().cpu().contiguous().clone() for k, v in tower.trunk.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file({"weight": tower.proj.weight.detach().float().cpu().contiguous().clone()}, folder / PROJECTION)
+    save_file(plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(plain({"weight": proj}), folder / PROJECTION)
+
+
+def _of_timm(encoder: Encoder) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Name, arguments, weights and timm's own configuration of a timm backbone."""
+    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
+    arguments: dict[str, Any] = dict(node.get("options") or {})
+    if "vit" in node["name"] or "img_size" in arguments:
+        arguments.setdefault("img_size", tower.image_size)
+    own = tower.trunk.pretrained_cfg
+    return own.get("architecture") or node["name"].partition(".")[0], arguments, tower.trunk.state_dict(), own
+
+
+def _of_open_clip(tower: OpenClipTower) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """The same of a class-token ViT of open_clip: timm has its computation too."""
+    vit = describe(tower)
+    arguments = {
+        "img_size": vit.image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.width,
+        "depth": vit.layers,
+        "num_heads": vit.heads,
+        "mlp_ratio": vit.mlp_width / vit.width,
+        "pre_norm": vit.pre_norm,
+    }
+    if vit.activation != "gelu":
+        arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
+    own = timm.get_pretrained_cfg(CLIP_NAME).to_dict()
+    return CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own
 
 
 @torch.inference_mode()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    is_vit = hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens")
-    with watch(model.blocks[-1] if is_vit else None) as states:
+    with watch(model.blocks[-1] if is_vit(model) else None) as states:
         maps = model.forward_features(probe.pixels)
     pooled = model.forward_head(maps, pre_logits=True) @ load_file(folder / PROJECTION)["weight"].T
-    return {"pooled": normalize(pooled, dim=-1), **states, **_tokens(model, maps)}
+    return {"pooled": normalize(pooled, dim=-1), **states, "tokens": trunk_tokens(model, maps)}
 
 
-def _tokens(model: Any, maps: Tensor) -> dict[str, Tensor]:
-    """Patch tokens after the last norm ``[B,N,C]``, from whichever layout the architecture has."""
-    if maps.ndim == 3:
-        tokens = maps[:, getattr(model, "num_prefix_tokens", 0) :]
-        return {"tokens": model.fc_norm(tokens) if hasattr(model, "fc_norm") else tokens}
-    last = maps.shape[1] != model.num_features  # channels last, as Swin's
-    return {"tokens": maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)}
-
-
+@torch.inference_mode()
 def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) -> list[Row]:
-    """None: timm holds the backbone only."""
-    return []
+    """Rows of the folder in transformers, where that is installed: its ``TimmWrapperModel`` reads timm's files."""
+    try:
+        from transformers import TimmWrapperModel
+    except ImportError:
+        return []
+    # Named classes: AutoModel would look for the hub's list of ImageNet labels first.
+    model = TimmWrapperModel.from_pretrained(folder).eval()
+    seen = model(probe.pixels)
+    pooled = normalize(seen.pooler_output @ load_file(folder / PROJECTION)["weight"].T, dim=-1)
+    states = {"pooled": pooled, "tokens": trunk_tokens(model.timm_model, seen.last_hidden_state)}
+    return compare(original(encoder, probe), states, tolerance, prefix="transformers: ")
 
 
 def usage(encoder: Encoder) -> tuple[str, str]:
@@ -95,8 +123,8 @@ def usage(encoder: Encoder) -> tuple[str, str]:
 model = timm.create_model("local-dir:FOLDER", pretrained=True)
 features = model.forward_features(pixels)"""
     notes = (
-        "The backbone alone: text tower and Prompter are not part of it. Training resized the long side of a picture "
-        f"to {encoder.model.image.image_size} px and padded it with {PAD_VALUE}. `{PROJECTION}` holds the matrix from "
+        "The backbone alone: text tower and Prompter are not part of it. Pictures are seen with "
+        f"{encoder.preprocess.describe(encoder.model.image.image_size)}. `{PROJECTION}` holds the matrix from "
         "pooled features (`forward_head(features, pre_logits=True)`) to the joint space."
     )
     return example, notes

@@ -1,0 +1,89 @@
+"""The module that ``export regions`` writes into a file of its own, together with the parts of the model that it uses.
+
+Beside ``regions``. Nothing here or there may need more than PyTorch: the file is dropped into other people's code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+class RegionSampler(nn.Module):
+    """Embeddings of boxes, and boxes of phrases, from the patch tokens of the image tower that this was trained with.
+
+    Args:
+        prompter: answers box and phrase prompts.
+        grounding: turns an answer into a box; None where the model has none.
+        resize: how pictures became square in training: ``pad`` or ``squash``.
+    """
+
+    def __init__(self, prompter: nn.Module, grounding: nn.Module | None, resize: str) -> None:
+        super().__init__()
+        self.prompter, self.grounding, self.resize = prompter, grounding, resize
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RegionSampler:
+        """Build the module that is described in this file, with the weights of ``regions.pt`` in the folder."""
+        module = build()
+        module.load_state_dict(torch.load(Path(folder) / "regions.pt", map_location="cpu", weights_only=True))
+        return module.eval()
+
+    def encode_regions(self, tokens: Tensor, boxes: Tensor) -> Tensor:
+        """Embed boxes.
+
+        Args:
+            tokens: ``[B,N,C]`` patch tokens after the tower's last norm, without class token, in reading order.
+            boxes: ``[B,K,4]`` xyxy in 0..1 of the tower's view; see :meth:`to_view`.
+
+        Returns:
+            ``[B,K,D]`` of unit norm, in the space of the text embeddings.
+        """
+        return normalize(self.prompter.boxes(self.prompter.memory(tokens), boxes).float(), dim=-1)
+
+    def ground(self, tokens: Tensor, phrases: Tensor) -> Tensor:
+        """Find phrases.
+
+        Args:
+            tokens: as for :meth:`encode_regions`.
+            phrases: ``[B,K,D]`` text embeddings of unit norm.
+
+        Returns:
+            boxes ``[B,K,4]`` xyxy in 0..1 of the view.
+
+        Raises:
+            ValueError: the model has no grounding head.
+        """
+        if self.grounding is None:
+            raise ValueError("this model has no grounding head")
+        memory = self.prompter.memory(tokens)
+        local = normalize(self.prompter.local(memory).float(), dim=-1)
+        return self.grounding(self.prompter.phrases(memory, phrases), phrases, local, tokens).clamp(0, 1)
+
+    def to_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes ``[...,4]`` in 0..1 of a picture of that many pixels → of its square view."""
+        scale, shift = self._place(boxes, width, height)
+        return boxes * scale + shift
+
+    def to_picture(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes of the view → of the picture, clipped to it."""
+        scale, shift = self._place(boxes, width, height)
+        return ((boxes - shift) / scale).clamp(0, 1)
+
+    def _place(self, like: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+        long = max(width, height) if self.resize == "pad" else None
+        size = like.new_tensor([width / long, height / long] * 2 if long else [1.0] * 4)
+        return size, (1 - size) / 2
+
+
+def build() -> Any:
+    """Defined anew in the written file, for the model at hand.
+
+    Raises:
+        NotImplementedError: always, here.
+    """
+    raise NotImplementedError("written by cloc.export.regions")
