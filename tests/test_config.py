@@ -194,7 +194,7 @@ def test_a_target_that_is_not_there_is_named(target: str) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["cloc.models.text.Path", "cloc.data.shards.write_shards", "cloc.config.importlib", "cloc.models.image.nn"],
+    ["cloc.models.text.Path", "cloc.data.shards.write_shards", "cloc.config.nodes.importlib", "cloc.models.image.nn"],
 )
 def test_a_target_is_a_class_of_ours_and_nothing_else_that_a_module_holds(target: str) -> None:
     """A checkpoint brings its configuration: loading one must not write files, or call what a module imported."""

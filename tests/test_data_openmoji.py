@@ -68,7 +68,7 @@ def test_each_thing_comes_once_and_stays_visible(scenes: list[Sample]) -> None:
         for region in sample.regions:
             x0, y0, x1, y1 = region.box
             assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
-            assert max(x1 - x0, y1 - y0) * 64 <= 21
+            assert max(x1 - x0, y1 - y0) * 64 <= 30
 
 
 def test_visibility_and_order_of_painting() -> None:

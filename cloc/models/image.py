@@ -136,6 +136,8 @@ class TimmTower(nn.Module):
         self.adapter = None
         if adapter_depth:
             self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
+            if self.is_vit:  # it normalizes the trunk's own pooling, which nothing asks for; DDP would wait for it
+                self.trunk.fc_norm.requires_grad_(False)
         self.proj = nn.Linear(self.width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
         if projection is not None and projection.shape == self.proj.weight.shape:
