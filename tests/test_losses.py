@@ -446,7 +446,9 @@ def test_gather_on_one_process_is_the_identity() -> None:
     assert gathered is rows
 
 
-@pytest.mark.parametrize(("name", "value"), [("contrast", "bce"), ("conflicts", "cosin"), ("box", "giou"), ("shared_phrase", "first")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("contrast", "bce"), ("conflicts", "cosin"), ("box", "giou"), ("shared_phrase", "first")]
+)
 def test_an_unknown_option_is_named_with_what_is_known(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}='{value}': give one of .*,"):
         ClocLoss(**{name: value})

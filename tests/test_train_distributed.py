@@ -123,6 +123,13 @@ def test_three_steps_of_ddp_equal_one_process(data: Path, alone: dict[str, Any],
     assert_equal_training(pair, alone)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accumulated_steps_equal_whole_ones(data: Path, alone: dict[str, Any], tmp_path: Path, processes: int) -> None:
+    options = [f"data.train={data}", f"run_dir={tmp_path}", "trainer.accumulate=2"]
+    options += ["trainer.strategy=ddp"] if processes > 1 else []
+    assert_equal_training(trained(processes, *options), alone)
+
+
 def test_three_steps_of_fsdp_equal_one_process(data: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     """Sharded, resumed, evaluated in between; the last step is another run's: one process, from their checkpoint."""
     options = [f"data.train={data}", f"run_dir={tmp_path}", "trainer.strategy=fsdp", f"+datasets.toy.shards={data}"]

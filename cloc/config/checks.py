@@ -118,6 +118,12 @@ def _check_contrast(config: TrainConfig) -> None:
             f"trainer.accumulate={config.trainer.accumulate}: must be at least 1 and divide batch_size="
             f"{config.batch_size}"
         )
+    if config.trainer.accumulate > 1 and config.trainer.strategy == "fsdp":
+        raise ConfigError(
+            f"trainer.accumulate={config.trainer.accumulate} with trainer.strategy=fsdp: gradients of cached "
+            "features are added on whole parameters, and fsdp holds shards of them; use trainer=ddp, or "
+            "trainer.checkpoint_activations=true"
+        )
 
 
 def _check_scale(config: TrainConfig) -> None:

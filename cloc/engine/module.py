@@ -13,7 +13,8 @@ from torch.profiler import record_function
 
 from cloc import __version__
 from cloc.config import TrainConfig, instantiate
-from cloc.contracts import Batch
+from cloc.contracts import Batch, LossTerms
+from cloc.engine.accumulation import accumulated
 from cloc.engine.guard import clip, mark
 from cloc.engine.optim import build_optimizer, rate, set_rate
 from cloc.engine.strategy import is_sharded, prepare, shard
@@ -48,16 +49,21 @@ class Pretrain(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Features, terms, and a log line every ``trainer.log_every`` steps."""
-        features = self.model(batch)
-        # Logits and losses in float32, whatever precision the towers run in.
-        with torch.autocast(self.device.type, enabled=False), record_function("losses"):
-            terms = self.loss(features, batch)
+        terms = self._terms(batch)
         for name, value in batch.stats.items():
             self.counters[name] = self.counters.get(name, 0.0) + value
         if (self.global_step + 1) % self.config.trainer.log_every == 0:  # the step at whose end Lightning writes
             self._log(terms.total, terms.terms, terms.stats)
         self.terms = {f"loss/{k}": v for k, v in terms.terms.items()} | {"loss": terms.total.detach()}
         return mark(terms.total)
+
+    def _terms(self, batch: Batch) -> LossTerms:
+        if self.config.trainer.accumulate > 1:
+            return accumulated(self.model, self.loss, batch, self.config.trainer.accumulate)
+        features = self.model(batch)
+        # Logits and losses in float32, whatever precision the towers run in.
+        with torch.autocast(self.device.type, enabled=False), record_function("losses"):
+            return self.loss(features, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None

@@ -52,7 +52,7 @@ BUILD = '''def build() -> RegionSampler:
     shape = {shape!r}
     prompter = {prompter}(**shape, **{prompter_arguments!r})
     grounding = {grounding}
-    return RegionSampler(prompter, grounding, {resize!r})
+    return RegionSampler(prompter, grounding, {image_size}, {resize!r})
 '''
 
 
@@ -73,6 +73,7 @@ def write(encoder: Encoder, folder: Path) -> None:
             prompter=type(model.prompter).__name__,
             prompter_arguments=_arguments(node, "prompter"),
             grounding=head,
+            image_size=model.image.image_size,
             resize=model.image.resize,
         )
     )

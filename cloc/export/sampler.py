@@ -19,12 +19,14 @@ class RegionSampler(nn.Module):
     Args:
         prompter: answers box and phrase prompts.
         grounding: turns an answer into a box; None where the model has none.
+        image_size: side of the tower's view in pixels.
         resize: how pictures became square in training: ``pad`` or ``squash``.
     """
 
-    def __init__(self, prompter: nn.Module, grounding: nn.Module | None, resize: str) -> None:
+    def __init__(self, prompter: nn.Module, grounding: nn.Module | None, image_size: int, resize: str) -> None:
         super().__init__()
-        self.prompter, self.grounding, self.resize = prompter, grounding, resize
+        self.prompter, self.grounding = prompter, grounding
+        self.image_size, self.resize = image_size, resize
 
     @classmethod
     def load(cls, folder: str | Path) -> RegionSampler:
@@ -75,9 +77,13 @@ class RegionSampler(nn.Module):
         return ((boxes - shift) / scale).clamp(0, 1)
 
     def _place(self, like: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-        long = max(width, height) if self.resize == "pad" else None
-        size = like.new_tensor([width / long, height / long] * 2 if long else [1.0] * 4)
-        return size, (1 - size) / 2
+        """Size and origin of the picture in its view: whole pixels, as the picture was resized and padded."""
+        if self.resize == "squash":
+            return like.new_ones(4), like.new_zeros(4)
+        view = self.image_size
+        sides = [max(1, round(side * view / max(width, height))) for side in (width, height)]
+        origin = [(view - side) // 2 for side in sides]
+        return like.new_tensor(sides * 2) / view, like.new_tensor(origin * 2) / view
 
 
 def build() -> Any:

@@ -47,7 +47,13 @@ class ClocLoss(nn.Module):
             if value not in known:
                 raise ValueError(f"loss.{name}={value!r}: give one of {', '.join(known)}")
         self.weights = {"global": global_, "region": region, "grounding": grounding}
-        self.contrast, self.conflicts, self.threshold, self.box, self.shared_phrase = contrast, conflicts, threshold, box, shared_phrase
+        self.contrast, self.conflicts, self.threshold, self.box, self.shared_phrase = (
+            contrast,
+            conflicts,
+            threshold,
+            box,
+            shared_phrase,
+        )
 
     @property
     def needs_regions(self) -> bool:

@@ -1,0 +1,157 @@
+"""Large contrastive batches in the memory of small ones (beside ``module``): gradients through cached features.
+
+Adding up the gradients of micro-batches, as ``accumulate_grad_batches`` does, is wrong for a contrastive loss: each
+would see its own negatives alone. Here the features of all micro-batches are made first, without a graph; the loss sees
+them together and says what the gradient of every feature is; then each micro-batch is encoded again, with a graph and
+the same random numbers, and passes its part of that gradient on ("GradCache", arXiv 2101.06983; here with regions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloc.contracts import Batch, Features, LossTerms
+from cloc.models.model import Cloc
+
+FIELDS = ("image", "text", "region", "phrase", "grounded")
+
+
+def split(batch: Batch, parts: int) -> tuple[list[Batch], list[Tensor]]:
+    """Cut a batch of one process into micro-batches, each with the phrases of its own regions.
+
+    Args:
+        batch: of B images.
+        parts: number of micro-batches.
+
+    Returns:
+        The micro-batches, and for each ``[P_i]`` the indices of its phrases in the whole batch.
+
+    Raises:
+        ValueError: B does not divide.
+    """
+    size = len(batch.images)
+    if size % parts:
+        raise ValueError(f"trainer.accumulate={parts} does not divide the {size} pictures of a process")
+    micros, phrases = [], []
+    for start in range(0, size, size // parts):
+        rows = slice(start, start + size // parts)
+        valid = batch.region_valid[rows]
+        used = [batch.region_phrase[rows][valid]]
+        if batch.negatives is not None:
+            negatives = batch.negatives[rows]
+            used.append(negatives[negatives >= 0])
+        own = torch.cat(used).unique()
+        # Without a region one phrase stands in, so that every parameter takes part.
+        own = own if len(own) else own.new_zeros(1)
+        place = torch.zeros(len(batch.phrases), dtype=torch.int64, device=own.device)
+        place[own] = torch.arange(len(own), device=own.device)
+        changes: dict[str, Any] = {
+            name: getattr(batch, name)[rows]
+            for name in ("images", "content", "captions", "caption_id", "boxes", "target_boxes", "keys", "source")
+        }
+        changes |= {"region_valid": valid, "phrase_is_shared": batch.phrase_is_shared[rows]}
+        changes |= {"phrases": batch.phrases[own], "phrase_id": batch.phrase_id[own]}
+        changes["region_phrase"] = place[batch.region_phrase[rows]]
+        if batch.negatives is not None:
+            changes["negatives"] = torch.where(negatives < 0, negatives, place[negatives.clamp(min=0)])
+        micros.append(replace(batch, **changes))
+        phrases.append(own)
+    return micros, phrases
+
+
+def join(features: Sequence[Features], phrases: Sequence[Tensor], count: int) -> Features:
+    """Features of the whole batch from those of its micro-batches; a phrase is that of the first which has it.
+
+    Args:
+        features: of the micro-batches; temperatures are taken from the first.
+        phrases: as :func:`split` returns them.
+        count: P of the whole batch.
+    """
+    joined = {
+        name: torch.cat([getattr(part, name) for part in features]) if getattr(features[0], name) is not None else None
+        for name in FIELDS
+    }
+    if joined["phrase"] is not None:
+        every = torch.cat(list(phrases))
+        rows = torch.arange(len(every), device=every.device)
+        first = torch.zeros(count, dtype=torch.int64, device=every.device)
+        first.scatter_reduce_(0, every, rows, "amin", include_self=False)
+        joined["phrase"] = joined["phrase"][first]
+    return replace(features[0], **joined)
+
+
+def accumulated(model: Cloc, loss: nn.Module, batch: Batch, parts: int) -> LossTerms:
+    """The loss of the whole batch, in the memory of one micro-batch.
+
+    Args:
+        model: in the precision that autocast gives it here; every parameter on this process whole (not FSDP2).
+        loss: Features and Batch → LossTerms.
+        batch: of this process.
+        parts: number of micro-batches.
+
+    Returns:
+        The terms. ``total`` has the loss's value, and one backward pass through it places the gradient of the loss, as
+        the same micro-batches in one graph would. Data-parallel hooks fire once for each parameter.
+    """
+    kind = batch.images.device.type
+    micros, phrases = split(batch, parts)
+    states, cached = [], []
+    with torch.no_grad():
+        for micro in micros:
+            states.append(_random_state(kind))
+            cached.append(model(micro))
+    # Autocast keeps the weights that it has cast; those of the pass without gradient must not serve the next.
+    torch.clear_autocast_cache()
+    leaves = [
+        replace(part, **{n: getattr(part, n).requires_grad_() for n in FIELDS if getattr(part, n) is not None})
+        for part in cached
+    ]
+    biases = {name: value.clone() for name, value in model.biases.items()}
+    whole = replace(join(leaves, phrases, len(batch.phrases)), scales=model.scales(), biases=biases)
+    wanted = [getattr(part, n) for part in leaves for n in FIELDS if getattr(part, n) is not None]
+    scalars = [*model.log_scales.values(), *model.biases.values()]
+    with torch.autocast(kind, enabled=False):
+        terms = loss(whole, batch)
+        found = list(torch.autograd.grad(terms.total, [*wanted, *scalars], allow_unused=True))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradient = {id(p): torch.zeros_like(p) for p in trained}
+    for scalar, value in zip(scalars, found[len(wanted) :], strict=True):
+        if value is not None and scalar.requires_grad:
+            gradient[id(scalar)] += value
+    surrogate = terms.total.new_zeros(())
+    for number, (micro, state) in enumerate(zip(micros, states, strict=True)):
+        _set_random_state(kind, state)
+        surrogate = _weighted(model(micro), found, number * len(wanted) // parts)
+        if number < parts - 1:
+            with torch.autocast(kind, enabled=False):
+                values = torch.autograd.grad(surrogate, trained, allow_unused=True)
+            for parameter, value in zip(trained, values, strict=True):
+                if value is not None:
+                    gradient[id(parameter)] += value
+        torch.clear_autocast_cache()
+    # The last micro-batch carries the others' gradients: a sum of products whose derivative they are.
+    surrogate = surrogate + sum((p * gradient[id(p)]).sum() for p in trained)
+    total = terms.total.detach() + (surrogate - surrogate.detach())
+    return LossTerms(total, terms.terms, terms.stats)
+
+
+def _weighted(features: Features, gradients: Sequence[Tensor | None], start: int) -> Tensor:
+    """Sum of the features' products with their gradients, from the place ``start`` of the list on."""
+    parts = [value for name in FIELDS if (value := getattr(features, name)) is not None]
+    own = gradients[start : start + len(parts)]
+    return sum((part * weight).sum() for part, weight in zip(parts, own, strict=True) if weight is not None)
+
+
+def _random_state(kind: str) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if kind == "cuda" else None
+
+
+def _set_random_state(kind: str, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if kind == "cuda":
+        torch.cuda.set_rng_state(state[1])
