@@ -115,9 +115,9 @@ def count(name: str) -> Counted:
 def plan(model: Counted, world: int) -> dict[str, float]:
     """One GPU of ``world``: gigabytes and milliseconds."""
     local, share = BATCH // world, (world - 1) / world
-    columns = BATCH * (2 + 2 * REGIONS)
+    columns = BATCH * (1 + REGIONS)  # texts travel, pictures and regions stay
     features = 4 * model.joint_dim * columns
-    pairs = 2 * local * BATCH + 2 * (local * REGIONS) * (BATCH * REGIONS)
+    pairs = local * BATCH + (local * REGIONS) * (BATCH * REGIONS)  # a tile serves both directions
     loss = 4 * 2 * model.joint_dim * pairs  # forward, once more in backward, and two products of gradients
     speed = GPU_PEAK * UTILIZATION
     towers = 3 * local * model.sample
