@@ -81,7 +81,8 @@ class RegionSampler(nn.Module):
         if self.resize == "squash":
             return like.new_ones(4), like.new_zeros(4)
         view = self.image_size
-        sides = [max(1, round(side * view / max(width, height))) for side in (width, height)]
+        scale = view / max(width, height)
+        sides = [max(1, round(side * scale)) for side in (width, height)]
         origin = [(view - side) // 2 for side in sides]
         return like.new_tensor(sides * 2) / view, like.new_tensor(origin * 2) / view
 
