@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from cloc.contracts import BadSample
+from cloc.config import DataConfig
+from cloc.contracts import BadSample, Batch, Region, Sample
 from cloc.data import decode
+from cloc.data.collate import collate, make_chooser
 from cloc.data.decode import decode_rgb
-from cloc.data.views import PAD_VALUE, View, crop_resize, resize_pad, to_picture, to_view
+from cloc.data.text import Tokenizer
+from cloc.data.views import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 
 GROUND, PAINT = (20, 40, 160), (250, 200, 10)
 SLACK = 1.5  # pixels of the view: interpolation blurs an edge, halfway between the colors is where it was
@@ -52,29 +56,52 @@ def assert_paint_in_box(view: Tensor, box: Tensor) -> None:
         assert rows.min() <= top + SLACK and rows.max() + 1 >= bottom - SLACK
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(SIDES, SIDES, st.tuples(FRACTION, FRACTION, FRACTION, FRACTION), st.integers(16, 64))
-def test_a_painted_rectangle_stays_in_its_box_through_resize_and_pad(
-    width: int, height: int, cut: tuple[float, float, float, float], size: int
+def through(view: View, image: Tensor, boxes: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One picture and its boxes through a view: picture, content, boxes, which are visible."""
+    seen = view(image, np.random.default_rng(seed))
+    moved = view.move([seen], boxes.numpy().astype(np.float32).reshape(-1, 4), [len(boxes)])
+    return seen.image, *(torch.from_numpy(array) for array in (moved.content[0], moved.boxes, moved.visible))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    SIDES,
+    SIDES,
+    st.tuples(FRACTION, FRACTION, FRACTION, FRACTION),
+    st.integers(16, 64),
+    st.sampled_from(["pad", "squash"]),
+    st.booleans(),
+)
+def test_a_painted_rectangle_stays_in_its_box_through_the_whole_picture(
+    width: int, height: int, cut: tuple[float, float, float, float], size: int, resize: str, mirrored: bool
 ) -> None:
     image, box = painted(width, height, cut)
-    view, content, boxes, visible = View(size)(image, box, np.random.default_rng(0))
-    assert view.shape == (3, size, size) and visible.all()
-    assert_paint_in_box(view, boxes[0])
+    view = View(size, resize=resize, flip=float(mirrored))
+    square, _, boxes, visible = through(view, image, box)
+    assert square.shape == (3, size, size) and visible.all()
+    assert_paint_in_box(square, boxes[0])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(SIDES, SIDES, st.tuples(FRACTION, FRACTION, FRACTION, FRACTION), st.integers(16, 64), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    SIDES,
+    SIDES,
+    st.tuples(FRACTION, FRACTION, FRACTION, FRACTION),
+    st.integers(16, 64),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
 def test_a_painted_rectangle_stays_in_its_box_through_the_crop(
-    width: int, height: int, cut: tuple[float, float, float, float], size: int, seed: int
+    width: int, height: int, cut: tuple[float, float, float, float], size: int, seed: int, mirrored: bool
 ) -> None:
     image, box = painted(width, height, cut)
-    view, content, boxes, visible = View(size, crop=0.2, min_visible=0.01)(image, box, np.random.default_rng(seed))
-    assert view.shape == (3, size, size)
+    view = View(size, crop=0.2, min_visible=0.01, jitter=(0.1, 0.1, 0.1, 0.0), flip=float(mirrored))
+    square, content, boxes, visible = through(view, image, box, seed)
+    assert square.shape == (3, size, size)
     assert (boxes >= 0).all() and (boxes <= 1).all()
     assert (content >= 0).all() and (content <= 1).all()
     if visible.all():
-        assert_paint_in_box(view, boxes[0])
+        assert_paint_in_box(square, boxes[0])
     else:
         assert (boxes[0, 2:] - boxes[0, :2]).prod() <= 0.02  # next to nothing of it is left
 
@@ -86,9 +113,26 @@ def test_to_picture_is_the_inverse_of_to_view(
 ) -> None:
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     given_boxes = torch.tensor(boxes).reshape(-1, 4)
-    for _, content in (resize_pad(image, 32), crop_resize(image, 32, np.random.default_rng(seed), (0.3, 1.0))):
+    _, cropped = crop_resize(image, 32, np.random.default_rng(seed), (0.3, 1.0))
+    for content in (resize_pad(image, 32)[1], torch.from_numpy(cropped)):
         back = to_picture(to_view(given_boxes, content), content)
         torch.testing.assert_close(back, given_boxes, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(SIDES, SIDES, st.lists(st.tuples(FRACTION, FRACTION, FRACTION, FRACTION), max_size=4))
+def test_boxes_move_as_the_content_says(
+    width: int, height: int, boxes: list[tuple[float, float, float, float]]
+) -> None:
+    """Training (``View.move``, many pictures at once) and a loaded model (``to_view``) agree."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    rows = torch.tensor(boxes).reshape(-1, 2, 2).sort(1).values.reshape(-1, 4)
+    view, content = View(32), resize_pad(image, 32)[1]
+    one = through(view, image, rows)
+    torch.testing.assert_close(one[2], to_view(rows, content), rtol=0, atol=1e-6)
+    seen = view(image, np.random.default_rng(0))
+    twice = view.move([seen, seen], np.concatenate([rows.numpy()] * 2), [len(rows)] * 2)
+    assert np.array_equal(twice.boxes, np.concatenate([one[2].numpy()] * 2))
 
 
 def test_a_box_outside_of_the_content_is_clipped_to_the_picture() -> None:
@@ -106,8 +150,8 @@ def test_padding_is_centered_and_gray() -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (500, 1), (33, 32)])
 def test_any_shape_of_picture_gives_a_square_view(width: int, height: int) -> None:
     image = torch.zeros(3, height, width, dtype=torch.uint8)
-    for view in (View(32), View(32, crop=0.3)):
-        square, content, _, _ = view(image, torch.zeros(0, 4), np.random.default_rng(0))
+    for view in (View(32), View(32, resize="squash"), View(32, crop=0.3)):
+        square, content, _, _ = through(view, image, torch.zeros(0, 4))
         assert square.shape == (3, 32, 32)
         assert (content[2:] > content[:2]).all()
 
@@ -116,19 +160,108 @@ def test_a_box_keeps_its_phrase_while_enough_of_it_is_visible() -> None:
     image = torch.zeros(3, 60, 60, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 0.1, 0.1], [0.9, 0.9, 1.0, 1.0], [0.45, 0.45, 0.55, 0.55]])
     for seed in range(30):
-        rng = np.random.default_rng(seed)
         _, content = crop_resize(image, 32, np.random.default_rng(seed), (0.2, 1.0))
-        moved = to_view(boxes, content)
+        moved = to_view(boxes, torch.from_numpy(content))
         inside = moved.clamp(0, 1)
         share = (inside[:, 2:] - inside[:, :2]).prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1)
-        _, _, _, visible = View(32, crop=0.2, min_visible=0.5)(image, boxes, rng)
+        _, _, _, visible = through(View(32, crop=0.2, min_visible=0.5), image, boxes, seed)
         assert visible.tolist() == (share >= 0.5).tolist()
 
 
 def test_the_view_is_a_function_of_its_generator() -> None:
     image = torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    views = [View(24, crop=0.3)(image, torch.zeros(0, 4), np.random.default_rng(seed))[0] for seed in (1, 1, 2)]
-    assert views[0].equal(views[1]) and not views[0].equal(views[2])
+    for view in (View(24, crop=0.3), View(24, jitter=(0.4, 0.4, 0.4, 0.1))):
+        views = [view(image, np.random.default_rng(seed)).image for seed in (1, 1, 2)]
+        assert views[0].equal(views[1]) and not views[0].equal(views[2])
+
+
+def test_squeezed_views_spend_nothing_on_padding() -> None:
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    square, content, boxes, _ = through(View(32, resize="squash"), image, torch.tensor([[0.25, 0.5, 0.5, 1.0]]))
+    assert (square == 0).all() and content.tolist() == [0, 0, 1, 1]
+    assert boxes.tolist() == [[0.25, 0.5, 0.5, 1.0]]
+
+
+def test_jitter_leaves_padding_and_boxes_alone() -> None:
+    image = torch.full((3, 20, 40), 90, dtype=torch.uint8)
+    plain, jittered = (
+        through(View(40, jitter=amounts), image, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 3)
+        for amounts in (None, (0.5, 0.0, 0.0, 0.0))
+    )
+    assert (jittered[0][:, :10] == PAD_VALUE).all() and not jittered[0][:, 10:30].equal(plain[0][:, 10:30])
+    assert jittered[2].equal(plain[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("a cup left of a ball", "a cup right of a ball"),
+        ("Right hand, RIGHT foot", "Left hand, LEFT foot"),
+        ("the leftmost dog looks rightwards", "the rightmost dog looks leftwards"),
+        ("a bright kite, copyright, a cleft", "a bright kite, copyright, a cleft"),
+    ],
+)
+def test_texts_in_the_mirror(text: str, mirrored: str) -> None:
+    assert mirror_text(text) == mirrored and mirror_text(mirrored) == text
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+TOKENIZER = Tokenizer("open_clip", 77)
+
+
+def scene(*regions: Region) -> Sample:
+    return Sample("k", encoded(halves(), "PNG"), "png", ("a dog left of a cat", "two animals"), regions, 16, 8)
+
+
+def drawn(sample: Sample, seed: int = 0, **options: object) -> Batch:
+    chooser = make_chooser(DataConfig(train="x", **options), 16)
+    items = chooser.choose([chooser(sample, np.random.default_rng(seed))])
+    return collate(items, TOKENIZER, chooser.regions, 1, Counter())
+
+
+def texts(batch: Batch) -> set[int]:
+    return set(batch.phrase_id[batch.region_phrase[batch.region_valid]].tolist())
+
+
+def test_a_mirrored_sample_has_mirrored_texts_and_boxes() -> None:
+    sample = scene(Region((0.0, 0.0, 0.25, 1.0), ("the left dog",)))
+    plain, mirrored = drawn(sample), drawn(sample, flip=1.0)
+    other = drawn(scene(Region((0.0, 0.0, 0.25, 1.0), ("the right dog",))))
+    assert texts(mirrored) == texts(other) != texts(plain)
+    assert mirrored.boxes[0, 0].tolist() == [0.75, 0.25, 1.0, 0.75]
+    assert mirrored.images.equal(plain.images.flip(-1))
+
+
+def test_regions_are_drawn_by_score() -> None:
+    sample = scene(
+        Region((0.0, 0.0, 0.5, 1.0), ("a dog",), score=0.9), Region((0.5, 0.0, 1.0, 1.0), ("a cat",), score=0.1)
+    )
+    alone = texts(drawn(scene(sample.regions[0])))
+    share = {
+        choice: np.mean([texts(drawn(sample, seed, regions=1, choice=choice)) == alone for seed in range(300)])
+        for choice in ("uniform", "score")
+    }
+    assert 0.4 < share["uniform"] < 0.6 and 0.84 < share["score"] < 0.96
+
+
+@pytest.mark.parametrize(("groups", "count"), [("all", 3), ("one", 2), ("skip", 1)])
+def test_phrases_that_own_several_boxes(groups: str, count: int) -> None:
+    sample = scene(
+        Region((0.0, 0.0, 0.3, 1.0), ("two dogs",)),
+        Region((0.3, 0.0, 0.6, 1.0), ("two dogs",)),
+        Region((0.6, 0.0, 1.0, 1.0), ("a cat",)),
+    )
+    for seed in range(5):
+        assert int(drawn(sample, seed, groups=groups).region_valid.sum()) == count
+
+
+def test_small_boxes_are_not_drawn_and_every_phrase_and_caption_is() -> None:
+    sample = scene(Region((0.0, 0.0, 0.05, 1.0), ("a fly",)), Region((0.0, 0.0, 1.0, 1.0), ("a dog", "a pet")))
+    found = [drawn(sample, seed, min_size=0.1) for seed in range(20)]
+    assert all(int(batch.region_valid.sum()) == 1 for batch in found)
+    assert len({int(batch.phrase_id[0]) for batch in found}) == len({int(batch.caption_id[0]) for batch in found}) == 2
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
