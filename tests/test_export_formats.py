@@ -220,7 +220,9 @@ def test_a_program_with_a_pickle_is_refused(tmp_path: Path) -> None:
 def test_regions_need_pytorch_alone(
     prompter: dict[str, Any], head: dict[str, Any] | None, texts: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", CNN if head is None else OPEN_CLIP, texts["own"], prompter=prompter, grounding=head)
+    run = make_run(
+        tmp_path / "run", CNN if head is None else OPEN_CLIP, texts["own"], prompter=prompter, grounding=head
+    )
     folder = export("regions", run, tmp_path / "out")
     rows = parity(folder)
     assert set(rows) == {"regions"} | ({"grounded"} if head else set()) and max(rows.values()) <= 1e-6

@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Path:
     for step, state in enumerate(states(own, 3), start=1):
         content = stored(state, own)
         if step == 3:
-            content["current_model_state"] = {k: v + 1 if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+            content["current_model_state"] = {name: value + 1 for name, value in content["state_dict"].items()}
         save(folder / "checkpoints" / f"step-{step:08d}.ckpt", content)
     (folder / "checkpoints" / "last.ckpt").symlink_to("step-00000003.ckpt")
     return folder
@@ -94,7 +94,8 @@ def test_the_command_exports_what_was_chosen(run: Path, tmp_path: Path) -> None:
     )
     card = (tmp_path / "mean" / "README.md").read_text()
     assert "mean of step-00000003.ckpt, step-00000002.ckpt" in card
-    assert json.loads((tmp_path / "blend" / "cloc.json").read_text())["weights"] == "0.5 of the run and 0.5 of base.ckpt"
+    said = json.loads((tmp_path / "blend" / "cloc.json").read_text())["weights"]
+    assert said == "0.5 of the run and 0.5 of base.ckpt"
     raw = load_source(run, Choice(raw=True))
     torch.testing.assert_close(raw.model.state_dict()[name], found[2][name] + 1)
     assert raw.info["weights"] == "the trained weights beside their moving average"

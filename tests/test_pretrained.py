@@ -156,6 +156,23 @@ def test_an_open_clip_folder_starts_as_it_is(tmp_path: Path) -> None:
             torch.testing.assert_close(text, theirs.encode_text(tokens), atol=1e-5, rtol=0)
 
 
+def test_a_timm_trunk_in_an_open_clip_folder_starts_as_it_is(tmp_path: Path) -> None:
+    vision = {"image_size": 64, "timm_model_name": "test_efficientnet", "timm_pool": "", "timm_proj": "linear"}
+    text = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model_cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    theirs = shaken(open_clip.model.CustomTextCLIP(**model_cfg))
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    nodes = (TIMM | {"pretrained": str(tmp_path), "image_size": 64}, CLIP_TEXT | {"pretrained": str(tmp_path)})
+    ours, images = build_model(config(*nodes, 24)).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.image(images)[0], theirs.encode_image(images), atol=1e-5, rtol=0)
+    vision["timm_pool"], vision["timm_proj"] = "map", "none"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    with pytest.raises(ValueError, match="model.image.pretrained=.*must pool in its own way"):
+        complete(config(*nodes, 24))
+
+
 @pytest.mark.parametrize("resized", [False, True])
 def test_timm_weights_start_as_they_are(resized: bool, tmp_path: Path) -> None:
     options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}

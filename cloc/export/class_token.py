@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers import Mlp
-from timm.layers.attention import Attention
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -100,8 +99,9 @@ def _obstacles_of_timm(tower: TimmTower) -> list[str]:
         found.append("the patches are normalized")
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return [*found, f"the blocks are {type(block).__name__} of {type(block.attn).__name__}"]
-    extra = (block.ls1, block.attn.q_norm, block.attn.norm, block.mlp.norm)
-    if not all(isinstance(module, nn.Identity) for module in extra) or block.attn.gate is not None:
+    extra = (block.ls1, block.attn.q_norm, getattr(block.attn, "norm", nn.Identity()), block.mlp.norm)
+    gate = getattr(block.attn, "gate", None)  # of later releases of timm, as the norm before it
+    if not all(isinstance(module, nn.Identity) for module in extra) or gate is not None:
         found.append("the blocks scale their branches, normalize their queries or are gated")
     if block.attn.qkv.bias is None or block.attn.proj.bias is None:
         found.append("the attention has no bias")

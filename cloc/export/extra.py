@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,7 +59,3 @@ def view_stats(encoder: Encoder) -> dict[str, list[float]]:
     """Mean and standard deviation of the pixels, in 0..1."""
     return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}
 
-
-def all_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of weights that are not finite."""
-    return [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]

@@ -104,7 +104,10 @@ def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         stored = read_json(folder / OPEN_CLIP_CONFIG)
         config = stored["model_cfg"]
-        nodes = dict(zip(ANY, open_clip_nodes(config, stored.get("preprocess_cfg", {})), strict=True))
+        try:
+            nodes = dict(zip(ANY, open_clip_nodes(config, stored.get("preprocess_cfg", {})), strict=True))
+        except ValueError as error:
+            raise ValueError(f"model.{part}.pretrained={folder}: {error}") from error
         if "hf_tokenizer_name" in config.get("text_cfg", {}):
             nodes["text"]["tokenizer"] = str(folder)
         return nodes[part], config["embed_dim"]
