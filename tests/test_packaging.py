@@ -42,7 +42,14 @@ def test_citation() -> None:
 
 
 def test_extras() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {*INSTALLED_EXTRAS, "clip_benchmark", "parquet", "slurm", "sweep", "wandb"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        *INSTALLED_EXTRAS,
+        "clip_benchmark",
+        "parquet",
+        "slurm",
+        "sweep",
+        "wandb",
+    }
 
 
 def test_constraints_satisfy_every_range() -> None:
