@@ -323,6 +323,7 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encode
             f"this is {__version__}. {reason}"
         ) from error
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
+    info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
     return Encoder(model, info, device, name=run.name)
 
 

@@ -102,6 +102,7 @@ def test_timm_holds_the_backbone(tmp_path: Path) -> None:
         cloc.load(str(folder))
 
 
+@pytest.mark.slow
 def test_onnx_holds_every_part(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

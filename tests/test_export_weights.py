@@ -92,10 +92,11 @@ def test_the_command_exports_what_was_chosen(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         export("blend", "--base", str(tmp_path / "base.ckpt"), "--alpha", "0.5"), (found[0][name] + found[2][name]) / 2
     )
+    assert "the moving average of the weights" in (tmp_path / "newest" / "README.md").read_text()
     card = (tmp_path / "mean" / "README.md").read_text()
     assert "mean of step-00000003.ckpt, step-00000002.ckpt" in card
     said = json.loads((tmp_path / "blend" / "cloc.json").read_text())["weights"]
-    assert said == "0.5 of the run and 0.5 of base.ckpt"
+    assert said == "the moving average of the weights; 0.5 of the run and 0.5 of base.ckpt"
     raw = load_source(run, Choice(raw=True))
     torch.testing.assert_close(raw.model.state_dict()[name], found[2][name] + 1)
     assert raw.info["weights"] == "the trained weights beside their moving average"

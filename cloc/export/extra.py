@@ -58,4 +58,3 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:
     """Mean and standard deviation of the pixels, in 0..1."""
     return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}
-

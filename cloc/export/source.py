@@ -64,6 +64,8 @@ def load_source(run: Path, choice: Choice) -> Encoder:
         )
     _check_finished(run, encoder, choice)
     said = ["the trained weights beside their moving average"] if choice.raw else []
+    if encoder.info.get("averaged"):
+        said = ["the moving average of the weights"]
     state = None
     if choice.average > 1:
         state, names = _averaged(run, choice)
