@@ -35,6 +35,7 @@ from cloc.engine.runtime import (
     agree,
     connect,
     decide,
+    disconnect,
     gather_objects,
     prepare_run,
     rank_and_world,
@@ -136,6 +137,7 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
         digest = weights_digest(module.model)
         agree("the weights at the end", digest, "a process has trained on its own; please report this")
         console.print(f"{config.name}: process {rank} of {world}, weights {digest}", highlight=False)
+    disconnect()
 
 
 def _stop_if_told(config: TrainConfig, folder: RunFolder, trainer: lightning.Trainer) -> None:

@@ -140,6 +140,13 @@ def connect(accelerator: str) -> None:
     dist.init_process_group("nccl" if gpu else "gloo", rank=found.global_rank(), world_size=found.world_size())
 
 
+def disconnect() -> None:
+    """Part from the other processes together: one that ends while another still talks to it may abort."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """A small value of every process, by rank."""
     if not dist.is_initialized():

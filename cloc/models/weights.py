@@ -41,16 +41,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state.get("state_dict", state)
 
 
-def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
-    """Load a file into a module; every key must match but those that start with one of ``ignore``.
-
-    Raises:
-        ValueError: keys or shapes differ; names the first few.
-    """
-    state = {name: value for name, value in read_state(path).items() if not name.startswith(ignore)}
-    fit_state(module, state, str(path))
-
-
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict, its table of positions resized to the module's grid.
 
