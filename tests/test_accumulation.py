@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 from benchmarks.step import make_batch
 from cloc.config import ConfigError, validate
 from cloc.contracts import Batch
 from cloc.data.text import Tokenizer
 from cloc.engine.accumulation import accumulated, join, split
+from cloc.engine.module import Pretrain
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
@@ -126,12 +130,23 @@ def test_a_plain_clip_accumulates_too(batch: Batch) -> None:
         ("trainer.accumulate=0", "trainer.accumulate=0: must be at least 1"),
         ("trainer.accumulate=3", "trainer.accumulate=3: must be at least 1 and divide batch_size=8"),
         ("trainer=fsdp trainer.accumulate=2", "trainer.accumulate=2 with trainer.strategy=fsdp"),
+        ("+trainer.accumulate_grad_batches=2", "accumulate_grad_batches.*did you mean 'accumulate'"),
     ],
 )
 def test_what_cannot_be_accumulated_is_refused(override: str, message: str) -> None:
     run = ["name=toy", "samples=64", "batch_size=8", "data.train=nowhere", *override.split()]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), pytest.raises(ConfigError, match=message):
         validate(compose("train", run))
+
+
+def test_a_trainer_that_adds_up_parts_is_refused() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", ["name=toy", "samples=8", "batch_size=8", "data.train=nowhere"])
+    module = Pretrain(validate(composed), OmegaConf.to_container(composed, resolve=True))
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(accumulate_grad_batches=2, max_steps=1, enable_model_summary=False, **options)
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches=2.*trainer\.accumulate=2"):
+        trainer.fit(module, DataLoader([0]))
 
 
 def test_a_part_of_a_process_must_divide(batch: Batch) -> None:

@@ -218,7 +218,7 @@ def scene(*regions: Region) -> Sample:
 def drawn(sample: Sample, seed: int = 0, **options: object) -> Batch:
     chooser = make_chooser(DataConfig(train="x", **options), 16)
     items = chooser.choose([chooser(sample, np.random.default_rng(seed))])
-    return collate(items, TOKENIZER, chooser.regions, 1, Counter())
+    return collate(items, TOKENIZER, chooser.regions, 1, Counter(), chooser.negatives)
 
 
 def texts(batch: Batch) -> set[int]:
@@ -262,6 +262,32 @@ def test_small_boxes_are_not_drawn_and_every_phrase_and_caption_is() -> None:
     found = [drawn(sample, seed, min_size=0.1) for seed in range(20)]
     assert all(int(batch.region_valid.sum()) == 1 for batch in found)
     assert len({int(batch.phrase_id[0]) for batch in found}) == len({int(batch.caption_id[0]) for batch in found}) == 2
+
+
+def test_hard_negatives_join_the_phrases_and_point_at_their_region() -> None:
+    dog = Region((0.0, 0.0, 0.5, 1.0), ("a left dog", "a pet"), negatives=("a right dog", "a pet", "a cat", "a cat"))
+    cat = Region((0.5, 0.0, 1.0, 1.0), ("a cat",))
+    assert drawn(scene(dog, cat)).negatives is None
+    for flip, (positive, negative) in ((0.0, ("a left dog", "a right dog")), (1.0, ("a right dog", "a left dog"))):
+        ids = {text: text_id(TOKENIZER.encode(text)[0]) for text in (positive, negative, "a cat")}
+        seen = set()
+        for seed in range(12):
+            batch = drawn(scene(dog, cat), seed, flip=flip, negatives=1)
+            assert batch.negatives.shape == (1, 4, 1) and batch.stats["negatives_drawn"] == 1
+            assert len(batch.phrase_id) == len(set(batch.phrase_id.tolist())) == len(batch.phrases)
+            owner = batch.phrase_id[batch.region_phrase[0]].tolist().index(ids["a cat"])
+            assert (batch.negatives[0, [owner, 2, 3]] == -1).all()
+            seen.add(int(batch.phrase_id[batch.negatives[0, 1 - owner, 0]]))
+        assert seen == {ids[negative], ids["a cat"]}  # never "a pet", which names the region
+    both = drawn(scene(dog), negatives=3)
+    assert (both.negatives[0, 0] >= 0).tolist() == [True, True, False]
+    assert both.stats["phrases_distinct"] == 1 and len(both.phrases) == 3
+
+
+def test_hard_negatives_change_no_other_draw() -> None:
+    sample = scene(*(Region((0.1 * i, 0.0, 0.1 * i + 0.2, 1.0), (f"dog {i}",), negatives=("a cat",)) for i in range(8)))
+    plain, hard = drawn(sample, 3), drawn(sample, 3, negatives=2)
+    assert torch.equal(plain.boxes, hard.boxes) and torch.equal(plain.caption_id, hard.caption_id)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

@@ -105,6 +105,9 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def test_batch_norm_is_frozen_or_synchronized_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = tiny(image=CONVOLUTIONS | {"tune_last": 1})
     trained = tiny(image=CONVOLUTIONS)
+    with pytest.raises(ConfigError, match=r"trainer.accumulate=2 with \d+ batch-norm layers that are trained"):
+        prepare(trained, TrainerConfig(accumulate=2))
+    assert prepare(frozen, TrainerConfig(accumulate=2))[0].endswith("frozen")
     assert prepare(trained, TrainerConfig())[0].endswith("use the statistics of the batch")
     monkeypatch.setattr(strategy, "rank_and_world", lambda: (0, 2))
     assert prepare(frozen, TrainerConfig())[0].endswith("frozen")

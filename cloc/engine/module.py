@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from cloc import __version__
-from cloc.config import TrainConfig, instantiate
+from cloc.config import ConfigError, TrainConfig, instantiate
 from cloc.contracts import Batch, LossTerms
 from cloc.engine.accumulation import accumulated
 from cloc.engine.guard import clip, mark
@@ -46,6 +46,19 @@ class Pretrain(lightning.LightningModule):
         """Shard the model where the strategy asks for it; Lightning calls this in every process."""
         if self.config.trainer.strategy == "fsdp" and not is_sharded(self.model):
             shard(self.model, self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Refuse a trainer that adds up gradients of parts.
+
+        Raises:
+            ConfigError: each part would see its own negatives alone, which is another loss.
+        """
+        parts = self.trainer.accumulate_grad_batches
+        if parts != 1:
+            raise ConfigError(
+                f"accumulate_grad_batches={parts}: each part would be contrasted with itself alone; set "
+                f"trainer.accumulate={parts}, whose loss sees the whole batch"
+            )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Features, terms, and a log line every ``trainer.log_every`` steps."""

@@ -79,9 +79,11 @@ def train(composed: DictConfig) -> Path | None:
     lightning.seed_everything(config.seed, verbose=False)
     rank, world = rank_and_world()
     folder = RunFolder(config.run_dir)
-    if config.batch_size % world:
+    parts = world * config.trainer.accumulate
+    if config.batch_size % parts:
+        micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
         raise ConfigError(
-            f"batch_size={config.batch_size} does not divide over {world} processes; give a multiple of it"
+            f"batch_size={config.batch_size} does not divide over {world} processes{micro}; give a multiple of {parts}"
         )
     if config.dry_run:
         _print_plan(config, data, world)

@@ -110,7 +110,7 @@ def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
     Raises:
         ConfigError: batch norm would train on each process's own pictures, or nothing can be recomputed.
     """
-    notes = [_settle_batch_norm(model, rank_and_world()[1])]
+    notes = [_settle_batch_norm(model, rank_and_world()[1], options.accumulate)]
     if options.checkpoint_activations:
         notes.append(_checkpoint_activations(model))
     if options.compile:
@@ -122,13 +122,19 @@ def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
     return [note for note in notes if note]
 
 
-def _settle_batch_norm(model: Cloc, world: int) -> str:
+def _settle_batch_norm(model: Cloc, world: int, accumulate: int) -> str:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     trained = [module for module in norms if module.training]
     if not norms:
         return ""
     if not trained:
         return f"batch norm: {len(norms)} layers frozen"
+    if accumulate > 1:
+        raise ConfigError(
+            f"trainer.accumulate={accumulate} with {len(trained)} batch-norm layers that are trained: they would take "
+            "the statistics of a micro-batch, and take them twice; freeze the backbone (model.image.tune_last=0), take "
+            "one without batch norm, or set trainer.accumulate=1"
+        )
     if world == 1:
         return f"batch norm: {len(trained)} layers use the statistics of the batch"
     if not torch.cuda.is_available():
