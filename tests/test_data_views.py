@@ -20,7 +20,7 @@ from cloc.contracts import BadSample, Batch, Region, Sample
 from cloc.data import decode
 from cloc.data.collate import collate, make_chooser
 from cloc.data.decode import decode_rgb
-from cloc.data.text import Tokenizer
+from cloc.data.text import Tokenizer, text_id
 from cloc.data.views import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 
 GROUND, PAINT = (20, 40, 160), (250, 200, 10)

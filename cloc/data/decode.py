@@ -17,9 +17,6 @@ from cloc.data.schema import MAX_PIXELS
 
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are no frames
 
-# The decoder only reads the bytes: they need no copy.
-warnings.filterwarnings("ignore", "The given buffer is not writable")
-
 
 def decode_rgb(data: bytes) -> Tensor:
     """Decode a JPEG, PNG or WebP file.
@@ -39,7 +36,8 @@ def decode_rgb(data: bytes) -> Tensor:
     if not plain:
         return _decode_pillow(data)
     try:
-        buffer = torch.frombuffer(data, dtype=torch.uint8)
+        # A copy, a microsecond: PyTorch warns of memory that it may not write.
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
         raise BadSample("corrupt_image", str(error).splitlines()[0]) from error
