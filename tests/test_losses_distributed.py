@@ -73,7 +73,7 @@ def results(name: str, ranks: int, rank: int | None = None) -> dict[str, Any]:
         loss = compute(loss_name, make_features(leaves, batch, rows), batch)
         found[loss_name] = {"loss": loss.detach(), "gradients": gradients(loss, leaves)}
     stats = ClocLoss()(make_features(leaves, batch, rows), batch).stats
-    found["stats"] = {key: stats[key] for key in ("lambda", "regions", "grounded", "mean_cosine")}
+    found["stats"] = {key: stats[key] for key in ("lambda", "regions", "grounded", "cosine_limit")}
     return found
 
 
@@ -136,6 +136,14 @@ def test_ranks_together_make_the_loss_and_gradients_of_one_process(
             continue
         # A rank's gradient reaches its own rows alone of what belongs to pictures; DDP averages what is shared.
         assert relative(torch.stack(have).mean(0), want) <= 1e-9, name
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_rules_differ_on_the_full_batch(ranks: int) -> None:
+    """Or the comparisons of the three above would prove one thing only."""
+    one = results("full", ranks)
+    values = [float(one[f"region-softmax-{rule}"]["loss"]) for rule in ("none", "exact", "cosine")]
+    assert values[0] > values[1] + 1e-3 > values[2] + 2e-3
 
 
 @pytest.mark.parametrize("batch", BATCHES)

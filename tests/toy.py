@@ -18,7 +18,7 @@ Text = int | None
 Leaves = dict[str, Tensor]
 
 
-def make_leaves(images: int, regions: int, texts: int = 12, dim: int = 8, seed: int = 0) -> Leaves:
+def make_leaves(images: int, regions: int, texts: int = 12, dim: int = 32, seed: int = 0) -> Leaves:
     """Float64 leaves: pictures, regions, predicted boxes, a table of texts, temperatures.
 
     Texts 4 and 5 are near-duplicates (cosine above 0.9); the others are far apart.

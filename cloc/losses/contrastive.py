@@ -17,7 +17,7 @@ from cloc.losses.gather import log_sum_exp_over_ranks
 from cloc.losses.global_batch import GlobalBatch, Texts, share
 from cloc.losses.stream import Conflicts, floor, log_sum_exp, sum_softplus
 
-MIXED = 0.5  # while distinct texts are more alike than this on average, cosine says nothing about conflicts
+OUTLYING = 3.0  # standard deviations above the mean cosine from which on two texts are unusually alike
 
 
 @dataclass(slots=True)
@@ -80,28 +80,43 @@ def contrast(
 
 
 @torch.no_grad()
-def alike_texts(texts: Texts, threshold: float) -> tuple[Conflicts, Tensor]:
+def alike_texts(texts: Texts, threshold: float) -> Conflicts:
     """Conflicts of texts that mean the same (CLOC, Sec. 3.4): cosine above a threshold, in float32, without gradient.
 
-    Random text embeddings are all alike, and the rule would silence every negative; so while the mean cosine of
-    distinct texts is ≥ 0.5 nothing but exact equality counts.
+    A text tower that has not learned yet holds all texts, or groups of unlike ones, close together. What the rule
+    silences then is never told apart. So the cosine must also stand out: lie three standard deviations above the mean
+    of all pairs of distinct texts.
 
     Args:
         texts: of the global batch.
         threshold: CLOC uses 0.9.
 
     Returns:
-        The conflicts, and the mean cosine (scalar).
+        The conflicts, the same on every process.
     """
     text = texts.embedding.detach().float()
-    # Mean over distinct pairs of all columns, equal on every process: |Σ t|² = K + Σ_{i≠j} cos.
-    mean = (text.sum(0).square().sum() - len(text)) / max(1, len(text) * (len(text) - 1))
-    return Conflicts(texts.own, text, torch.where(mean < MIXED, threshold, 2.0)), mean
+    mean, deviation = cosine_moments(text)
+    return Conflicts(texts.own, text, (mean + OUTLYING * deviation).clamp(min=threshold))
 
 
-def global_loss(
-    features: Features, everyone: GlobalBatch, kind: str = "softmax"
-) -> tuple[Tensor, dict[str, Tensor]]:
+def cosine_moments(text: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the cosines of all pairs of ``[K,D]`` texts, without making the pairs.
+
+    With m the mean text and t = m + d, a cosine is |m|² + m·dᵢ + m·dⱼ + dᵢ·dⱼ. Products of the parts vanish in a sum
+    over all i and j, so small differences of texts that are nearly the same are not lost among ones.
+    """
+    count = len(text)
+    pairs = max(1, count * (count - 1))
+    mean = text.sum(0) / max(1, count)
+    rest = text - mean
+    along = rest @ mean
+    itself = 2 * along + rest.square().sum(1)  # how far |t|² lies above |m|²: the pairs i = j, which do not count
+    shift = -itself.sum() / pairs
+    square = 2 * count * along.square().sum() + (rest.T @ rest).square().sum() - itself.square().sum()
+    return mean.square().sum() + shift, (square / pairs - shift.square()).clamp(min=0).sqrt()
+
+
+def global_loss(features: Features, everyone: GlobalBatch, kind: str = "softmax") -> tuple[Tensor, dict[str, Tensor]]:
     """Contrast of pictures and captions over the global batch; equal captions are not each other's negatives.
 
     Args:

@@ -28,24 +28,25 @@ def region_loss(
         batch: the batch they were made of. Its hard negatives join their own region's denominator (FG-CLIP).
         everyone: see :func:`cloc.losses.global_batch.meet`, with phrases.
         kind: ``softmax`` (Eq. 2) or ``sigmoid``, which takes the features' bias.
-        conflicts: ``cosine`` (same text, or texts with cosine above ``threshold``), ``exact`` (same text), or ``none``
-            (the paper's ablation without filter).
+        conflicts: ``cosine`` (same text, or texts with a cosine above ``threshold`` that stands out), ``exact`` (same
+            text), or ``none`` (the paper's ablation without filter).
         threshold: of the cosine rule.
 
     Returns:
-        This process's part of the global mean, and statistics (``filtered``, ``regions``, ``mean_cosine``).
+        This process's part of the global mean, and statistics (``regions``; ``filtered``, the share of pairs
+        that the cosine rule left out, and its ``cosine_limit``).
     """
     texts, rows = everyone.phrases, features.region[batch.region_valid]
-    rule, mean_cosine = None, rows.new_zeros(())
+    rule, statistics = None, {"regions": everyone.regions}
     if conflicts == "cosine":
-        rule, mean_cosine = alike_texts(texts, threshold)
+        rule = alike_texts(texts, threshold)
+        statistics["cosine_limit"] = rule.limit
     elif conflicts == "exact":
         rule = Conflicts(texts.own)
     hard = _hard_negatives(features, batch) if batch.negatives is not None else None
     bias = features.biases["region"] if kind == "sigmoid" else None
     loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
-    filtered = left_out / max(1, len(rows) * len(texts.id))
-    statistics = {"regions": everyone.regions, "filtered": filtered, "mean_cosine": mean_cosine}
+    statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
     return share(loss.sum(), everyone.regions), statistics
 
 

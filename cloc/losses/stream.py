@@ -45,7 +45,7 @@ class Conflicts:
     Attributes:
         own: ``[R]`` the column that holds each row's own text.
         text: ``[K,D]`` text embeddings of the columns, float32, unit norm; None where own texts alone are left out.
-        limit: ``[1]`` texts with a cosine above it are left out.
+        limit: scalar; texts with a cosine above it are left out.
     """
 
     own: Tensor
