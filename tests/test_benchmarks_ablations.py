@@ -22,9 +22,7 @@ def composed(*overrides: str) -> DictConfig:
 def test_every_variant_changes_the_recipe_where_it_says(variant: str) -> None:
     base, changed = composed(), composed(*VARIANTS[variant])
     parts = [f"{group}.{key}" for group in ("model", "loss", "data") for key in base[group]]
-    differing = {
-        p for p in parts if changed[p.split(".")[0]][p.split(".")[1]] != base[p.split(".")[0]][p.split(".")[1]]
-    }
+    differing = {part for part in parts if OmegaConf.select(changed, part) != OmegaConf.select(base, part)}
     assert differing == {override.split("=")[0].replace("/", ".") for override in VARIANTS[variant]}
 
 
