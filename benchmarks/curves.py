@@ -4,7 +4,7 @@
 
 Reads what the runs measured on their way (`evaluation.every`), draws one row of panels a metric, and prints a table of
 every metric at the last sample count and at the last second that all runs with that metric have reached (linear
-between two measurements). Its last line is one JSON object. Seconds include measuring, and count from the first step.
+between two measurements). Its last line is one JSON object. Seconds are of training, without measuring.
 """
 
 from __future__ import annotations

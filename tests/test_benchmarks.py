@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from benchmarks.job import batches, overrides
+from benchmarks.loader import write_data
 from benchmarks.naive import naive_loss
 from benchmarks.step import GEOMETRIES, make_batch, our_model
+from cloc.config import TrainConfig, validate
 from cloc.contracts import Batch
+from cloc.data.shards import index_folder, write_manifest
 from cloc.data.text import Tokenizer
 from cloc.losses.objective import ClocLoss
+from cloc.models.build import build_model
 from cloc.models.model import Cloc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,3 +61,29 @@ def test_step_benchmark_ends_in_its_ratios() -> None:
     for name in ("clip_over_open_clip_clip", "cloc_over_clip", "cloc_over_open_clip_clip", "naive_cloc_over_cloc"):
         assert ratios[name] > 0
     assert 0 < ratios["matmul_peak_share"] < 1
+
+
+@pytest.mark.slow
+def test_job_benchmark_ends_in_its_ratios() -> None:
+    command = [sys.executable, "-m", "benchmarks.job", "--geometry", "test", "--batch", "4", "--steps", "7"]
+    command += ["--rounds", "1"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    ratios = json.loads(found.stdout.splitlines()[-1])
+    assert ratios["job_over_bare_step"] > 0.5 and 0 <= ratios["data_wait_share"] < 1
+
+
+def test_the_job_trains_on_the_batches_of_the_bare_step(tmp_path: Path) -> None:
+    write_data(tmp_path, 8, None)
+    write_manifest(index_folder(tmp_path))
+    made = batches(tmp_path, GEOMETRIES["test"], 4, 2, 2)
+    assert [len(batch.keys) for batch in made] == [4, 4] and made[0].region_valid.all()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = validate(
+            compose(
+                "train",
+                ["name=job", "batch_size=4", "samples=8", f"data.train={tmp_path}", *overrides(GEOMETRIES["test"])],
+            ),
+            TrainConfig,
+        )
+    inside, bare = build_model(config.model), our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead")
+    assert {n: p.shape for n, p in inside.named_parameters()} == {n: p.shape for n, p in bare.named_parameters()}
