@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from benchmarks.job import batches, overrides
 from benchmarks.loader import write_data
@@ -85,5 +86,8 @@ def test_the_job_trains_on_the_batches_of_the_bare_step(tmp_path: Path) -> None:
             ),
             TrainConfig,
         )
-    inside, bare = build_model(config.model), our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead")
+    inside, bare = (
+        build_model(OmegaConf.to_container(OmegaConf.structured(config.model))),
+        our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead"),
+    )
     assert {n: p.shape for n, p in inside.named_parameters()} == {n: p.shape for n, p in bare.named_parameters()}
