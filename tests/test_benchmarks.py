@@ -86,8 +86,6 @@ def test_the_job_trains_on_the_batches_of_the_bare_step(tmp_path: Path) -> None:
             ),
             TrainConfig,
         )
-    inside, bare = (
-        build_model(OmegaConf.to_container(OmegaConf.structured(config.model))),
-        our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead"),
-    )
+    inside = build_model(OmegaConf.to_container(OmegaConf.structured(config.model)))
+    bare = our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead")
     assert {n: p.shape for n, p in inside.named_parameters()} == {n: p.shape for n, p in bare.named_parameters()}
