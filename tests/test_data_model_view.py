@@ -31,7 +31,7 @@ def first_batch(folder: Path, *overrides: str) -> Batch:
 
 @pytest.mark.parametrize("resize", ["pad", "squash"])
 def test_the_models_resize_reaches_the_batches(tmp_path: Path, resize: str) -> None:
-    batch = first_batch(make_manifest(tmp_path / "set").folder, f"+model.image.resize={resize}")
+    batch = first_batch(make_manifest(tmp_path / "set").folder, f"model.image.resize={resize}")
     full = batch.content == torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert full.all() if resize == "squash" else not full.all()  # the pictures are not square
     assert batch.content[:, 2:].amax(1).eq(1).all()
