@@ -175,6 +175,33 @@ def test_every_parameter_is_in_one_group_with_its_rate(name: str) -> None:
     assert optimizer.param_groups[0]["lr"] == max(rates.values())  # the one that is logged
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_loaded_state_takes_the_memory_layout_of_its_parameter(name: str) -> None:
+    """FSDP2 stores convolutions contiguous, ours are channels-last; the fused step knows nothing of strides."""
+    torch.manual_seed(0)
+    pictures = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4)).double()
+
+    def train(*layouts: torch.memory_format) -> dict[str, torch.Tensor]:
+        model, state = deepcopy(first), None
+        for layout in layouts:
+            model.to(memory_format=layout)
+            optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, muon_projections=True))
+            if state is not None:
+                optimizer.load_state_dict(state)
+            model.zero_grad()
+            model(pictures).square().mean().backward()
+            optimizer.step()
+            state = optimizer.state_dict()
+        return model.state_dict()
+
+    rows, channels = torch.contiguous_format, torch.channels_last
+    expected = train(rows, rows)
+    for layouts in ((rows, channels), (channels, rows), (channels, channels)):
+        for key, value in train(*layouts).items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-12, msg=key)
+
+
 def save(model: Cloc, config: dict[str, Any], folder: Path) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)

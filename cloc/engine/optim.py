@@ -80,10 +80,23 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
     vectors = groups("decayed", config.lr, config.weight_decay) + groups("plain", config.lr, 0.0)
     adamw = AdamW(vectors, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+    adamw.register_load_state_dict_post_hook(_lay_out_as_parameters)
     matrices = groups("matrix", config.muon_lr, config.muon_weight_decay)
     if not matrices:
         return adamw
     return Combined([Muon(matrices, lr=config.muon_lr), adamw])
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give loaded state the memory layout of its parameter.
+
+    PyTorch keeps the layout of the checkpoint, where FSDP2's convolutions are contiguous and ours channels-last. The
+    fused step walks through memory: of two layouts it pairs the wrong elements on a CPU and refuses to step on a GPU.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def rate_factors(names: Iterable[str], config: OptimConfig) -> dict[str, float]:
