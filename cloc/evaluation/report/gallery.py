@@ -78,7 +78,8 @@ def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, sa
     ]
     if chosen["random"]:
         mean = float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
-        typical = min(chosen["random"], key=lambda index: abs(np.nan_to_num(scores[index]) - mean))
+        few = [index for index in chosen["random"] if len(data.samples[index].regions) <= SHOWN_BOXES]
+        typical = min(few or chosen["random"], key=lambda index: abs(np.nan_to_num(scores[index]) - mean))
         report.typical = cases[typical]
         report.heats = _heats(found, [cases[index] for index in chosen["random"][:HEAT_PICTURES]])
     return report
