@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
@@ -10,16 +12,23 @@ import subprocess
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from cloc.evaluation.headline import headline, key_facts
-from cloc.evaluation.pictures import Line, Shape, curve_chart, encode_picture, iou, nice_ticks, overlay
-from cloc.evaluation.report import Case, Curve, DatasetReport, ReportData, same_phrase, write_report
-from cloc.evaluation.table import compare, comparison_table, describe, format_value
+from cloc.evaluation.report.charts import Line, curve_chart, nice_ticks, scatter_chart
+from cloc.evaluation.report.content import Answer, Case, Curve, DatasetReport, Gallery, Heat, ReportData
+from cloc.evaluation.report.dots import Dot, DotRow, dot_chart, overview
+from cloc.evaluation.report.formats import format_gap, format_value
+from cloc.evaluation.report.headline import headline, key_facts, trained
+from cloc.evaluation.report.meaning import describe
+from cloc.evaluation.report.page import write_report
+from cloc.evaluation.report.pictures import Shape, encode_picture, heat_picture, iou, overlay
+from cloc.evaluation.report.splits import Classes, ClassPoint, Split
+from cloc.evaluation.report.table import compare, comparison_table
 
 NAN = float("nan")
 HOSTILE = "<script>alert('x')</script> & a 🎉"
@@ -51,24 +60,50 @@ def case(key: str = "scene-1", image: Image.Image | None = None) -> Case:
         image or noise(64),
         [(0.1, 0.1, 0.5, 0.5), (0.4, 0.4, 1.0, 1.0)],
         ["a chick", HOSTILE],
-        {"cloc · prompter": ["Chick", HOSTILE], "clip · crop": ["a cup", "an owl"]},
+        {
+            "cloc · prompter": [Answer("Chick", True), Answer(HOSTILE, True)],
+            "clip · crop": [Answer("a cup", False), Answer("an owl", False)],
+        },
         {"cloc": [(0.1, 0.1, 0.5, 0.5), (NAN, 0.0, 1.0, 1.0)], "clip": []},
+        more=2,
     )
+
+
+def entry(**models: dict[str, float]) -> dict[str, Any]:
+    """What ``metrics.json`` holds of a set: an interval of a point each way, and paired differences."""
+    first, *others = models.values()
+    gaps = [
+        {m: [first[m] - own[m], first[m] - own[m] - 0.01, first[m] - own[m] + 0.01] for m in own if m in first}
+        for own in others
+    ]
+    gaps = [own | {"region/best/top1": [0.643, 0.6, 0.7]} for own in gaps]
+    return {
+        "models": models,
+        "counts": {"images": 1200, "classes": 128},
+        "intervals": {name: {m: [v - 0.01, v + 0.01] for m, v in own.items()} for name, own in models.items()},
+        "differences": dict(zip(list(models)[1:], gaps, strict=True)),
+    }
 
 
 def report(cases: list[Case] | None = None) -> ReportData:
-    entry = DatasetReport(
-        "openmoji", HOSTILE, {"cloc": CLOC, "clip": CLIP}, [case()] if cases is None else cases, {"classes": 128}
-    )
+    cases = [case()] if cases is None else cases
+    row = DotRow(HOSTILE, "28 boxes; 3 taken for a cup", [Dot("cloc", 0.9, "90.0%"), Dot("clip", 0.2, "20.0%")])
+    own = DatasetReport("openmoji", HOSTILE, entry(cloc=CLOC, clip=CLIP))
+    if cases:
+        own.typical, own.galleries = cases[0], [Gallery("Random pictures", HOSTILE, cases)]
+        own.heats = [Heat("k", noise(64), HOSTILE, [(0.1, 0.1, 0.5, 0.5)], {"cloc · prompter": np.eye(8)})]
+        own.classes = Classes("cloc", "clip", [row], [row], [ClassPoint(HOSTILE, 0.2, 0.9, 7)], 3)
+        own.sizes = [Split("Name a box", [row])]
     curve = Curve("cloc", "region/prompter/top1", [1e3, 2e3, 3e3], [1.0, 2.0, 3.0], [0.2, NAN, 0.9])
     return ReportData(
         HOSTILE,
         f"python eval.py x='{HOSTILE}'",
-        [entry],
-        [curve, Curve("clip", "loss", [1e3], [1.0], [NAN])],
-        {"torch": "2.9.0"},
+        [own],
+        [curve, Curve("clip", "loss/global", [1e3], [1.0], [NAN])],
+        {"This evaluation": {"torch": "2.9.0"}},
         [f"{HOSTILE} https://openmoji.org"],
         {"cloc": {"samples seen": 80000, "seconds": NAN}, "clip": {"step": HOSTILE}},
+        bootstrap=1000,
     )
 
 
@@ -104,11 +139,12 @@ def page(data: ReportData, folder: Path) -> Page:
 
 
 def test_headline_compares_the_prompter_with_the_best_source_of_a_model_without_one() -> None:
-    found = headline({"cloc": CLOC, "clip": CLIP}, classes=128)
+    found = headline(entry(cloc=CLOC, clip=CLIP), classes=128)
     assert found.sentence == "The Prompter names 93.0% of the held-out boxes; the best CLIP source 28.7%."
-    assert found.gap == "That is 64.3 points more than CLIP with RoI-Align."
-    assert [bar.label for bar in found.bars][0] == "cloc · Prompter"
-    assert found.bars[-1].label == "chance, 1 of 128 classes"
+    assert found.gap == (
+        "That is 64.3 points more than CLIP with RoI-Align (95 % interval +60.0 to +70.0). "
+        "Chance, 1 of 128 classes, is 0.8%."
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,28 +163,44 @@ def test_headline_compares_the_prompter_with_the_best_source_of_a_model_without_
     ],
 )
 def test_headline_says_no_more_than_the_metrics(models: dict[str, dict[str, float]], sentence: str) -> None:
-    assert sentence in headline(models).sentence
+    assert sentence in headline({"models": models}).sentence
 
 
 @pytest.mark.parametrize(("crop", "gap"), [(0.3, "20.0 points less than"), (0.1, "level with")])
 def test_headline_admits_a_worse_and_an_equal_prompter(crop: float, gap: str) -> None:
     models = {"cloc": {"region/prompter/top1": 0.1}, "clip": {"region/crop/top1": crop}}
-    assert headline(models).gap == f"That is {gap} CLIP with Crop."
+    assert headline({"models": models}).gap == f"That is {gap} CLIP with Crop."
+
+
+def test_headline_says_that_an_interval_over_zero_decides_nothing() -> None:
+    found = entry(cloc={"region/prompter/top1": 0.31}, clip={"region/crop/top1": 0.3})
+    found["differences"]["clip"]["region/best/top1"] = [0.01, -0.01, 0.03]
+    assert headline(found).gap.endswith("(95 % interval −1.0 to +3.0): the two cannot be told apart on this set.")
 
 
 def test_key_facts_name_the_best_model_and_the_reason_for_a_missing_one() -> None:
-    retrieval, grounding = key_facts({"cloc": CLOC, "clip": CLIP})[:2]
+    grounding, retrieval = key_facts(entry(cloc=CLOC, clip=CLIP))[:2]
     assert (retrieval.model, retrieval.value, retrieval.against) == ("clip", "66.1%", "cloc 64.2%")
+    assert retrieval.interval == "65.1–67.1"
     assert grounding.against == "clip has no grounding head"
-    assert key_facts({"cloc": CLOC, "a": CLIP, "b": {}})[1].against == "of 2 others none has a grounding head"
+    assert key_facts(entry(cloc=CLOC, a=CLIP, b={}))[0].against == "of 2 others none has a grounding head"
 
 
-def test_many_readings_are_shown_as_the_best_of_each_model() -> None:
-    sources = ("crop", "roi_align", "mask_pool")
-    models = {f"m{n}": {f"region/{s}/top1": 0.1 * n + 0.01 * i for i, s in enumerate(sources)} for n in range(5)}
-    found = headline(models)
-    assert [bar.label for bar in found.bars] == [f"m{n} · Mask pool" for n in (4, 3, 2, 1, 0)]
-    assert "with its best way" in found.caption
+def test_what_was_trained_is_told_in_words() -> None:
+    facts = {"parameters": 1_461_000, "samples seen": 34048, "training seconds": 183.2}
+    assert trained({"cloc": facts, "b": {}}) == ["cloc: 1.46M parameters, trained on 34,048 samples in 183 s."]
+
+
+def test_the_opening_chart_takes_each_models_best_source_and_spans_the_intervals() -> None:
+    chart = dot_chart(overview(entry(cloc=CLOC, clip=CLIP)))
+    row = chart.rows[0]
+    assert [(dot.model, dot.value, dot.note) for dot in row.dots] == [
+        ("cloc", 0.93, "Prompter"),
+        ("clip", 0.287, "RoI-Align"),
+    ]
+    assert (row.gap.text, row.gap_range, row.gap.ahead) == ("+64.3", "+60.0 to +70.0", True)
+    assert chart.top == 1.0 and chart.place(0.5) == 50 and chart.place(-1) == 0 and chart.place(7) == 100
+    assert dot_chart([]) is None
 
 
 def test_every_metric_of_the_contract_has_a_group_and_a_reading() -> None:
@@ -166,17 +218,25 @@ def test_every_metric_of_the_contract_has_a_group_and_a_reading() -> None:
 
 
 def test_rows_mark_the_best_and_take_differences_from_the_first_model() -> None:
-    groups = {group.title: group for group in compare({"cloc": CLOC, "clip": CLIP})}
-    assert list(groups) == ["Image–text", "Regions by source", "Grounding", "Relations"]
+    groups = {group.title: group for group in compare({"models": {"cloc": CLOC, "clip": CLIP}})}
+    assert list(groups) == ["Whole images", "Naming boxes", "Grounding", "Relations"]
     rows = {row.meaning.metric: row for group in groups.values() for family in group.families for row in family.rows}
     retrieval, prompter = rows["image_text/text_to_image_R@1"], rows["region/prompter/top1"]
     assert [cell.best for cell in retrieval.cells] == [False, True]
-    assert (retrieval.difference, retrieval.ahead) == ("−1.9", False)
-    assert (prompter.cells[1].text, prompter.difference, prompter.ahead) == ("–", "–", None)
+    assert (retrieval.gap.text, retrieval.gap.ahead) == ("−1.9", False)
+    assert (prompter.cells[1].text, prompter.gap.text, prompter.gap.ahead) == ("–", "–", None)
+    assert rows["region/best/top1"].gap.text == "+64.3" and rows["region/best/top1"].cells[1].note == "RoI-Align"
     assert "no Prompter" in prompter.cells[1].why
     assert "Not a number" in rows["image/zero_shot_top1"].cells[1].why
     assert rows["grounding/mIoU"].cells[0].text == "0.741"
-    assert format_value(math.inf, True) == "–"
+    assert format_value(math.inf, True) == "–" and format_gap(-0.0001, True) == "0.0"
+
+
+def test_a_difference_whose_interval_holds_zero_is_not_a_lead() -> None:
+    found = entry(cloc=CLOC, clip=CLIP)
+    found["differences"]["clip"]["image_text/text_to_image_R@1"] = [-0.019, -0.04, 0.002]
+    row = compare(found)[0].families[0].rows[0]
+    assert (row.gap.text, row.gap.interval, row.gap.ahead) == ("−1.9", (-0.04, 0.002), None)
 
 
 def test_terminal_table_fits_100_columns() -> None:
@@ -187,7 +247,8 @@ def test_terminal_table_fits_100_columns() -> None:
         text = console.file.getvalue()
         assert max(map(len, text.splitlines())) <= 100
         assert "[bold]openmoji" in text and "nan" not in text
-        assert text.count("93.0%") == sum(m.get("region/prompter/top1") == 0.93 for m in chosen.values())
+        named = sum(m.get("region/prompter/top1") == 0.93 for m in chosen.values())
+        assert text.count("93.0%") == 2 * named  # by the Prompter, and as the best source
         assert ("−93.0" in text) == ("first" in chosen)
     with pytest.raises(ValueError, match=r"metrics.json"):
         comparison_table({"models": {}})
@@ -196,7 +257,7 @@ def test_terminal_table_fits_100_columns() -> None:
 def test_page_escapes_every_text_and_prints_no_nan(tmp_path: Path) -> None:
     found = page(report(), tmp_path)
     assert sum(tag == "script" for tag, _ in found.elements) == 1
-    assert found.text.count(HOSTILE) >= 7
+    assert found.text.count(HOSTILE) >= 9
     assert not re.search(r"\b(nan|none|inf|undefined)\b", found.text, re.IGNORECASE)
     assert "The Prompter names 93.0% of the held-out boxes; the best CLIP source 28.7%." in found.text
     for tag, attributes in found.elements:
@@ -210,21 +271,23 @@ def test_page_tells_right_from_wrong_without_color(tmp_path: Path) -> None:
     text = page(report(), tmp_path).text
     assert re.search(r"✓\s*Chick", text) and re.search(r"✗\s*a cup", text)
     assert re.search(r"✓\s*1\.00", text)  # the grounded chick; the NaN box of the other phrase is a dash
-    assert same_phrase("A  Chick", "chick") and not same_phrase("a chick", "a chicken")
+    assert "2 more boxes of this picture are not shown" in text
 
 
 def test_empty_lists_are_stated(tmp_path: Path) -> None:
     text = page(ReportData("t", "", []), tmp_path).text
-    stated = "No data set was measured|No learning curve|No held-out picture|No grounded phrase|Nothing was measured"
+    stated = "No data set was measured|No learning curve|No held-out picture|No phrase was mapped|Nothing was measured"
+    stated += "|No box was measured|No intervals were asked for"
     for words in (stated + "|command was not recorded|No training record|No version was recorded").split("|"):
-        assert words in text
-    text = page(ReportData("t", "c", [DatasetReport("d", "", {}), DatasetReport("e", "", {"m": {}})]), tmp_path).text
-    assert "No model was measured" in text and text.count("Not measured on this data set") == 4
+        assert words in text, words
+    empty = [DatasetReport("d", "", {"models": {}}), DatasetReport("e", "", {"models": {"m": {}}})]
+    text = page(ReportData("t", "c", empty), tmp_path).text
+    assert text.count("No model was measured") == 2 and text.count("Nothing was measured on this data set") == 2
 
 
-def test_page_stays_below_4_megabytes_and_says_what_it_left_out(tmp_path: Path) -> None:
-    path = write_report(report([case(str(seed), noise(480, seed)) for seed in range(40)]), tmp_path)
-    assert path.stat().st_size < 4_000_000
+def test_page_stays_below_3_megabytes_and_says_what_it_left_out(tmp_path: Path) -> None:
+    path = write_report(report([case(str(seed), noise(480, seed)) for seed in range(80)]), tmp_path)
+    assert path.stat().st_size < 3_000_000
     text = path.read_text(encoding="utf-8")
     assert "pictures were left out" in text and text.count("<img ") >= 10
 
@@ -235,6 +298,16 @@ def test_pictures_of_every_mode_are_encoded(mode: str) -> None:
     assert small.uri.startswith("data:image/png") and (small.width, small.height, small.pixelated) == (64, 32, True)
     large = encode_picture(Image.new(mode, (1300, 650)))
     assert large.uri.startswith("data:image/jpeg") and (large.width, large.height) == (640, 320)
+
+
+def test_a_heat_map_is_hottest_where_the_similarity_is_highest() -> None:
+    heat = np.zeros((4, 4))
+    heat[0, 3] = 0.3
+    encoded = heat_picture(Image.new("RGB", (128, 128), "gray"), heat)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded.uri.partition(",")[2]))).convert("L"), int)
+    assert drawn.shape == (256, 256)
+    assert drawn[:40, -40:].mean() > 1.5 * drawn[128:, :128].mean()
+    assert heat_picture(Image.new("RGB", (8, 8)), np.zeros((2, 2))).uri  # flat: no division by nothing
 
 
 def test_overlay_leaves_out_what_cannot_be_drawn() -> None:
@@ -256,6 +329,8 @@ def test_curves_break_at_nan_and_ticks_span_the_values() -> None:
     assert chart is not None and "nan" not in chart and "<b>" not in chart
     assert re.findall(r'path d="([^"]*)"', chart)[0].count("M") == 2
     assert curve_chart([Line("a", 0, [1], [NAN])], "seconds", "x", True) is None
+    points = scatter_chart("clip", "cloc", [("a", 0.1, 0.9), ("b", 0.1, 0.9), ("<i>", 0.5, 0.5)])
+    assert points.count("<circle") == 2 and "a, b: clip 10%, cloc 90%" in points and "<i>" not in points
     for low, high in ((0, 0.93), (0, 80_000), (-3.2, 7), (5, 5), (0, 0), (1e-6, 2e-6)):
         ticks = nice_ticks(low, high)
         assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
@@ -263,36 +338,47 @@ def test_curves_break_at_nan_and_ticks_span_the_values() -> None:
 
 def test_unequal_lists_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'k'.*named\['cloc'\] has 2 entries for 1 boxes"):
-        Case("k", noise(8), [(0, 0, 1, 1)], ["a"], {"cloc": ["a", "b"]})
+        Case("k", noise(8), [(0, 0, 1, 1)], ["a"], {"cloc": [Answer("a", True)] * 2})
     with pytest.raises(ValueError, match="loss.*clip.*2, 1, 2"):
         Curve("clip", "loss", [1, 2], [1], [1, 2])
 
 
 HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out">pending</pre>
 <iframe src="index.html" width="WIDTH" height="900" style="border:0"></iframe><script>
-onload = () => { const page = document.querySelector("iframe").contentDocument, images = [...page.images];
+onload = () => {
+  const frame = document.querySelector("iframe"), page = frame.contentDocument, images = [...page.images];
+  const color = (node, name) =>
+    frame.contentWindow.getComputedStyle(node)[name].match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = rgb => rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = light(color(page.body, "backgroundColor"));
+  const contrast = [...page.querySelectorAll("h1, p, td, th, small, .up, .down, .gap")].map(node => {
+    const own = light(color(node, "color"));
+    return (Math.max(own, ground) + .05) / (Math.min(own, ground) + .05); });
   out.textContent = JSON.stringify({images: images.length, broken: images.filter(i => !i.naturalWidth).length,
-    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    sections: page.querySelectorAll("section").length}); };
+    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth, dark: ground < .2,
+    legible: Math.min(...contrast) >= 4.5, sections: page.querySelectorAll("section").length}); };
 </script>"""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_in_a_browser(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False)])
+def test_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
+    """No console error, no broken picture, no horizontal scroll, and text that contrasts (WCAG AA) in both modes."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on the PATH; install it to look at the report as a reader does")
     wide = report([case(), case("photo", noise(200))])
-    wide.data[0].metrics |= {f"a-model-with-a-long-name-{number}": CLOC for number in range(4)}
+    wide.data[0].models.update({f"a-model-with-a-long-name-{number}": CLOC for number in range(4)})
     write_report(wide, tmp_path)
     (tmp_path / "harness.html").write_text(HARNESS.replace("WIDTH", str(width)), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --allow-file-access-from-files --enable-logging=stderr"
+    flags += f" --blink-settings=preferredColorScheme={0 if dark else 1}"
     command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
     target = (tmp_path / "harness.html").as_uri()
     seen = subprocess.run([*command, "--dump-dom", target], capture_output=True, text=True, timeout=120, check=True)
     match = re.search(r'<pre id="out">(\{.*?\})</pre>', seen.stdout)
     assert match, f"the harness did not finish: {seen.stdout[:300]} {seen.stderr[-600:]}"
-    assert json.loads(match[1]) == {"images": 4, "broken": 0, "overflow": 0, "sections": 5}
+    expected = {"images": 5, "broken": 0, "overflow": 0, "dark": dark, "legible": True, "sections": 7}
+    assert json.loads(match[1]) == expected
     assert "CONSOLE" not in seen.stderr, seen.stderr

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 import shlex
 import sys
-from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torchvision.transforms.v2 import functional as tv
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig
 from cloc.encoder import Encoder, load
@@ -25,11 +25,14 @@ from cloc.evaluation.bootstrap import difference, intervals, resample
 from cloc.evaluation.cache import Cache
 from cloc.evaluation.outcome import Outcomes, values
 from cloc.evaluation.reduce import Ranks, together
-from cloc.evaluation.report import Case, Curve, DatasetReport, ReportData, write_report
-from cloc.evaluation.sets import EvalSet, load_eval_set, pairs
-from cloc.evaluation.suite import class_embeddings, measure
-from cloc.evaluation.table import comparison_table
-from cloc.evaluation.trial import Embedded, Trial
+from cloc.evaluation.report.content import Curve, DatasetReport, ReportData
+from cloc.evaluation.report.gallery import Evaluated, dataset_report
+from cloc.evaluation.report.meaning import best_sources
+from cloc.evaluation.report.page import write_report
+from cloc.evaluation.report.table import comparison_table
+from cloc.evaluation.sets import load_eval_set
+from cloc.evaluation.suite import measure
+from cloc.evaluation.trial import Trial
 
 CURVES = (  # of all that was measured in training, what a reader wants to see grow
     "image_text/text_to_image_R@1",
@@ -38,6 +41,7 @@ CURVES = (  # of all that was measured in training, what a reader wants to see g
     "region/prompter/text_to_region_R@10",
     "grounding/any/acc@0.5",
 )
+PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pycocotools", "numpy")  # what numbers depend on
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
     "License: CC BY-SA 4.0. The scenes are compositions of them."
@@ -95,8 +99,11 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
             }
             if config.evaluation.bootstrap and ranks.first:
                 result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed)
-            cases = _cases(trials, data, embedded, metrics, config)
-            reports.append(DatasetReport(name, data.config.description, metrics, cases, data.counts))
+            best = {model: best_sources(own) for model, own in metrics.items()}
+            found = Evaluated(trials, data, embedded, outcomes, best)
+            reports.append(
+                dataset_report(found, result["data"][name], config.pictures, config.evaluation.bootstrap, config.seed)
+            )
     page = out / "report" / "index.html"
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +128,7 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[
         high]; ``region/best/MEASURE`` compares each model's own best source, which ``best_sources`` names.
     """
     rows = {model: resample(found, samples, seed) for model, found in outcomes.items()}
-    best = {model: _best_sources(values(found)) for model, found in outcomes.items()}
+    best = {model: best_sources(values(found)) for model, found in outcomes.items()}
     first, *others = outcomes
     gaps: dict[str, dict[str, list[float]]] = {other: {} for other in others}
     for other in others:
@@ -136,17 +143,6 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[
             gaps[other][name] = difference(one, two, rows[first][ours], rows[other][theirs])
     found = {"intervals": {model: intervals(own) for model, own in rows.items()}}
     return found | ({"differences": gaps, "best_sources": best} if others else {})
-
-
-def _best_sources(metrics: dict[str, float]) -> dict[str, str]:
-    """Region measure → the source that does best by it."""
-    found: dict[str, tuple[float, str]] = {}
-    for name, value in metrics.items():
-        head, _, rest = name.partition("/")
-        source, _, measure_ = rest.partition("/")
-        if head == "region" and value > found.get(measure_, (-1.0, ""))[0]:
-            found[measure_] = (value, source)
-    return {measure_: source for measure_, (_, source) in found.items()}
 
 
 def _load_models(config: EvalConfig, device: str) -> list[Encoder]:
@@ -216,83 +212,6 @@ def _curve_name(column: str) -> str:
     return column.split("/", 2)[2] if column.startswith("val/") else column
 
 
-def _cases(
-    trials: list[Trial],
-    data: EvalSet,
-    embedded: list[Embedded],
-    metrics: dict[str, dict[str, float]],
-    config: EvalConfig,
-) -> list[Case]:
-    """Some held-out pictures, drawn by seed, with every model's names for the boxes and places for the phrases."""
-    usable = [i for i, sample in enumerate(data.samples) if sample.regions]
-    if not usable or not config.pictures:
-        return []
-    rng = np.random.default_rng(config.seed)
-    chosen = sorted(rng.permutation(usable)[: config.pictures].tolist())
-    named = _names(trials, data, embedded, metrics, chosen)
-    starts = np.cumsum([0, *(len(own) for own in pairs(data.samples))])
-    cases = []
-    for index, picture in zip(chosen, data.pictures(chosen), strict=True):
-        regions = data.samples[index].regions[:8]
-        phrases = pairs([data.samples[index]])[0]
-        grounded = {
-            trial.encoder.name: [
-                tuple(own.predicted[starts[index] + phrases.index(region.phrases[0])].tolist()) for region in regions
-            ]
-            for trial, own in zip(trials, embedded, strict=True)
-            if len(own.predicted)
-        }
-        cases.append(
-            Case(
-                key=data.samples[index].key,
-                image=tv.to_pil_image(picture),
-                boxes=[region.box for region in regions],
-                phrases=[region.phrases[0] for region in regions],
-                named={label: names[index][: len(regions)] for label, names in named.items()},
-                grounded=grounded,
-            )
-        )
-    return cases
-
-
-def _names(
-    trials: list[Trial],
-    data: EvalSet,
-    embedded: list[Embedded],
-    metrics: dict[str, dict[str, float]],
-    chosen: list[int],
-) -> dict[str, dict[int, list[str]]]:
-    """What each model calls each box: the nearest class, or the nearest phrase where there are no classes."""
-    starts = np.cumsum([0, *(len(sample.regions) for sample in data.samples)])
-    phrases = sorted({phrase for sample in data.samples for region in sample.regions for phrase in region.phrases})
-    labels: dict[str, dict[int, list[str]]] = defaultdict(dict)
-    for trial, own in zip(trials, embedded, strict=True):
-        source = best_source(metrics[trial.encoder.name])
-        if source is None:
-            continue
-        texts = data.categories or phrases
-        gallery = class_embeddings(trial, texts, data.templates) if data.categories else trial.texts(texts)
-        for index in chosen:
-            rows = own.regions[source][starts[index] : starts[index + 1]].to(gallery.device)
-            labels[f"{trial.encoder.name} · {source}"][index] = [
-                texts[i] for i in (rows @ gallery.T).argmax(1).tolist()
-            ]
-    return labels
-
-
-def best_source(metrics: dict[str, float]) -> str | None:
-    """The region source with the highest top1, or text-to-region recall where there are no classes."""
-    for ending in ("/top1", "/text_to_region_R@10"):
-        scores = {
-            name.split("/")[1]: value
-            for name, value in metrics.items()
-            if name.startswith("region/") and name.endswith(ending)
-        }
-        if scores:
-            return max(scores, key=scores.get)
-    return None
-
-
 def _report(
     config: EvalConfig, result: dict[str, Any], reports: list[DatasetReport], encoders: list[Encoder]
 ) -> ReportData:
@@ -300,14 +219,26 @@ def _report(
     for name, entry in result["data"].items():
         if entry["skipped"]:
             notes.append(f"{name}: samples and boxes left out: {entry['skipped']}")
-    run = Path(encoders[0].info["run"])
-    versions = json.loads((run / "versions.json").read_text()) if (run / "versions.json").is_file() else {}
     return ReportData(
         title=f"{' and '.join(encoder.name for encoder in encoders)} on {', '.join(config.data)}",
         command=result["command"],
         data=reports,
         curves=[curve for encoder in encoders for curve in curves(encoder)],
-        versions=versions,
+        versions=_versions(encoders),
         notes=notes,
         training=result["models"],
+        bootstrap=config.evaluation.bootstrap,
     )
+
+
+def _versions(encoders: list[Encoder]) -> dict[str, dict[str, str]]:
+    """What measured, and what trained each run, as its ``versions.json`` says."""
+    here = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    found = {"This evaluation": here}
+    for encoder in encoders:
+        file = Path(encoder.info.get("run", "")) / "versions.json"
+        if file.is_file():
+            found[f"Training of {encoder.name}"] = {
+                name: str(value) for name, value in json.loads(file.read_text()).items() if value is not None
+            }
+    return found

@@ -1,20 +1,21 @@
-"""The result in words: one sentence, a ranking of box readings and a few key facts, all computed from the numbers.
+"""The result in words: one sentence, the gap, and a few key facts, all computed from the numbers.
 
-Stands between ``table.py``, which knows what a metric means, and ``report.py``, which opens the page with it. It exists
-so that a sentence can never say more than the metrics do.
+Stands between ``meaning.py``, which knows what a metric means, and ``page.py``, which opens the page with it. It
+exists so that a sentence can never say more than the metrics do.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from cloc.evaluation.table import SOURCES, describe, finite, format_value, why_missing
+from cloc.evaluation.report.formats import format_range, format_value, plain_number, plain_seconds, short_number
+from cloc.evaluation.report.meaning import SOURCES, best_sources, finite, why_missing
+from cloc.evaluation.report.table import Interval, gap_words, make_gap
 
 Metrics = Mapping[str, Mapping[str, float]]
-
-MAX_BARS = 10
+Entry = Mapping[str, Any]  # of one set in metrics.json
 
 # Region measure, first that was measured leads → (what the subject does, how the rival's number follows).
 REGION_WORDS = {
@@ -33,53 +34,49 @@ OTHER_WORDS = {
     "image/zero_shot_top1": "classifies {} of the images rightly without labels",
 }
 FACTS = {
-    "image_text/text_to_image_R@1": "captions find their image at first rank",
-    "image_text/image_to_text_R@1": "images find a caption of theirs at first rank",
-    "grounding/any/acc@0.5": "phrases get the right box, at IoU 0.5 or more",
-    "relations/grounded/accuracy": "relations are told apart by grounding",
-    "relations/similarity/accuracy": "relations are told apart by similarity",
+    "grounding/any/acc@0.5": "of phrases get the right box, at IoU 0.5 or more",
+    "relations/grounded/accuracy": "of relations are told apart by grounding",
+    "image_text/text_to_image_R@1": "of captions find their image at first rank",
+    "image_text/image_to_text_R@1": "of images find a caption of theirs at first rank",
+    "image/zero_shot_top1": "of images are classified rightly without labels",
+    "relations/similarity/accuracy": "of relations are told apart by similarity",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One row of the opening chart; ``model`` is None for chance."""
-
-    model: str | None
-    label: str
-    value: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Headline:
-    """What a data set shows: ``sentence``, the ``gap`` in words, and the ``bars`` that it rests on."""
+    """What a data set shows: a ``sentence``, and the ``gap`` to the best other reading in words."""
 
     sentence: str
     gap: str
-    caption: str
-    bars: list[Bar]
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A number with what it counts and how the best other model does."""
+    """A number with its 95 % interval, what it counts, and how the best other model does."""
 
     value: str
     counts: str
     model: str
     against: str
+    interval: str = ""
 
 
 def _shown(model: str) -> str:
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
-def _gap(value: float, rival: float, rival_name: str) -> str:
+def _gap(value: float, rival: float, rival_name: str, paired: Any = None) -> str:
+    """The difference in words; ``paired`` is [gap, low, high] of ``metrics.json``, or None."""
     points = round(100 * (value - rival), 1)
+    said = f"That is {abs(points):.1f} points {'more' if points > 0 else 'less'} than {rival_name}"
     if points == 0:
-        return f"That is level with {rival_name}."
-    return f"That is {abs(points):.1f} points {'more' if points > 0 else 'less'} than {rival_name}."
+        said = f"That is level with {rival_name}"
+    if paired is None:
+        return f"{said}."
+    gap = make_gap(paired[0], rival_name, (paired[1], paired[2]), percent=True)
+    doubt = "" if gap.ahead is not None else ": the two cannot be told apart on this set"
+    return f"{said} (95 % interval {gap_words(gap, True)}){doubt}."
 
 
 def _readings(models: Metrics, measure: str) -> list[tuple[float, str, str]]:
@@ -95,7 +92,23 @@ def _readings(models: Metrics, measure: str) -> list[tuple[float, str, str]]:
     return sorted(found, key=lambda reading: -reading[0])
 
 
-def _region_headline(models: Metrics, measure: str, readings: list[tuple[float, str, str]], classes: int) -> Headline:
+def _paired(entry: Entry, measure: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Any:
+    """[gap, low, high] of two readings (model, source) of a region measure; None where they were not paired."""
+    if ours[0] != next(iter(entry["models"])) or theirs[0] == ours[0]:
+        return None
+    gaps = entry.get("differences", {}).get(theirs[0], {})
+    if ours[1] == theirs[1]:
+        return gaps.get(f"region/{ours[1]}/{measure}")
+    best = all(best_sources(entry["models"][model]).get(measure) == source for model, source in (ours, theirs))
+    return gaps.get(f"region/best/{measure}") if best else None
+
+
+def _interval(entry: Entry, model: str, metric: str) -> Interval | None:
+    found = entry.get("intervals", {}).get(model, {}).get(metric)
+    return None if found is None else (found[0], found[1])
+
+
+def _region_headline(entry: Entry, measure: str, readings: list[tuple[float, str, str]], classes: int) -> Headline:
     prompted = [reading for reading in readings if reading[2] == "prompter"]
     with_prompter = {model for _, model, _ in prompted}
     value, model, source = (prompted or readings)[0]
@@ -111,48 +124,44 @@ def _region_headline(models: Metrics, measure: str, readings: list[tuple[float, 
         rival = rivals[0]
         owner = f"{_shown(rival[1])} source" if strangers else "other source"
         said += f"; the best {owner} {follows.format(format_value(rival[0], True))}"
-        gap = _gap(value, rival[0], f"{_shown(rival[1])} with {SOURCES.get(rival[2], rival[2])}")
-    shown = readings
-    if len(readings) > MAX_BARS:  # best first, so the first of a model is its best
-        shown = [
-            reading for n, reading in enumerate(readings) if reading[1] not in {name for _, name, _ in readings[:n]}
-        ]
-    bars = [Bar(name, f"{name} · {SOURCES.get(src, src)}", val, format_value(val, True)) for val, name, src in shown]
+        rival_name = f"{_shown(rival[1])} with {SOURCES.get(rival[2], rival[2])}"
+        gap = _gap(value, rival[0], rival_name, _paired(entry, measure, (model, source), rival[1:]))
     if measure == "top1" and classes > 1:
-        bars.append(Bar(None, f"chance, 1 of {classes:,} classes", 1 / classes, format_value(1 / classes, True)))
-    reading = describe(f"region/prompter/{measure}")
-    which = "each model and way to read a box" if shown is readings else "each model, with its best way to read a box"
-    return Headline(said + ".", gap, f"{reading.family}. {reading.reading} One bar for {which}.", bars)
+        gap = f"{gap} Chance, 1 of {classes:,} classes, is {format_value(1 / classes, True)}.".lstrip()
+    return Headline(said + ".", gap)
 
 
-def headline(models: Metrics, classes: int = 0) -> Headline:
+def headline(entry: Entry, classes: int = 0) -> Headline:
     """Says the key result of one data set.
 
     Args:
-        models: model → metric → value.
+        entry: of one set in ``metrics.json``: ``models``, and ``intervals`` and ``differences`` where they are known.
         classes: number of classes of the data set, for the chance level; 0 where there are none.
 
     Returns:
         The Prompter against the best reading of models without one where regions were measured; otherwise the first
         of grounding, retrieval and classification that was.
     """
+    models: Metrics = entry["models"]
     measured = {measure: readings for measure in REGION_WORDS if (readings := _readings(models, measure))}
     prompted = [
         measure for measure, readings in measured.items() if any(source == "prompter" for *_, source in readings)
     ]
     for measure in (prompted or list(measured))[:1]:
-        return _region_headline(models, measure, measured[measure], classes)
+        return _region_headline(entry, measure, measured[measure], classes)
     for metric, verb in OTHER_WORDS.items():
         known = {model: finite(metrics, metric) for model, metrics in models.items()}
         ranked = sorted(((value, model) for model, value in known.items() if value is not None), reverse=True)
         if ranked:
             said = f"{_shown(ranked[0][1])} {verb.format(format_value(ranked[0][0], True))}"
             rest = [f"{_shown(model)} {format_value(value, True)}" for value, model in ranked[1:2]]
-            meaning = describe(metric)
-            bars = [Bar(model, model, value, format_value(value, True)) for value, model in ranked]
-            gap = _gap(ranked[0][0], ranked[1][0], _shown(ranked[1][1])) if rest else ""
-            return Headline("; ".join([said, *rest]) + ".", gap, f"{meaning.family}. {meaning.reading}", bars)
-    return Headline("Nothing was measured.", "", "", [])
+            gap = ""
+            if rest:
+                first = ranked[0][1] == next(iter(models))
+                paired = entry.get("differences", {}).get(ranked[1][1], {}).get(metric) if first else None
+                gap = _gap(ranked[0][0], ranked[1][0], _shown(ranked[1][1]), paired)
+            return Headline("; ".join([said, *rest]) + ".", gap)
+    return Headline("Nothing was measured.", "")
 
 
 def _absent(metric: str, models: Metrics, missing: list[str]) -> str:
@@ -162,9 +171,10 @@ def _absent(metric: str, models: Metrics, missing: list[str]) -> str:
     return f"{missing[0]} {'has no grounding head' if headless else 'has no value'}"
 
 
-def key_facts(models: Metrics) -> list[Fact]:
+def key_facts(entry: Entry) -> list[Fact]:
     """Up to four numbers of the best model each, with the next model's beside."""
     facts = []
+    models: Metrics = entry["models"]
     for metric, counts in FACTS.items():
         known = [(value, model) for model, metrics in models.items() if (value := finite(metrics, metric)) is not None]
         if not known:
@@ -174,26 +184,23 @@ def key_facts(models: Metrics) -> list[Fact]:
         against = f"{ranked[1][1]} {format_value(ranked[1][0], True)}" if len(ranked) > 1 else ""
         if not against and missing:
             against = _absent(metric, models, missing)
-        facts.append(Fact(format_value(ranked[0][0], True), counts, ranked[0][1], against))
+        interval = _interval(entry, ranked[0][1], metric)
+        shown = format_range(*interval, percent=True) if interval else ""
+        facts.append(Fact(format_value(ranked[0][0], True), counts, ranked[0][1], against, shown))
     return facts[:4]
 
 
-def plain_number(value: str | float) -> str:
-    """``80000 → "80,000"``, ``0.004 → "0.004"``; NaN is ``"–"``; a text stays as it is."""
-    if isinstance(value, str):
-        return value
-    if not math.isfinite(value):
-        return "–"
-    if float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-
-
-def plain_seconds(seconds: float) -> str:
-    """``57.14 → "57 s"``, ``7500 → "2.1 h"``; NaN is ``"–"``."""
-    if not math.isfinite(seconds):
-        return "–"
-    for limit, size, unit in ((3 * 3600, 3600, "h"), (300, 60, "min")):
-        if seconds > limit:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+def trained(training: Mapping[str, Mapping[str, str | float]]) -> list[str]:
+    """What was trained, a sentence a model: ``"cloc: 1.5M parameters, 38,016 samples in 178 s."``."""
+    sentences = []
+    for model, facts in training.items():
+        parts = []
+        if isinstance(count := facts.get("parameters"), int | float):
+            parts.append(f"{short_number(count)} parameters")
+        samples, seconds = facts.get("samples seen"), facts.get("training seconds")
+        if isinstance(samples, int | float) and samples > 0:
+            timed = f" in {plain_seconds(seconds)}" if isinstance(seconds, int | float) else ""
+            parts.append(f"trained on {plain_number(samples)} samples{timed}")
+        if parts:
+            sentences.append(f"{model}: {', '.join(parts)}.")
+    return sentences

@@ -1,53 +1,24 @@
-"""Drawing for the report: pictures as data URIs, numbered boxes over them, learning curves.
+"""Charts of the report: learning curves and classes by both models, as hand-written SVG.
 
-Stands between ``report.py``, which decides what is shown, and its template, which places it. Everything but the pixels
-is hand-written SVG: it stays crisp at any size, takes its colors from the page in light and dark, and weighs little.
+Stands between ``page.py``, which decides what is shown, and its template, which places it. SVG stays crisp at any
+size, takes its colors from the page in light and dark, and weighs little.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
-from PIL import Image
 
-Box = tuple[float, float, float, float]
+from cloc.evaluation.report.formats import short_number
+
 Point = tuple[float, float]
 
-SMALL = 128  # pixels; pictures up to this long side are kept exact and enlarged without smoothing
-CANVAS = 400.0  # long side of an overlay in its own units, about one CSS pixel each
-BADGE_HEIGHT = 17.0
-DASHES = ("", "9 5", "2.5 4", "14 4 3 4")  # truth, then one pattern per model
 CURVE_DASHES = ("", "7 4", "2 3.5", "11 3 2 3", "4 2", "1 5")
 CHART = (420.0, 270.0)
 MARGIN_LEFT, MARGIN_TOP, MARGIN_BOTTOM = 46.0, 14.0, 42.0
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A picture ready for a page: ``uri`` is a data URI; ``pixelated`` asks for enlargement without smoothing."""
-
-    uri: str
-    width: int
-    height: int
-    pixelated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A box over a picture: ``number`` names it, ``pattern`` is 0 for truth and 1, 2, … for the models' boxes.
-
-    ``badge`` is False where the box lies so near to its truth that a second number would only hide the picture.
-    """
-
-    number: int
-    box: Box
-    pattern: int = 0
-    badge: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,93 +31,6 @@ class Line:
     y: Sequence[float]
 
 
-def encode_picture(image: Image.Image, long_side: int = 640, quality: int = 82) -> Encoded:
-    """Encodes a picture as a data URI.
-
-    Small pictures (up to 128 px) become lossless PNG in their own size; larger ones JPEG of at most ``long_side`` px.
-    Transparency is laid on white.
-    """
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    image = image.convert("RGB")
-    small = max(image.size) <= SMALL
-    buffer = io.BytesIO()
-    if small:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
-    kind = "png" if small else "jpeg"
-    return Encoded(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size, small)
-
-
-def drawable(box: Box) -> bool:
-    """Whether a box has four finite numbers in order."""
-    return len(box) == 4 and all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
-
-
-def iou(first: Box, second: Box) -> float | None:
-    """Intersection over union of two boxes; None where one of them cannot be drawn."""
-    if not (drawable(first) and drawable(second)):
-        return None
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    total = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - shared
-    return shared / total if total > 0 else 0.0
-
-
-def _place_badge(box: Box, width: float, canvas: Point, taken: list[Box]) -> Box:
-    """The first place around the box's corners where the badge covers no other badge."""
-    x0, y0, x1, y1 = box
-    places = [
-        (x0, y0 - BADGE_HEIGHT), (x0, y0), (x1 - width, y0 - BADGE_HEIGHT), (x1 - width, y0),
-        (x0, y1), (x1 - width, y1), (x0, y1 - BADGE_HEIGHT), (x1 - width, y1 - BADGE_HEIGHT),
-    ]  # fmt: skip
-    fitted = []
-    for x, y in places:
-        left = min(max(x, 0.0), canvas[0] - width)
-        top = min(max(y, 0.0), canvas[1] - BADGE_HEIGHT)
-        fitted.append((left, top, left + width, top + BADGE_HEIGHT))
-    free = [place for place in fitted if not any(iou(place, other) for other in taken)]
-    return (free or fitted)[0]
-
-
-def overlay(shapes: Sequence[Shape], width: int, height: int) -> Markup:
-    """Draws numbered boxes as an SVG to lay over a picture of ``width`` × ``height`` pixels.
-
-    Each box has a dark halo, so that it shows on any picture; what cannot be drawn (NaN, inverted) is left out.
-    """
-    unit = CANVAS / max(width, height)
-    canvas = (width * unit, height * unit)
-    boxes, badges, taken = Markup(""), Markup(""), []
-    for shape in shapes:
-        if not drawable(shape.box):
-            continue
-        edges = [min(max(value, 0.0), 1.0) * canvas[axis % 2] for axis, value in enumerate(shape.box)]
-        x0, y0, x1, y1 = (min(max(edge, 1.5), canvas[axis % 2] - 1.5) for axis, edge in enumerate(edges))
-        rect = Markup('x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"').format(x0, y0, x1 - x0, y1 - y0)
-        dash = DASHES[shape.pattern % len(DASHES)]
-        boxes += Markup(
-            '<g class="b b{}" data-n="{}"><rect class="halo" {}/><rect class="edge" {} stroke-dasharray="{}"/></g>'
-        ).format((shape.number - 1) % 8, shape.number, rect, rect, dash or "none")
-        if not shape.badge:
-            continue
-        wide = 9.0 + 8.0 * len(str(shape.number))
-        place = _place_badge((x0, y0, x1, y1), wide, canvas, taken)
-        taken.append(place)
-        badges += Markup(
-            '<g class="badge b{}{}" data-n="{}"><rect x="{:.1f}" y="{:.1f}" width="{}" height="{}" rx="3"/>'
-            '<text x="{:.1f}" y="{:.1f}">{}</text></g>'
-        ).format(
-            (shape.number - 1) % 8, " said" if shape.pattern else "", shape.number, place[0], place[1], wide,
-            BADGE_HEIGHT, place[0] + wide / 2, place[1] + 13, shape.number,
-        )  # fmt: skip
-    opening = Markup('<svg class="overlay" viewBox="0 0 {:.1f} {:.1f}" aria-hidden="true">').format(*canvas)
-    return opening + boxes + badges + Markup("</svg>")
-
-
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that span ``low`` to ``high``, about ``count`` of them."""
     span = high - low if high > low else abs(high) or 1.0
@@ -155,14 +39,6 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if raw <= power * factor * 1.0001)
     first, last = math.floor(low / step + 1e-9), math.ceil((low + span) / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def short_number(value: float) -> str:
-    """``80000 → "80k"``, ``1.5e6 → "1.5M"``."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def time_scale(longest: float) -> tuple[float, str]:
@@ -266,3 +142,33 @@ def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: boo
         body += Markup('<text x="{:.1f}" y="{:.1f}">{}</text></g>').format(end[0] + 9, label_y + 4.5, names[index])
     opening = Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
     return opening.format(*CHART, describe) + body + Markup("</svg>")
+
+
+def scatter_chart(x_title: str, y_title: str, points: Sequence[tuple[str, float, float]]) -> Markup:
+    """Draws classes by the values of two models; above the diagonal the model of y does better.
+
+    Args:
+        x_title: the model of x.
+        y_title: the model of y.
+        points: (name, x, y), both in 0..1; equal places are drawn as one larger dot.
+    """
+    side, left, top = 300.0, 46.0, 30.0
+    ticks = {tick / 4: f"{25 * tick}%" for tick in range(5)}
+
+    def at(x: float, y: float) -> Point:
+        return left + side * x, top + side * (1 - y)
+
+    body = _axes(ticks, ticks, x_title, at)
+    body += _rule("diagonal", at(0, 0), at(1, 1))
+    body += _text((left - 38, 12.0), "start", f"{y_title} ↑")
+    places: dict[Point, list[str]] = {}
+    for name, x, y in points:
+        places.setdefault((round(x, 3), round(y, 3)), []).append(name)
+    for (x, y), names in places.items():
+        said = f"{', '.join(names)}: {x_title} {100 * x:.0f}%, {y_title} {100 * y:.0f}%"
+        body += Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>').format(
+            *at(x, y), 3.0 + min(len(names) - 1, 8) ** 0.5, said
+        )
+    opening = Markup('<svg class="chart scatter" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    said = f"Classes by the share of boxes named rightly, {x_title} across and {y_title} up"
+    return opening.format(left + side + 22, top + side + 42, said) + body + Markup("</svg>")

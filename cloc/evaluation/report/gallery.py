@@ -1,0 +1,249 @@
+"""Pictures of the report: which are shown, what the models say about them, and where a phrase is seen.
+
+Stands beside ``compare.py``, after all metrics of a set, on the same embeddings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+from torchvision.transforms.v2 import functional as tv
+
+from cloc.encoder import PAD, Encoder
+from cloc.evaluation.classification import classify
+from cloc.evaluation.outcome import Outcome, Outcomes
+from cloc.evaluation.report.content import Answer, Case, DatasetReport, Gallery, Heat
+from cloc.evaluation.report.splits import MEASURES, Best, by_class, by_size
+from cloc.evaluation.sets import EvalSet, pairs
+from cloc.evaluation.suite import class_embeddings
+from cloc.evaluation.trial import Embedded, Trial
+
+SHOWN_BOXES = 8
+HEAT_PICTURES, HEAT_PHRASES = 3, 2
+HEAT_GRID = 96  # cells of a map's side before it is cut to the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Everything about one set: the models with what they made of it. Lists are in the same order."""
+
+    trials: Sequence[Trial]
+    data: EvalSet
+    embedded: Sequence[Embedded]
+    outcomes: Mapping[str, Outcomes]
+    best: Best
+
+    def source(self, model: str) -> str | None:
+        """The source that names a model's boxes best; None where it was asked for none."""
+        best = self.best[model]
+        return next((best[measure] for measure in MEASURES if measure in best), None)
+
+
+def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, samples: int, seed: int) -> DatasetReport:
+    """All that the report shows of a set.
+
+    Args:
+        found: the models on the set.
+        entry: of ``metrics.json``.
+        pictures: in the galleries: a third each of random, best and worst ones.
+        samples: resamples behind the intervals by class and size; 0 for none.
+        seed: of the draws and of the random pictures.
+    """
+    data = found.data
+    report = DatasetReport(data.name, data.config.description, entry)
+    if not any(own.regions for own in data.samples):
+        return report
+    report.classes = by_class(data, found.outcomes, found.best, _said(found), samples, seed)
+    report.sizes = by_size(data, found.outcomes, found.best, samples, seed)
+    scores = picture_scores(found)
+    chosen = choose(scores, [len(own.regions) for own in data.samples], pictures, seed)
+    indices = sorted({index for own in chosen.values() for index in own})
+    cases = dict(zip(indices, _cases(found, indices), strict=True))
+    model = found.trials[0].encoder.name
+    words = {
+        "random": "Drawn by seed, before any model was asked.",
+        "best": f"The pictures that {model} does best on.",
+        "worst": f"The pictures that {model} does worst on.",
+    }
+    titles = {"random": "Random pictures", "best": "Best pictures", "worst": "Worst pictures"}
+    report.galleries = [
+        Gallery(titles[kind], words[kind], [cases[index] for index in own]) for kind, own in chosen.items() if own
+    ]
+    if chosen["random"]:
+        mean = float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
+        few = [index for index in chosen["random"] if len(data.samples[index].regions) <= SHOWN_BOXES]
+        typical = min(few or chosen["random"], key=lambda index: abs(np.nan_to_num(scores[index]) - mean))
+        report.typical = cases[typical]
+        report.heats = _heats(found, [cases[index] for index in chosen["random"][:HEAT_PICTURES]])
+    return report
+
+
+def picture_scores(found: Evaluated) -> np.ndarray:
+    """How well the first model does on each picture, ``[pictures]`` in 0..1; NaN where it was asked nothing.
+
+    The mean of two: the share of boxes named rightly by its best source, and the mean IoU of the boxes that it draws.
+    """
+    model, size = found.trials[0].encoder.name, len(found.data.samples)
+    own, best = found.outcomes[model], found.best[model]
+    names = [f"region/{best[measure]}/{measure}" for measure in MEASURES if measure in best][:1]
+    rows = [_by_picture(own[name], size) for name in (*names, "grounding/mIoU") if name in own]
+    if not rows:
+        return np.full(size, np.nan)
+    stacked = np.stack(rows)
+    asked = np.isfinite(stacked)
+    return np.where(asked.any(0), np.where(asked, stacked, 0).sum(0) / np.maximum(asked.sum(0), 1), np.nan)
+
+
+def _by_picture(found: Outcome, size: int) -> np.ndarray:
+    total = np.bincount(found.group.numpy(), weights=found.values.numpy(), minlength=size)
+    count = np.bincount(found.group.numpy(), minlength=size)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def choose(scores: np.ndarray, boxes: Sequence[int], pictures: int, seed: int) -> dict[str, list[int]]:
+    """Which pictures the galleries hold.
+
+    Args:
+        scores: of :func:`picture_scores`.
+        boxes: how many each picture has; those without are never shown.
+        pictures: in all; a third each, the random ones take what is left over.
+        seed: of the random ones.
+
+    Returns:
+        ``random``, ``best`` (the best first) and ``worst`` (the worst first). The latter two are taken from pictures
+        with two boxes or more where there are enough; none stands in both.
+    """
+    usable = [index for index, count in enumerate(boxes) if count]
+    part = pictures // 3
+    drawn = np.random.default_rng(seed).permutation(usable)[: pictures - 2 * part].tolist() if usable else []
+    rich = [index for index in usable if boxes[index] > 1 and np.isfinite(scores[index])]
+    ranked = rich if len(rich) >= 2 * part else [index for index in usable if np.isfinite(scores[index])]
+    ranked = sorted(ranked, key=lambda index: (-scores[index], -boxes[index], index))
+    part = min(part, len(ranked) // 2)
+    return {"random": drawn, "best": ranked[:part], "worst": ranked[::-1][:part]}
+
+
+def _gallery_texts(found: Evaluated, trial: Trial) -> tuple[list[str], Tensor]:
+    """What a box can be called: the classes, or all phrases of the set where there are none."""
+    data = found.data
+    if data.categories:
+        return data.categories, class_embeddings(trial, data.categories, data.templates)
+    phrases = sorted({phrase for sample in data.samples for region in sample.regions for phrase in region.phrases})
+    return phrases, trial.texts(phrases)
+
+
+def _said(found: Evaluated) -> list[str]:
+    """What the first model calls each box that has a class, in the order of the set."""
+    trial, own, data = found.trials[0], found.embedded[0], found.data
+    source = found.source(trial.encoder.name)
+    if source is None or not data.categories:
+        return []
+    texts, gallery = _gallery_texts(found, trial)
+    classes = set(texts)
+    regions = [region for sample in data.samples for region in sample.regions]
+    classed = [index for index, region in enumerate(regions) if region.category in classes]
+    return [texts[i] for i in classify(own.regions[source][classed].to(gallery.device), gallery)[:, 0].tolist()]
+
+
+def _named(found: Evaluated, chosen: Sequence[int]) -> dict[str, dict[int, list[str]]]:
+    """Model label → picture → what it calls each box."""
+    starts = np.cumsum([0, *(len(sample.regions) for sample in found.data.samples)])
+    labels: dict[str, dict[int, list[str]]] = defaultdict(dict)
+    for trial, own in zip(found.trials, found.embedded, strict=True):
+        source = found.source(trial.encoder.name)
+        if source is None:
+            continue
+        texts, gallery = _gallery_texts(found, trial)
+        for index in chosen:
+            rows = own.regions[source][starts[index] : starts[index + 1]].to(gallery.device)
+            nearest = (rows @ gallery.T).argmax(1).tolist()
+            labels[f"{trial.encoder.name} · {source}"][index] = [texts[i] for i in nearest]
+    return labels
+
+
+def _cases(found: Evaluated, chosen: Sequence[int]) -> list[Case]:
+    """Pictures with every model's names for the boxes and places for the phrases."""
+    data = found.data
+    named = _named(found, chosen)
+    starts = np.cumsum([0, *(len(own) for own in pairs(data.samples))])
+    cases = []
+    for index, picture in zip(chosen, data.pictures(list(chosen)), strict=True):
+        sample = data.samples[index]
+        regions, phrases = sample.regions[:SHOWN_BOXES], pairs([sample])[0]
+        places = [starts[index] + phrases.index(region.phrases[0]) for region in regions]
+        cases.append(
+            Case(
+                key=sample.key,
+                image=tv.to_pil_image(picture),
+                boxes=[region.box for region in regions],
+                phrases=[region.phrases[0] for region in regions],
+                named={
+                    label: [
+                        Answer(text, text == region.category or text in region.phrases)
+                        for text, region in zip(names[index], regions, strict=False)
+                    ]
+                    for label, names in named.items()
+                },
+                grounded={
+                    trial.encoder.name: [tuple(own.predicted[place].tolist()) for place in places]
+                    for trial, own in zip(found.trials, found.embedded, strict=True)
+                    if len(own.predicted)
+                },
+                more=len(sample.regions) - len(regions),
+            )
+        )
+    return cases
+
+
+def _heats(found: Evaluated, cases: Sequence[Case]) -> list[Heat]:
+    heats = []
+    for case in cases:
+        phrases = list(dict.fromkeys(case.phrases))[:HEAT_PHRASES]
+        maps: list[dict[str, np.ndarray]] = [{} for _ in phrases]
+        for trial in found.trials:
+            if not getattr(trial.encoder.model.image, "dense", True):
+                continue
+            label, rows = similarity_maps(trial.encoder, case.image, trial.texts(phrases))
+            for own, row in zip(maps, rows, strict=True):
+                own[label] = row
+        for phrase, own in zip(phrases, maps, strict=True):
+            boxes = [box for box, text in zip(case.boxes, case.phrases, strict=True) if text == phrase]
+            if own:
+                heats.append(Heat(case.key, case.image, phrase, boxes, own))
+    return heats
+
+
+@torch.inference_mode()
+def similarity_maps(encoder: Encoder, image: Any, texts: Tensor) -> tuple[str, list[np.ndarray]]:
+    """Cosine of every place of a picture to each text: patch tokens in the joint space · text.
+
+    Args:
+        encoder: a model with patch tokens.
+        image: a PIL image.
+        texts: ``[T,D]`` of unit norm.
+
+    Returns:
+        A label that says how tokens reached the joint space (as the Prompter reads a single token, or by the
+        projection of the whole picture's embedding), and a map ``[h,w]`` over the picture without its padding for each
+        text.
+    """
+    model, side = encoder.model, encoder.model.image.image_size
+    preprocess = encoder.preprocess if encoder.preprocess.whole else PAD
+    view, content = preprocess(tv.pil_to_tensor(image), side)
+    tokens = model.encode_images(view[None].to(encoder.device)).tokens
+    if getattr(model.prompter, "local", None) is not None:
+        local, how = model.prompter.local(model.prompter.memory(tokens)), "prompter"
+    else:
+        local, how = model.image.project_tokens(tokens), "projection"
+    cosines = (normalize(local.float(), dim=-1)[0] @ texts.to(local.device).T).T.unflatten(-1, tuple(model.grid))
+    fine = interpolate(cosines[:, None], size=(HEAT_GRID, HEAT_GRID), mode="bilinear", align_corners=False)[:, 0]
+    left, top, right, bottom = (round(value * HEAT_GRID) for value in content.tolist())
+    cut = fine[:, top : max(bottom, top + 1), left : max(right, left + 1)].cpu()
+    return f"{encoder.name} · {how}", [own.numpy() for own in cut]

@@ -1,0 +1,236 @@
+"""Where the model on trial wins and loses: by class and by box size.
+
+Stands beside ``compare.py``: the same outcomes that its metrics are made of, taken apart. One question is asked of
+every box (its class, or its phrase where the set has no classes), of each model by its best source.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloc.evaluation.bootstrap import BLOCK, LEVELS, draws
+from cloc.evaluation.outcome import Outcome, Outcomes
+from cloc.evaluation.report.dots import Dot, DotRow
+from cloc.evaluation.report.formats import format_range, format_value
+from cloc.evaluation.report.table import Interval, gap_words, make_gap
+from cloc.evaluation.sets import EvalSet
+
+MEASURES = ("top1", "region_to_text_R@10")  # of a box; the first that was measured is taken apart
+ENDS = 8  # classes shown at each end
+FEWEST = 5  # boxes that a class needs to be shown
+BINS = 5
+
+Best = Mapping[str, Mapping[str, str]]  # model → measure → source
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPoint:
+    """A class with the first model's value (``y``), the other's (``x``), and how many boxes it has."""
+
+    name: str
+    x: float
+    y: float
+    boxes: int
+
+
+@dataclass(slots=True)
+class Classes:
+    """The classes of a set by two models.
+
+    Attributes:
+        first: the model on trial.
+        rival: the best other; empty where there is none.
+        won: classes at the upper end: of the difference, or of the value where there is no rival.
+        lost: classes at the lower end, the lowest first.
+        points: every class.
+        left_out: classes with too few boxes.
+    """
+
+    first: str
+    rival: str
+    won: list[DotRow] = field(default_factory=list)
+    lost: list[DotRow] = field(default_factory=list)
+    points: list[ClassPoint] = field(default_factory=list)
+    left_out: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """Classes in which the first model names more."""
+        return sum(point.y > point.x for point in self.points)
+
+    @property
+    def behind(self) -> int:
+        """Classes in which it names fewer."""
+        return sum(point.y < point.x for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One question by box size."""
+
+    title: str
+    rows: list[DotRow]
+
+
+def by_class(
+    data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, said: Sequence[str], samples: int, seed: int
+) -> Classes | None:
+    """The classes of a set, best and worst for the first model against the best other.
+
+    Args:
+        data: the set.
+        outcomes: of each model; the first is the one on trial.
+        best: sources.
+        said: what the first model calls each box that has a class.
+        samples: resamples behind the intervals; 0 for none.
+        seed: of the draws.
+
+    Returns:
+        None where the boxes have no classes.
+    """
+    asked = {model: own for model, own in _asked(outcomes, best).items() if own.label is not None}
+    if not asked or next(iter(outcomes)) not in asked:
+        return None
+    first, *others = asked
+    rival = max(others, key=lambda model: asked[model].value, default="")
+    label, count = asked[first].label, torch.bincount(asked[first].label)
+    rates = {model: torch.bincount(label, weights=own.values) / count for model, own in asked.items()}
+    shown = [index for index in count.nonzero()[:, 0].tolist() if count[index] >= FEWEST]
+    found = Classes(first, rival, left_out=int((count > 0).sum()) - len(shown))
+    if rival:
+        found.points = [
+            ClassPoint(data.categories[i], float(rates[rival][i]), float(rates[first][i]), int(count[i])) for i in shown
+        ]
+    order = sorted(
+        shown, key=lambda i: (-float(rates[first][i] - (rates[rival][i] if rival else 0)), data.categories[i])
+    )
+    ends = min(ENDS, len(order) // 2) if len(order) > 1 else len(order)
+    chosen = {data.categories[i]: label == i for i in [*order[:ends], *reversed(order[len(order) - ends :])]}
+    compared = {model: asked[model] for model in ([first, rival] if rival else [first])}
+    taken = {name: _taken(name, mask, said) for name, mask in chosen.items()}
+    rows = _rows(chosen, taken, compared, samples, seed)
+    found.won, found.lost = rows[:ends], rows[ends:]
+    return found
+
+
+def _taken(name: str, mask: Tensor, said: Sequence[str]) -> str:
+    """What boxes of a class are called: ``"31 boxes; 4 taken for tomato"``."""
+    wrong = Counter(said[i] for i in mask.nonzero()[:, 0].tolist() if said[i] != name)
+    most = f"; {wrong.most_common(1)[0][1]} taken for {wrong.most_common(1)[0][0]}" if wrong else ""
+    return f"{int(mask.sum())} boxes{most}"
+
+
+def by_size(data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, samples: int, seed: int) -> list[Split]:
+    """Naming boxes, and finding them, by how large they are in their picture: five parts of equal number."""
+    splits = []
+    asked = _asked(outcomes, best)
+    if asked:
+        measure = _measure(best)
+        named = set(data.categories)
+        boxes = [
+            region.box
+            for sample in data.samples
+            for region in sample.regions
+            if measure != "top1" or region.category in named
+        ]
+        title = "Name a box" if measure == "top1" else "Find the phrase of a box, among the first ten"
+        splits.append(Split(title, _size_rows(_sides(boxes), asked, samples, seed)))
+    metric = "grounding/any/acc@0.5"
+    found = {model: own[metric] for model, own in outcomes.items() if metric in own}
+    if found:
+        owned = [
+            max((region.box for region in sample.regions if phrase in region.phrases), key=lambda box: _side(box))
+            for sample, phrases in zip(data.samples, data.phrases, strict=True)
+            for phrase in phrases
+        ]
+        splits.append(Split("Find the box of a phrase, acc@0.5", _size_rows(_sides(owned), found, samples, seed)))
+    return splits
+
+
+def _measure(best: Best) -> str | None:
+    measured = {measure for own in best.values() for measure in own}
+    return next((measure for measure in MEASURES if measure in measured), None)
+
+
+def _asked(outcomes: Mapping[str, Outcomes], best: Best) -> dict[str, Outcome]:
+    """What was asked of every box, of each model by its best source; with the class where there is one."""
+    measure = _measure(best)
+    found = {}
+    for model, own in outcomes.items():
+        if measure in best[model]:
+            prefix = f"region/{best[model][measure]}"
+            one = own[f"{prefix}/{measure}"]
+            found[model] = Outcome(one.values, one.group, own[f"{prefix}/mAcc"].label if measure == "top1" else None)
+    return found
+
+
+def _side(box: Sequence[float]) -> float:
+    return ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
+
+
+def _sides(boxes: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([_side(box) for box in boxes], dtype=torch.float64)
+
+
+def _size_rows(sides: Tensor, asked: Mapping[str, Outcome], samples: int, seed: int) -> list[DotRow]:
+    bounds = np.unique(np.quantile(sides.numpy(), np.linspace(0, 1, BINS + 1)))
+    parts, notes = {}, {}
+    for place, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        mask = (sides >= low) & ((sides < high) if place < len(bounds) - 2 else (sides <= high))
+        label = f"side {100 * low:.0f}–{100 * high:.0f}%"
+        if mask.any():
+            parts[label], notes[label] = mask, f"{int(mask.sum()):,} asked"
+    return _rows(parts, notes, asked, samples, seed)
+
+
+def _rows(
+    parts: Mapping[str, Tensor], notes: Mapping[str, str], asked: Mapping[str, Outcome], samples: int, seed: int
+) -> list[DotRow]:
+    """A row for each part of the questions, with intervals over pictures; all models on the same draws."""
+    cut = {
+        (label, model): Outcome(own.values[mask], own.group[mask])
+        for label, mask in parts.items()
+        for model, own in asked.items()
+    }
+    drawn = _resampled(cut, samples, seed)
+    first, *others = asked
+    rival = max(others, key=lambda model: asked[model].value, default="")
+    rows = []
+    for label in parts:
+        dots = []
+        for model in asked:
+            value, interval = cut[label, model].value, _percentiles(drawn.get((label, model)))
+            words = format_range(*interval, percent=True) if interval else ""
+            dots.append(Dot(model, value, format_value(value, True), interval, words))
+        row = DotRow(label, notes[label], dots)
+        if rival:
+            paired = _percentiles(drawn[label, first] - drawn[label, rival]) if drawn else None
+            gap = make_gap(cut[label, first].value - cut[label, rival].value, rival, paired, percent=True)
+            row = DotRow(label, notes[label], dots, gap, gap_words(gap, True))
+        rows.append(row)
+    return rows
+
+
+def _resampled(cut: Mapping[tuple[str, str], Outcome], samples: int, seed: int) -> dict[tuple[str, str], Tensor]:
+    if not cut or not samples:
+        return {}
+    pictures = max(int(own.group.max()) for own in cut.values()) + 1
+    parts: dict[tuple[str, str], list[Tensor]] = {name: [] for name in cut}
+    for block, start in enumerate(range(0, samples, BLOCK)):
+        weights = draws(pictures, min(BLOCK, samples - start), seed, block)
+        for name, own in cut.items():
+            parts[name].append(own.resampled(weights))
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def _percentiles(rows: Tensor | None) -> Interval | None:
+    if rows is None or bool(rows.isnan().all()):
+        return None
+    low, high = np.nanpercentile(rows.numpy(), LEVELS)
+    return float(low), float(high)

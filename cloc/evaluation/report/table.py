@@ -1,0 +1,247 @@
+"""Models side by side by every metric, with intervals: the rows of the terminal's table and of the report.
+
+Stands after ``meaning.py``, which knows what a metric is called, and before the two readers::
+
+    rich.print(comparison_table(json.loads(Path("metrics.json").read_text())))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value
+from cloc.evaluation.report.meaning import GROUPS, SOURCES, Meaning, best_sources, describe, finite, why_missing
+
+Interval = tuple[float, float]
+WIDTH = 100  # columns of the terminal's table
+WITH_INTERVALS = 3  # models up to which the terminal has room for intervals
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model's value in one row.
+
+    Attributes:
+        model: whose.
+        value: None where there is none.
+        text: as shown.
+        why: the reason where ``value`` is missing.
+        best: whether no model does better.
+        interval: 95 %, or None where none was computed.
+        note: the source behind a "best source" row.
+    """
+
+    model: str
+    value: float | None
+    text: str
+    why: str
+    best: bool
+    interval: Interval | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The first model less the best of the others.
+
+    Attributes:
+        value: None where one of them has no value.
+        text: as shown, in points.
+        rival: the best of the others.
+        interval: 95 % of the paired difference, or None.
+        ahead: whether the first model is ahead; None where the interval includes 0, or the two are level.
+    """
+
+    value: float | None = None
+    text: str = MISSING
+    rival: str = ""
+    interval: Interval | None = None
+    ahead: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric across models."""
+
+    meaning: Meaning
+    cells: list[Cell]
+    gap: Gap
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Rows that share a reading."""
+
+    title: str
+    reading: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A part of the comparison."""
+
+    title: str
+    families: list[Family]
+
+
+def make_gap(value: float, rival: str, interval: Interval | None, percent: bool) -> Gap:
+    """A difference with its text and its verdict."""
+    text = format_gap(value, percent)
+    if interval is not None:
+        ahead = True if interval[0] > 0 else False if interval[1] < 0 else None
+    else:
+        ahead = None if not text.startswith(("+", "−")) else value > 0
+    return Gap(value, text, rival, interval, ahead)
+
+
+def compare(entry: Mapping[str, Any]) -> list[Group]:
+    """Groups the metrics of several models, in reading order; groups of which nothing was measured are left out.
+
+    Args:
+        entry: of one set in ``metrics.json``: ``models``, and ``intervals`` and ``differences`` where they are known.
+            The first model is the one that differences are taken from.
+    """
+    models = entry["models"]
+    names = dict.fromkeys(name for metrics in models.values() for name in metrics)
+    best = {model: best_sources(metrics) for model, metrics in models.items()}
+    sources = {name.split("/")[1] for name in names if name.startswith("region/")}
+    if len(models) > 1 and len(sources) > 1:
+        names |= dict.fromkeys(f"region/best/{measure}" for own in best.values() for measure in own)
+    groups: dict[str, dict[str, Family]] = {title: {} for title in GROUPS}
+    for meaning in sorted(map(describe, names), key=lambda meaning: meaning.order):
+        families = groups.setdefault(meaning.group, {})
+        family = families.setdefault(meaning.family, Family(meaning.family, meaning.reading, []))
+        family.rows.append(make_row(entry, meaning.metric, best))
+    return [Group(title, list(families.values())) for title, families in groups.items() if families]
+
+
+def make_row(entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[str, str]]) -> Row:
+    """One metric of a set; ``region/best/MEASURE`` takes each model's best source, which ``best`` names."""
+    meaning, measure, models = describe(metric), metric.removeprefix("region/best/"), entry["models"]
+    own = {model: metric for model in models}
+    if measure != metric:
+        own = {model: f"region/{best[model].get(measure, 'best')}/{measure}" for model in models}
+    values = {model: finite(metrics, own[model]) for model, metrics in models.items()}
+    known = [value for value in values.values() if value is not None]
+    top = max(known) if known and len(models) > 1 else None
+    intervals = entry.get("intervals", {})
+    cells = [
+        Cell(
+            model,
+            value,
+            format_value(value, meaning.percent),
+            "" if value is not None else why_missing(own[model], models[model]),
+            top is not None and value is not None and math.isclose(value, top, abs_tol=5e-5),
+            _interval(intervals.get(model, {}).get(own[model])),
+            SOURCES.get(best[model].get(measure, ""), "") if measure != metric else "",
+        )
+        for model, value in values.items()
+    ]
+    first = next(iter(values), None)
+    rivals = {model: value for model, value in values.items() if model != first and value is not None}
+    if first is None or values[first] is None or not rivals:
+        return Row(meaning, cells, Gap())
+    rival = max(rivals, key=rivals.__getitem__)
+    paired = entry.get("differences", {}).get(rival, {}).get(metric)
+    interval = _interval(paired[1:]) if paired else None
+    return Row(meaning, cells, make_gap(values[first] - rivals[rival], rival, interval, meaning.percent))
+
+
+def _interval(pair: Any) -> Interval | None:
+    return None if pair is None or not all(map(math.isfinite, pair)) else (float(pair[0]), float(pair[1]))
+
+
+def absences(groups: list[Group]) -> list[str]:
+    """Why values are missing, each reason once with its models: ``"clip: There is no Prompter …"``."""
+    cells = [cell for group in groups for family in group.families for row in family.rows for cell in row.cells]
+    reasons: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.why:
+            reasons.setdefault(cell.why, {})[cell.model] = None
+    return [f"{', '.join(models)}: {why}" for why, models in reasons.items()]
+
+
+def comparison_table(data: Mapping[str, Any]) -> Table:
+    """Builds the comparison of ``metrics.json`` for the terminal.
+
+    Args:
+        data: ``{"data": {NAME: {"models": {MODEL: {METRIC: value}}, "intervals", "differences"}}}``.
+
+    Returns:
+        A table with models as columns, metrics as rows by data set and group, best values bold; it fits 100 columns.
+
+    Raises:
+        ValueError: ``data`` has no ``data`` key.
+    """
+    if "data" not in data:
+        raise ValueError(f"metrics hold {sorted(data)} and no 'data'; pass the whole content of metrics.json")
+    models = list(dict.fromkeys(model for entry in data["data"].values() for model in entry["models"]))
+    several, roomy = len(models) > 1, len(models) <= WITH_INTERVALS
+    gap = 2 if len(models) < 6 else 1
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, gap, 0, 0))
+    table.add_column("", overflow="fold", min_width=18)
+    widest = max(7, (WIDTH - 34 - 8) // max(len(models), 1) - gap)  # what is left beside labels and difference
+    for model in models:
+        table.add_column(Text(model), justify="right", min_width=6, max_width=widest, overflow="fold")
+    if several:
+        table.add_column("Δ", justify="right", min_width=6, no_wrap=True)
+    for name, entry in data["data"].items():
+        if table.row_count:
+            table.add_row()
+        table.add_row(Text(name, style="bold underline"))
+        measured = dict(entry) | {"models": {model: entry["models"].get(model, {}) for model in models}}
+        for group in compare(measured) if models else []:
+            _add_group(table, group, several, roomy)
+    table.caption = Text("\n".join(_caption(data, models, roomy)), style="dim")
+    table.caption_justify = "left"
+    return table
+
+
+def _caption(data: Mapping[str, Any], models: list[str], roomy: bool) -> list[str]:
+    uncertain = any(entry.get("intervals") for entry in data["data"].values())
+    lines = ["±: half of the 95 % interval, over pictures."] if uncertain and roomy else []
+    if len(models) > 1:
+        colored = " Colored where its interval excludes 0." if uncertain else ""
+        lines += ["Bold: best of its row.", f"Δ: {models[0]} less the best other, in points.{colored}"]
+    return lines
+
+
+def _add_group(table: Table, group: Group, several: bool, roomy: bool) -> None:
+    table.add_row()
+    table.add_row(Text(group.title, style="bold cyan"))
+    for family in group.families:
+        if family.title:
+            table.add_row(Text(f" {family.title}", style="italic"))
+        for row in family.rows:
+            percent = row.meaning.percent
+            values = [_shown(c.text, "bold" if c.best else "", c.interval, percent, roomy) for c in row.cells]
+            style = {True: "green", False: "red", None: "dim"}[row.gap.ahead]
+            gap = [_shown(row.gap.text, style, row.gap.interval, percent, roomy)] if several else []
+            table.add_row(Text(f"   {row.meaning.label}"), *values, *gap)
+
+
+def _shown(text: str, style: str, interval: Interval | None, percent: bool, roomy: bool) -> Text:
+    shown = Text(text, style=style)
+    if interval is not None and roomy:
+        half = (interval[1] - interval[0]) / 2
+        shown.append(f" ±{100 * half:.1f}" if percent else f" ±{half:.3f}", style="dim")
+    return shown
+
+
+def gap_words(gap: Gap, percent: bool) -> str:
+    """A gap's interval in words: ``"+83.2 to +85.1"``; empty where there is none."""
+    if gap.interval is None:
+        return ""
+    return " to ".join(format_gap(end, percent) for end in gap.interval)
+
+
+def cell_words(cell: Cell, percent: bool) -> str:
+    """A cell's interval: ``"92.0–94.0"``; empty where there is none."""
+    return "" if cell.interval is None else format_range(*cell.interval, percent)
