@@ -62,7 +62,9 @@ def draw(found: dict[str, dict[str, Curve]], out: Path) -> None:
             panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(metric.replace("image_text/", ""))
-    panels[0][0].legend(frameon=False)
+    shown = [line for row in panels for line in row[0].lines]
+    handles = {line.get_label(): line for line in shown}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(4, len(handles)), frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 
