@@ -28,7 +28,7 @@ from cloc.evaluation.report.meaning import describe
 from cloc.evaluation.report.page import write_report
 from cloc.evaluation.report.pictures import Shape, encode_picture, heat_picture, iou, overlay
 from cloc.evaluation.report.splits import Classes, ClassPoint, Split
-from cloc.evaluation.report.table import compare, comparison_table
+from cloc.evaluation.report.table import compare, comparison_table, markdown
 
 NAN = float("nan")
 HOSTILE = "<script>alert('x')</script> & a 🎉"
@@ -252,6 +252,15 @@ def test_terminal_table_fits_100_columns() -> None:
         assert ("−93.0" in text) == ("first" in chosen)
     with pytest.raises(ValueError, match=r"metrics.json"):
         comparison_table({"models": {}})
+
+
+def test_markdown_holds_every_row_with_its_intervals() -> None:
+    text = markdown({"data": {"openmoji": entry(cloc=CLOC, clip=CLIP), "empty": {"models": {}}}})
+    lines = text.splitlines()
+    assert lines[0] == "## openmoji" and lines[2] == "| metric | cloc | clip | difference |"
+    assert "| `grounding/mIoU` | **0.741** (0.731–0.751) | – | – |" in lines
+    retrieval = "| `image_text/text_to_image_R@1` | 64.2% (63.2–65.2) | **66.1%** (65.1–67.1) | −1.9 (−2.9 to −0.9) |"
+    assert retrieval in lines and "## empty" in lines
 
 
 def test_page_escapes_every_text_and_prints_no_nan(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models side by side: what `eval.py` runs. Writes metrics.json, the table and the report.
+"""Models side by side: what `eval.py` runs. Writes metrics.json, the tables and the report.
 
 Last step of evaluation (``sets → trial → suite → compare``). On several ranks all measure and the first one writes.
 """
@@ -29,7 +29,7 @@ from cloc.evaluation.report.content import Curve, DatasetReport, ReportData
 from cloc.evaluation.report.gallery import Evaluated, dataset_report
 from cloc.evaluation.report.meaning import best_sources
 from cloc.evaluation.report.page import write_report
-from cloc.evaluation.report.table import comparison_table
+from cloc.evaluation.report.table import comparison_table, markdown
 from cloc.evaluation.sets import load_eval_set
 from cloc.evaluation.suite import measure
 from cloc.evaluation.trial import Trial
@@ -109,6 +109,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
         out.mkdir(parents=True, exist_ok=True)
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
         (out / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        (out / "metrics.md").write_text(markdown(result))
         console.print(comparison_table(result))
         page = write_report(_report(config, result, reports, encoders), out / "report")
         console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)

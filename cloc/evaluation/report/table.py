@@ -235,6 +235,32 @@ def _shown(text: str, style: str, interval: Interval | None, percent: bool, room
     return shown
 
 
+def markdown(data: Mapping[str, Any]) -> str:
+    """The comparison of ``metrics.json`` as Markdown, a table for each set: to paste into an issue or a paper.
+
+    Args:
+        data: as :func:`comparison_table` takes it.
+    """
+    lines: list[str] = []
+    for name, entry in data["data"].items():
+        models = list(entry["models"])
+        groups = compare(entry) if models else []
+        rows = [row for group in groups for family in group.families for row in family.rows]
+        columns = ["metric", *models, *(["difference"] if len(models) > 1 else [])]
+        lines += [f"## {name}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for row in rows:
+            percent = row.meaning.percent
+            cells = [_bracketed(f"**{c.text}**" if c.best else c.text, cell_words(c, percent)) for c in row.cells]
+            gap = [_bracketed(row.gap.text, gap_words(row.gap, percent))] if len(models) > 1 else []
+            lines.append(f"| {' | '.join([f'`{row.meaning.metric}`', *cells, *gap])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _bracketed(text: str, interval: str) -> str:
+    return f"{text} ({interval})" if interval else text
+
+
 def gap_words(gap: Gap, percent: bool) -> str:
     """A gap's interval in words: ``"+83.2 to +85.1"``; empty where there is none."""
     if gap.interval is None:
