@@ -18,8 +18,11 @@ ID=cloc$$
 PORT=29500
 PIDS=()
 
+# kill_node NODE: everything that runs on it, as when a machine dies; torchrun starts its processes in sessions of their own
+kill_node() { ip netns pids "$ID-$1" 2>/dev/null | xargs -r kill -9 2>/dev/null || true; }
+
 stop() {
-  for pid in "${PIDS[@]}"; do kill -9 -- "-$pid" 2>/dev/null || true; done
+  for node in 0 1; do kill_node $node; done
   for node in 0 1; do ip netns delete "$ID-$node" 2>/dev/null || true; done
 }
 trap stop EXIT
@@ -32,7 +35,7 @@ for node in 0 1; do
   ip -n "$ID-$node" link set lo up
 done
 
-# launch NODE LOG FOLDER …: torchrun of one node, in a process group of its own
+# launch NODE LOG FOLDER …: torchrun of one node
 launch() {
   local node=$1 log=$2 folder=$3; shift 3
   cd "$ROOT"
@@ -74,9 +77,9 @@ kill_and_resume() {
     kill -0 "${PIDS[1]}" 2>/dev/null || fail "$name: ended before its first checkpoint"
     sleep 0.2
   done
-  kill -9 -- "-${PIDS[1]}"
+  kill_node 1
   until ! kill -0 "${PIDS[0]}" 2>/dev/null; do  # without its peer node 0 fails; a launcher would end it as well
-    [ $((waited += 1)) -lt 150 ] || kill -9 -- "-${PIDS[0]}"
+    [ $((waited += 1)) -lt 150 ] || kill_node 0
     sleep 0.2
   done
   wait "${PIDS[0]}" 2>/dev/null && fail "$name: finished before node 1 was killed; give more samples"
