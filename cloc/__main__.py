@@ -73,27 +73,77 @@ def data_convert(
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
-    """Read and decode every sample, print statistics and faults, and write the manifest where it is missing."""
-    from cloc.data.inspect import check, print_check
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    workers: Annotated[int, typer.Option(help="Processes that read and decode.")] = 1,
+    against: Annotated[Path | None, typer.Option(help="Another set: find pictures and captions in both.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Folder to write the usable samples to.", metavar="OUT")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all that was found.", metavar="FILE")] = None,
+) -> None:
+    """Read and decode every sample; print statistics and faults; write the manifest where it is missing.
 
-    result = check(folder)
-    print_check(result)
-    if not result.ok:
+    Exit code 1 for a broken shard, a bad sample, a key that comes twice, or a picture that --against has too.
+    """
+    from json import dumps
+
+    from cloc.data.check import check
+    from cloc.data.check_report import print_check, to_json
+
+    found = check(folder, workers=workers, against=against, fix=fix)
+    print_check(found)
+    if json is not None:
+        json.write_text(dumps(to_json(found), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if not found.ok:
         raise typer.Exit(1)
+
+
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys of data as for train.py: crop=0.4 flip=0.5 regions=8 …", metavar="[KEY=VALUE …]"),
+]
+ImageSizeOption = Annotated[int, typer.Option(help="Side of the view in pixels.")]
 
 
 @data_app.command("show")
 def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="Pictures on the sheet.")] = 16,
-    seed: Annotated[int, typer.Option(help="Another seed shows other samples.")] = 0,
+    overrides: OverridesArgument = None,
+    out: Annotated[Path, typer.Option(help="File to write, .png or .html.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(help="Samples to show.")] = 16,
+    seed: Annotated[int, typer.Option(help="Another seed shows other samples, and draws other regions.")] = 0,
+    view: Annotated[bool, typer.Option("--view", help="Also show what a model is given.")] = False,
+    image_size: ImageSizeOption = 224,
 ) -> None:
-    """Draw a sheet of samples with their boxes and phrases."""
-    from cloc.data.inspect import show
+    """Draw samples with their boxes and phrases."""
+    if overrides and not view:
+        raise ValueError(f"{' '.join(overrides)}: these change the view; add --view")
+    from cloc.config import data_config
+    from cloc.data.collate import make_chooser
+    from cloc.data.show import show
 
-    typer.echo(f"wrote {show(folder, out, count=count, seed=seed)}")
+    chooser = make_chooser(data_config(overrides or []), image_size) if view else None
+    typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
+
+
+@data_app.command("bench")
+def data_bench(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    overrides: OverridesArgument = None,
+    samples: Annotated[int, typer.Option(help="To measure with.")] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.")] = 64,
+    workers: Annotated[int, typer.Option(help="Reading processes of the stream; 0 reads in this one.")] = 1,
+    image_size: ImageSizeOption = 224,
+    tokenizer: Annotated[str, typer.Option(help="As model.text.tokenizer.")] = "open_clip",
+) -> None:
+    """Measure samples a second, and where the time goes."""
+    from cloc.config import data_config
+    from cloc.data.bench import bench, print_bench
+    from cloc.data.collate import make_chooser
+    from cloc.data.text import Tokenizer
+
+    chooser = make_chooser(data_config(overrides or []), image_size)
+    options = {"samples": samples, "batch_size": batch_size, "workers": workers}
+    print_bench(bench(folder, chooser, tokenizer=Tokenizer(tokenizer), **options))
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]
