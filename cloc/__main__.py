@@ -75,10 +75,15 @@ def data_convert(
 @data_app.command("check")
 def data_check(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    workers: Annotated[int, typer.Option(help="Processes that read and decode.")] = 1,
-    against: Annotated[Path | None, typer.Option(help="Another set: find pictures and captions in both.")] = None,
-    fix: Annotated[Path | None, typer.Option(help="Folder to write the usable samples to.", metavar="OUT")] = None,
-    json: Annotated[Path | None, typer.Option(help="File for all that was found.", metavar="FILE")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=1)] = 1,
+    against: Annotated[
+        Path | None, typer.Option(help="Another set: find pictures and texts in both.", metavar="OTHER")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="Folder for a copy without what is wrong.", metavar="OUT")] = None,
+    index: Annotated[bool, typer.Option(help="Write manifest.json where it is missing.")] = True,
+    json: Annotated[
+        Path | None, typer.Option(help="File for all that was found; - prints it in place of the table.")
+    ] = None,
 ) -> None:
     """Read and decode every sample; print statistics and faults; write the manifest where it is missing.
 
@@ -89,10 +94,16 @@ def data_check(
     from cloc.data.check import check
     from cloc.data.check_report import print_check, to_json
 
-    found = check(folder, workers=workers, against=against, fix=fix)
-    print_check(found)
+    to_stdout = json == Path("-")
+    if json is not None and not to_stdout and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise ValueError(f"--json {json}: no file can be written there; make its folder")
+    found = check(folder, workers=workers, against=against, fix=fix, index=index)
+    if not to_stdout:
+        print_check(found)
     if json is not None:
-        json.write_text(dumps(to_json(found), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = dumps(to_json(found), ensure_ascii=False, indent=1)
+        text = text.encode("utf-8", "backslashreplace").decode()  # of lone surrogates, JSON's own escapes
+        typer.echo(text) if to_stdout else json.write_text(text + "\n", encoding="utf-8")
     if not found.ok:
         raise typer.Exit(1)
 
@@ -101,7 +112,7 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Keys of data as for train.py: crop=0.4 flip=0.5 regions=8 …", metavar="[KEY=VALUE …]"),
 ]
-ImageSizeOption = Annotated[int, typer.Option(help="Side of the view in pixels.")]
+ImageSizeOption = Annotated[int, typer.Option(help="Side of the view in pixels.", min=1)]
 
 
 @data_app.command("show")
@@ -109,12 +120,12 @@ def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     overrides: OverridesArgument = None,
     out: Annotated[Path, typer.Option(help="File to write, .png or .html.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="Samples to show.")] = 16,
+    count: Annotated[int, typer.Option(help="Samples to show.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Another seed shows other samples, and draws other regions.")] = 0,
     view: Annotated[bool, typer.Option("--view", help="Also show what a model is given.")] = False,
     image_size: ImageSizeOption = 224,
 ) -> None:
-    """Draw samples with their boxes and phrases."""
+    """Draw samples with their boxes and phrases, on a sheet (.png) or a page (.html)."""
     if overrides and not view:
         raise ValueError(f"{' '.join(overrides)}: these change the view; add --view")
     from cloc.config import data_config
@@ -129,9 +140,9 @@ def data_show(
 def data_bench(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     overrides: OverridesArgument = None,
-    samples: Annotated[int, typer.Option(help="To measure with.")] = 2048,
-    batch_size: Annotated[int, typer.Option(help="Samples of a batch.")] = 64,
-    workers: Annotated[int, typer.Option(help="Reading processes of the stream; 0 reads in this one.")] = 1,
+    samples: Annotated[int, typer.Option(help="To measure with.", min=1)] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.", min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Reading processes of the stream; 0 reads in this one.", min=0)] = 1,
     image_size: ImageSizeOption = 224,
     tokenizer: Annotated[str, typer.Option(help="As model.text.tokenizer.")] = "open_clip",
 ) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import tarfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
+from landscapes import BOX, jpeg, landscape, printed, sample, write
 from typer.testing import CliRunner
 
 from cloc.__main__ import app
@@ -19,36 +16,8 @@ from cloc.contracts import Region, Sample
 from cloc.data import check as check_module
 from cloc.data.check import check
 from cloc.data.check_report import to_json
-from cloc.data.decode import decode_rgb
-from cloc.data.duplicates import SAME_BITS, gradient_hash, text_hash
 from cloc.data.schema import parse_sample
-from cloc.data.shards import MANIFEST_NAME, ShardError, ShardReader, load_manifest, read_sample_members, write_shards
-
-BOX = (0.1, 0.1, 0.5, 0.5)
-
-
-def landscape(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Smooth, with structure at every size, as photographs have."""
-    noise = np.random.default_rng(seed).uniform(0, 255, (9, 12, 3)).astype(np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def jpeg(image: Image.Image, quality: int = 95) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def sample(
-    key: str, seed: int, captions: Sequence[str] = ("a view",), phrases: Sequence[str] = ("a hill",), **options: Any
-) -> Sample:
-    data = options.get("image") or jpeg(landscape(seed))
-    return Sample(key, data, "jpg", tuple(captions), (Region(BOX, tuple(phrases)),))
-
-
-def write(folder: Path, *samples: Sample, per_shard: int = 4) -> Path:
-    write_shards(samples, folder, samples_per_shard=per_shard)
-    return folder
+from cloc.data.shards import MANIFEST_NAME, ShardError, ShardReader, load_manifest, read_sample_members
 
 
 @pytest.fixture
@@ -139,94 +108,100 @@ def test_fix_writes_a_clean_copy_and_leaves_the_source_alone(faulty: Path, tmp_p
             kept[one.key].captions,
             kept[one.key].regions,
         )
-    with pytest.raises(ShardError, match="not empty"):
-        check(faulty, fix=faulty)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("faulty", "which is read"),
+        ("faulty/clean", "which is read"),
+        ("full", "not an empty"),
+        ("file", "not an empty"),
+    ],
+)
+def test_a_fix_that_cannot_be_written_is_refused_before_the_pass(
+    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    for name in ("full/kept", "file"):
+        (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(check_module, "_pool", lambda workers: pytest.fail("the pass has begun"))
+    with pytest.raises(ShardError, match=message):
+        check(faulty, fix=tmp_path / out)
+    assert (tmp_path / "full/kept").read_text() == "mine"
+
+
+def test_fix_leaves_out_the_pictures_that_the_other_set_has(faulty: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", sample("o", 1), sample("p", 9), sample("q", 50))
+    found = check(faulty, against=other, fix=tmp_path / "clean")
+    assert keys_of(tmp_path / "clean") == ["k0", "k2", "k4", "k5", "k6", "k7"] and not found.ok
+    assert check(tmp_path / "clean", against=other).ok
+    with pytest.raises(ShardError, match="which is read"):
+        check(faulty, against=other, fix=other / "clean")
+
+
+def test_fix_of_what_has_nothing_usable_writes_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", sample("k", 0, image=b"no picture"))
+    found = check(folder, fix=tmp_path / "clean")
+    assert not found.ok and found.fixed is None and not (tmp_path / "clean").exists()
+    assert "nothing can be trained on" in printed(found)
 
 
 def test_fix_gives_every_sample_a_key_of_its_own(tmp_path: Path) -> None:
-    import tarfile
-
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for name, keys in (("a.tar", ["x/1", "x_1"]), ("b.tar", ["x/1"])):
-        with tarfile.open(folder / name, "w") as tar:
-            for number, key in enumerate(keys):
-                for extension, data in (("jpg", jpeg(landscape(number))), ("txt", b"a view")):
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+    folder = write_foreign(tmp_path / "set", {"a.tar": ["x/1", "x_1"], "b.tar": ["x/1"]})
     found = check(folder, fix=tmp_path / "clean")
     assert found.duplicates == {"x/1": 2}
     assert keys_of(tmp_path / "clean") == ["x_1", "x_1-2", "x_1-3"]
     assert check(tmp_path / "clean").ok
 
 
-# --- what comes twice -----------------------------------------------------------------------------------------------
+def write_foreign(folder: Path, shards: dict[str, list[str]]) -> Path:
+    """Tars of jpg + txt, without a manifest."""
+    folder.mkdir()
+    for name, keys in shards.items():
+        with tarfile.open(folder / name, "w") as tar:
+            for number, key in enumerate(keys):
+                for extension, data in (("jpg", jpeg(landscape(number))), ("txt", b"a view")):
+                    member = tarfile.TarInfo(f"{key}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
 
 
-def test_what_comes_twice_in_a_set(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path / "set",
-        sample("a", 0, ["A dog runs."]),
-        sample("b", 0, ["two cats"]),
-        sample("c", 1, ["a dog  runs"]),
-        sample("d", 2, ["a bird"], image=jpeg(landscape(0), quality=92)),
-    )
-    found = to_json(check(folder))
-    assert found["ok"]
-    assert found["repeated_pictures"] == [["a", "b"]]
-    assert found["lookalike_pictures"] == [["a", "b", "d"]]
-    assert found["repeated_captions"] == [["a", "c"]]
+def test_a_key_that_comes_twice_in_a_shard_costs_no_sample(tmp_path: Path) -> None:
+    folder = write_foreign(tmp_path / "set", {"a.tar": ["a", "b", "a"]})
+    found = check(folder, fix=tmp_path / "clean")
+    assert list(found.broken) == ["a.tar"] and found.duplicates == {"a": 2} and found.usable == 3
+    assert keys_of(tmp_path / "clean") == ["a", "b", "a-2"]
 
 
-def test_pictures_and_captions_of_two_sets(tmp_path: Path) -> None:
-    train = [sample(f"t{number}", number, [f"number {number}"], [f"hill {number}"]) for number in range(6)]
-    again = landscape(4)
-    val = [
-        sample("same file", 2, ["A new text"], ["hill 0"]),
-        sample("compressed", 0, ["number 3."], ["hill 9"], image=jpeg(again.resize((60, 45)), quality=40)),
-        sample("other", 77, ["another"], ["hill 1"]),
-    ]
-    found = check(write(tmp_path / "val", *val), against=write(tmp_path / "train", *train))
-    assert not found.ok and found.shared is not None
-    assert [(here, there) for here, there, _ in found.shared.pictures] == [("same file", "t2"), ("compressed", "t4")]
-    assert found.shared.pictures[0][2] == -1 and 0 <= found.shared.pictures[1][2] <= SAME_BITS
-    assert found.shared.captions == [("compressed", "t3")] and found.shared.phrases == 2
-    alone = check(write(tmp_path / "clean", val[2]), against=tmp_path / "train")
-    assert alone.ok and alone.shared is not None and not alone.shared.pictures
+def test_foreign_shards_get_an_index_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_foreign(tmp_path / "set", {"00000.tar": ["000", "001"], "00001.tar": ["010"]})
+    assert CliRunner().invoke(app, ["data", "check", str(folder), "--no-index"]).exit_code == 0
+    assert not (folder / MANIFEST_NAME).exists()
+    done = CliRunner().invoke(app, ["data", "check", str(folder)])
+    assert done.exit_code == 0 and f"wrote {folder / MANIFEST_NAME}" in done.output
+    assert [shard.samples for shard in load_manifest(folder).shards] == [2, 1]
+    assert not check(folder).manifest_written
+    (folder / MANIFEST_NAME).unlink()
+    monkeypatch.setattr(check_module.os, "access", lambda path, mode: False)
+    with pytest.raises(ShardError, match="pass --no-index"):
+        check(folder)
 
 
-def test_blank_pictures_are_not_alike(tmp_path: Path) -> None:
-    blank = [jpeg(Image.new("RGB", (40, 30), (value, value, value))) for value in (10, 200)]
-    one, two = (
-        write(tmp_path / name, sample(name, 0, image=data)) for name, data in zip(("one", "two"), blank, strict=True)
-    )
-    found = check(one, against=two)
-    assert found.ok and found.shared is not None and not found.shared.pictures
-
-
-def bits(one: tuple[int, int], two: tuple[int, int]) -> int:
-    return sum((a ^ b).bit_count() for a, b in zip(one, two, strict=True))
-
-
-def test_the_gradient_hash_survives_compression_and_resizing_and_tells_pictures_apart() -> None:
-    pictures = [landscape(seed, (160, 120)) for seed in range(40)]
-    hashes = [gradient_hash(decode_rgb(jpeg(picture))) for picture in pictures]
-    for picture, own in zip(pictures, hashes, strict=True):
-        assert bits(own, gradient_hash(decode_rgb(jpeg(picture.resize((96, 72)), quality=50)))) <= SAME_BITS
-    assert min(bits(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * SAME_BITS
-
-
-def test_the_gradient_hash_has_a_bit_for_each_neighbor() -> None:
-    ramp = torch.arange(90, dtype=torch.uint8).expand(3, 90, 90)
-    assert gradient_hash(ramp) == (2**64 - 1, 0)
-    assert gradient_hash(ramp.flip(2)) == (0, 0)
-    assert gradient_hash(ramp.transpose(1, 2)) == (0, 2**64 - 1)
-
-
-def test_equal_texts() -> None:
-    assert text_hash("A  dog runs .") == text_hash("a dog runs")
-    assert text_hash("a dog runs") != text_hash("a dog run")
+def test_shards_that_do_not_fit_the_manifest_do_not_hide_the_rest(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *(sample(f"k{number}", number) for number in range(16)))
+    manifest = load_manifest(folder)
+    (folder / "shard-000000.tar").unlink()
+    cut = folder / "shard-000001.tar"
+    cut.write_bytes(cut.read_bytes()[: manifest.shards[1].offsets[2]])
+    (folder / "shard-000003.tar").rename(folder / "shard-000009.tar")
+    found = check(folder, fix=tmp_path / "clean")
+    assert sorted(found.broken) == [f"shard-00000{number}.tar" for number in (0, 1, 3, 9)]
+    assert "not in the manifest" in found.broken["shard-000009.tar"]
+    assert (found.samples, found.bad) == (16, {"unreadable_shard": 10})
+    assert not found.duplicates  # samples without a readable key share none
+    assert keys_of(tmp_path / "clean") == ["k4", "k5", *(f"k{number}" for number in range(8, 12))]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -242,4 +217,50 @@ def test_command_line(faulty: Path, tmp_path: Path) -> None:
     assert [one["key"] for one in written["bad_samples"]] == ["k3", "k8"]
     assert CliRunner().invoke(app, ["data", "check", str(tmp_path / "clean")]).exit_code == 0
     leaked = CliRunner().invoke(app, ["data", "check", str(tmp_path / "clean"), "--against", str(faulty)])
-    assert leaked.exit_code == 1 and "8 pictures" in leaked.output
+    assert leaked.exit_code == 1 and "8 pictures" in leaked.output and "not compared\t2 samples" in leaked.output
+    piped = CliRunner().invoke(app, ["data", "check", str(faulty), "--json", "-"])
+    assert piped.exit_code == 1 and json.loads(piped.output)["usable"] == 8
+    with pytest.raises(ValueError, match="make its folder"):
+        CliRunner().invoke(app, ["data", "check", str(faulty), "--json", "no/folder/x.json"], catch_exceptions=False)
+
+
+def test_piped_output_is_one_line_a_fact_whatever_the_width(faulty: Path) -> None:
+    found = check(faulty)
+    lines = printed(found, width=20).splitlines()
+    assert lines[0] == str(faulty) and lines[-1] == "not ok"
+    rows = dict(line.split("\t") for line in lines if "\t" in line)
+    assert rows["samples"].startswith("10, usable 8; ") and rows["corrupt_image"] == "2 samples"
+    assert "\tk3 (shard-000000.tar #3): decode_jpeg, Image is incomplete or truncated" in lines
+    assert max(map(len, printed(found, terminal=True, width=60).splitlines())) <= 60
+
+
+def test_a_fault_names_its_shard_and_key_once_and_no_place_in_the_decoder(tmp_path: Path) -> None:
+    images = [jpeg(landscape(0))[:300], b"no picture", jpeg(landscape(2)), jpeg(landscape(3))]
+    folder = write(tmp_path / "set", *(sample(f"k{number}", 0, image=data) for number, data in enumerate(images)))
+    shard = folder / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[: load_manifest(folder).shards[0].offsets[3] + 700])
+    told = printed(check(folder))
+    (folder / MANIFEST_NAME).unlink()
+    told_too = printed(check(folder))
+    for text in (told, told_too):
+        lines = [line for line in text.splitlines() if "shard-000000" in line or "k0" in line]
+        assert len(lines) >= 3 and all(line.count("shard-000000") == 1 and line.count("k0") <= 1 for line in lines)
+        assert ".cpp" not in text and "BytesIO" not in text and " 0x" not in text
+
+
+def test_strange_characters_reach_neither_the_terminal_nor_break_the_report(tmp_path: Path) -> None:
+    folder = write_foreign(tmp_path / "set", {"a.tar": ["\udcff\x1b[2J", "[red]b"]})
+    with tarfile.open(folder / "b.tar", "w") as tar:
+        record = {"captions": ["x"], "regions": [{"box": BOX, "phrases": ["\x1b]0;title\x07"]}], "author": "\ud800"}
+        for name, data in (("c.jpg", jpeg(landscape(7))), ("c.json", json.dumps(record).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    found = check(folder, fix=tmp_path / "clean")
+    assert found.bad == {"bad_text": 1} and keys_of(tmp_path / "clean") == ["_\x1b[2J", "[red]b"]
+    for terminal in (False, True):
+        printed(found, terminal).encode("utf-8")
+        assert "\x1b[2J" not in printed(found, terminal) and "\x1b]0" not in printed(found, terminal)
+    path = tmp_path / "found.json"
+    CliRunner().invoke(app, ["data", "check", str(folder), "--json", str(path)])
+    assert json.loads(path.read_bytes())["bad_samples"][0]["key"] == "c"

@@ -1,22 +1,21 @@
-"""What ``check`` found, as a table for people and as JSON for programs."""
+"""What ``check`` found, for people (a table, or plain lines where the output is piped) and as JSON for programs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from cloc.data.check import Check
+from cloc.data.console import print_line, print_rows
 from cloc.data.duplicates import repeated_captions, repeated_files, repeated_looks
 from cloc.data.shards import MANIFEST_NAME
+from cloc.data.tally import Bad
 
-_EXAMPLES = 5
-_NAMED = 20  # bad samples that the table names; the JSON names all
+_EXAMPLES = 5  # of each kind that the table names; the JSON names all
 _COMMON = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -24,59 +23,70 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def print_check(found: Check, console: Console | None = None) -> None:
     """Print the statistics, then what is wrong, on standard output where no console is given."""
     console = console or Console()
-    console.print(_statistics(found))
-    faults = Table(title="faults", title_justify="left", show_header=False, box=None, pad_edge=False)
-    for name, fault in found.broken.items():
-        faults.add_row("[red]shard", escape(f"{name}: {fault}"))
-    for reason, count in found.bad.most_common():
-        faults.add_row(f"[red]{reason}", f"{count:,} samples")
-    for one in found.tally.bad[:_NAMED]:
-        faults.add_row(f"  {one.reason}", escape(f"{one.key} ({one.shard} #{one.index}): {one.detail}"))
-    if len(found.tally.bad) > _NAMED:
-        faults.add_row("  …", f"{len(found.tally.bad) - _NAMED:,} more; --json FILE names them all")
-    if found.duplicates:
-        shown = ", ".join(f"{key} ×{count}" for key, count in list(found.duplicates.items())[:_EXAMPLES])
-        faults.add_row("[red]keys that come twice", escape(f"{len(found.duplicates):,}: {shown}"))
-    if found.shared is not None and found.shared.pictures:
-        pairs = ", ".join(f"{here} = {there}" for here, there, _ in found.shared.pictures[:_EXAMPLES])
-        count = len(found.shared.pictures)
-        faults.add_row("[red]shared pictures", escape(f"{count:,} with {found.shared.folder}: {pairs}"))
-    if faults.row_count:
-        console.print(faults)
+    print_rows(console, str(found.folder), _statistics(found))
+    faults = list(_faults(found))
+    if faults:
+        print_rows(console, "faults", faults, "red")
     if found.manifest_written:
-        console.print(f"wrote {found.folder / MANIFEST_NAME}", highlight=False)
+        print_line(console, f"wrote {found.folder / MANIFEST_NAME}")
     if found.fixed is not None:
-        console.print(f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}", highlight=False)
-    console.print("[bold green]ok" if found.ok else "[bold red]not ok")
+        left = f"{found.samples - found.fixed.samples:,} left out"
+        print_line(console, f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}, {left}")
+    print_line(console, *(("ok", "bold green") if found.ok else ("not ok", "bold red")))
 
 
-def _statistics(found: Check) -> Table:
+def _statistics(found: Check) -> Iterator[tuple[str, str]]:
     tally = found.tally
-    table = Table(title=str(found.folder), title_justify="left", show_header=False, box=None, pad_edge=False)
     rate = found.samples / max(found.seconds, 1e-9)
-    table.add_row("samples", f"{found.samples:,}, usable {found.usable:,}; {rate:,.0f} samples/s")
-    table.add_row("captions a picture", _spread(tally.captions))
-    table.add_row("regions a picture", _spread(tally.regions))
+    yield "samples", f"{found.samples:,}, usable {found.usable:,}; {rate:,.0f} samples/s"
+    yield "captions a picture", _spread(tally.captions)
+    yield "regions a picture", _spread(tally.regions)
     if tally.phrases:
-        table.add_row("phrases", f"{tally.phrases.total():,}, {len(tally.phrases):,} distinct")
-        table.add_row("words a phrase", _spread(tally.words))
-        common = ", ".join(f"{name} {n:,}" for name, n in tally.phrases.most_common(_COMMON))
-        table.add_row("most common", escape(common))
-        shown = ", ".join(f"{share:.0%} {area:.4f}" for share, area in _quantiles(tally.areas).items())
-        table.add_row("box area, quantiles", shown)
+        yield "phrases", f"{tally.phrases.total():,}, {len(tally.phrases):,} distinct"
+        yield "words a phrase", _spread(tally.words)
+        yield "most common", ", ".join(f"{name} {count:,}" for name, count in tally.phrases.most_common(_COMMON))
+        quantiles = ", ".join(f"{share:.0%} ≤ {area:.2%}" for share, area in _quantiles(tally.areas).items())
+        yield "box area / picture", quantiles
     for label, groups in (
         ("pictures that come twice", repeated_files(tally.prints)),
         ("pictures that look alike", repeated_looks(tally.prints)),
         ("captions that come twice", repeated_captions(tally.prints)),
     ):
         if groups:
-            table.add_row(label, escape(_groups(groups)))
+            yield label, _groups(groups)
     for reason, count in tally.mended.most_common():
-        table.add_row(f"mended: {reason}", f"{count:,}")
+        yield f"mended: {reason}", f"{count:,}"
     if found.shared is not None:
-        texts = f"{len(found.shared.captions):,} captions, {found.shared.phrases:,} distinct phrases"
-        table.add_row(f"shared with {escape(found.shared.folder)}", f"{len(found.shared.pictures):,} pictures, {texts}")
-    return table
+        shared = found.shared
+        texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
+        yield f"shared with {shared.folder}", f"{len(shared.pictures):,} pictures, {texts}"
+        if shared.not_compared:
+            yield "not compared", f"{shared.not_compared:,} samples of {shared.folder} that cannot be used"
+
+
+def _faults(found: Check) -> Iterator[tuple[str, str]]:
+    yield from found.broken.items()
+    for reason, count in found.bad.most_common():
+        yield reason, f"{count:,} {_plural('sample', count)}"
+        named = [one for one in found.tally.bad if one.reason == reason]
+        yield from (("", _place(one)) for one in named[:_EXAMPLES])
+        if count > _EXAMPLES:
+            yield "", f"and {count - _EXAMPLES:,} more; --json FILE names them all"
+    if found.duplicates:
+        shown = ", ".join(f"{key} ×{count}" for key, count in list(found.duplicates.items())[:_EXAMPLES])
+        more = ", …" if len(found.duplicates) > _EXAMPLES else ""
+        yield "keys that come twice", f"{len(found.duplicates):,}: {shown}{more}"
+    if found.shared is not None and found.shared.pictures:
+        count = len(found.shared.pictures)
+        pairs = ", ".join(f"{match.here[0]} = {match.there[0]}" for match in found.shared.matches[:_EXAMPLES])
+        more = ", …" if len(found.shared.matches) > _EXAMPLES else ""
+        yield "shared pictures", f"{count:,} of {found.shared.pictures_there:,} there: {pairs}{more}"
+    if not found.usable:
+        yield "no usable sample", "nothing can be trained on"
+
+
+def _place(one: Bad) -> str:
+    return f"{one.key or '(no key)'} ({one.shard} #{one.index}): {one.detail}"
 
 
 def to_json(found: Check) -> dict[str, Any]:
@@ -107,10 +117,14 @@ def to_json(found: Check) -> dict[str, Any]:
         if shared is None
         else {
             "folder": shared.folder,
-            "pictures": [{"here": here, "there": there, "bits": bits} for here, there, bits in shared.pictures],
+            "pictures": len(shared.pictures),
+            "pictures_there": shared.pictures_there,
+            "matches": [match._asdict() for match in shared.matches],
             "captions": [{"here": here, "there": there} for here, there in shared.captions],
             "phrases": shared.phrases,
+            "not_compared": shared.not_compared,
         },
+        "manifest_written": found.manifest_written,
         "fixed": None if found.fixed is None else {"folder": str(found.fixed.folder), "samples": found.fixed.samples},
     }
 
@@ -126,8 +140,14 @@ def _quantiles(values: np.ndarray) -> dict[float, float]:
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
-    shown = ", ".join(" = ".join(group[:3]) + (" …" if len(group) > 3 else "") for group in groups[:_EXAMPLES])
-    return f"{len(groups):,}: {shown}" + (" …" if len(groups) > _EXAMPLES else "")
+    shown = ", ".join(" = ".join(group[:3]) + (" = …" if len(group) > 3 else "") for group in groups[:_EXAMPLES])
+    pictures = len({key for group in groups for key in group})
+    more = ", …" if len(groups) > _EXAMPLES else ""
+    return f"{len(groups):,} in {pictures:,} {_plural('sample', pictures)}: {shown}{more}"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _spread(histogram: Counter[int]) -> str:

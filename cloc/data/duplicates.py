@@ -7,8 +7,9 @@ is resized or compressed anew.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ Measured on 1,500 photographs of Flickr8k: copies at half the size and JPEG qual
 the worst of a hundred), at quality 50 in 1 (6); the nearest other photograph in 24 or more. The nearest of 3,000
 OpenMoji scenes differs in 13.
 """
+EQUAL_FILES = -1
+"""In place of a number of bits, for pictures that are the same file."""
 FLAT_BITS = 8
 """Gradient hashes with fewer ones are of nearly blank pictures, which all look alike; they are not compared."""
 
@@ -49,21 +52,41 @@ class Fingerprints:
     owners: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
+class Match(NamedTuple):
+    """Pictures of two sets that are the same: each one ``here`` is each one ``there``.
+
+    Attributes:
+        here: keys in the first set.
+        there: keys in the second.
+        bits: in how many bits of their gradient hashes they differ; −1 for equal files.
+    """
+
+    here: list[str]
+    there: list[str]
+    bits: int
+
+
 @dataclass(slots=True)
 class Shared:
     """What two sets share.
 
     Attributes:
         folder: the other set.
-        pictures: (key here, key there, differing bits) of equal pictures; −1 bits for equal files.
+        matches: equal pictures.
+        pictures: numbers of the pictures here that are there too, among the usable ones; each once.
+        pictures_there: how many pictures of the other set these are.
         captions: (key here, key there) of the first pair of each text that both sets have as a caption.
         phrases: how many distinct phrases both have.
+        not_compared: samples of the other set that could not be read.
     """
 
     folder: str
-    pictures: list[tuple[str, str, int]]
+    matches: list[Match]
+    pictures: list[int]
+    pictures_there: int
     captions: list[tuple[str, str]]
     phrases: int
+    not_compared: int = 0
 
 
 def join(parts: Sequence[Fingerprints]) -> Fingerprints:
@@ -108,9 +131,7 @@ def repeated_files(prints: Fingerprints) -> list[list[str]]:
 
 def repeated_looks(prints: Fingerprints) -> list[list[str]]:
     """Keys of samples whose pictures are other files with the same gradient hash, in groups."""
-    kept = np.flatnonzero(_structured(prints.gradients))
-    _, looks = np.unique(prints.gradients[kept], axis=0, return_inverse=True)
-    groups = [kept[group] for group in _groups(looks.reshape(-1))]
+    groups = sorted((group for group in _looks(prints)[1] if len(group) > 1), key=lambda group: int(group[0]))
     return [[prints.keys[i] for i in group] for group in groups if len(np.unique(prints.files[group])) > 1]
 
 
@@ -120,14 +141,33 @@ def repeated_captions(prints: Fingerprints) -> list[list[str]]:
     return [[prints.keys[i] for i in group] for group in groups if len(group) > 1]
 
 
-def shared_pictures(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[str, str, int]]:
-    """Pictures that are in both sets; see :class:`Shared`."""
-    _, here, there = np.intersect1d(ours.files, theirs.files, return_indices=True)
-    found = {(int(a), int(b)): -1 for a, b in zip(here, there, strict=True)}
-    for a, b, bits in _near(ours.gradients, theirs.gradients):
-        if ours.files[a] != theirs.files[b]:
-            found.setdefault((a, b), bits)
-    return [(ours.keys[a], theirs.keys[b], bits) for (a, b), bits in sorted(found.items())]
+def shared_pictures(
+    ours: Fingerprints, theirs: Fingerprints, told: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[list[Match], list[int], list[int]]:
+    """Find the pictures that are in both sets.
+
+    Every two gradient hashes are compared: the time grows with the product of the sizes.
+
+    Args:
+        ours: N pictures.
+        theirs: K pictures.
+        told: called with how many hashes of ours are compared, of how many.
+
+    Returns:
+        The matches, and the numbers of all pictures in them: ours (in 0..N−1) and theirs (in 0..K−1).
+    """
+    found = [(here, there, EQUAL_FILES) for here, there in _equal(ours.files, theirs.files)]
+    (own, owners), (other, others) = _looks(ours), _looks(theirs)
+    for a, b, bits in _near(own, other, told):
+        here, there = owners[a], others[b]
+        if len(np.unique(np.concatenate([ours.files[here], theirs.files[there]]))) > 1:  # else they are found above
+            found.append((here, there, bits))
+    found.sort(key=lambda match: (match[0][0], match[1][0]))
+    matches = [
+        Match([ours.keys[i] for i in here], [theirs.keys[i] for i in there], bits) for here, there, bits in found
+    ]
+    own, other = (sorted({int(i) for match in found for i in match[side]}) for side in (0, 1))
+    return matches, own, other
 
 
 def shared_captions(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[str, str]]:
@@ -137,17 +177,37 @@ def shared_captions(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[str,
     return [(ours.keys[a], theirs.keys[b]) for a, b in pairs]
 
 
-def _near(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]]:
-    """Pairs of gradient hashes ``[N,2]``, ``[K,2]`` that differ in few bits."""
-    found = []
-    compared = np.flatnonzero(_structured(theirs))
-    rows = max(1, _CHUNK // max(1, len(compared)))
+def _equal(ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, for each value that both have, all its indices in the one and in the other."""
+    values = np.intersect1d(ours, theirs)
+    sides = []
+    for side in (ours, theirs):
+        order = np.argsort(side, kind="stable")
+        starts, stops = (np.searchsorted(side[order], values, end) for end in ("left", "right"))
+        sides.append([order[start:stop] for start, stop in zip(starts, stops, strict=True)])
+    yield from zip(*sides, strict=True)
+
+
+def _looks(prints: Fingerprints) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Distinct gradient hashes ``[U,2]``, without those of nearly blank pictures, and which pictures have each."""
+    kept = np.flatnonzero(_structured(prints.gradients))
+    if not len(kept):
+        return np.zeros((0, 2), np.uint64), []
+    distinct, look = np.unique(prints.gradients[kept], axis=0, return_inverse=True)
+    order = np.argsort(look.reshape(-1), kind="stable")
+    ends = np.cumsum(np.bincount(look.reshape(-1)))
+    return distinct, np.split(kept[order], ends[:-1])
+
+
+def _near(ours: np.ndarray, theirs: np.ndarray, told: Callable[[int, int], None]) -> Iterator[tuple[int, int, int]]:
+    """Yield the pairs of gradient hashes ``[N,2]``, ``[K,2]`` that differ in few bits, with the number of bits."""
+    rows = max(1, _CHUNK // max(1, len(theirs)))
     for start in range(0, len(ours), rows):
         block = ours[start : start + rows]
-        bits = sum(np.bitwise_count(block[:, None, word] ^ theirs[None, compared, word]) for word in range(2))
-        hits = zip(*np.nonzero((bits <= SAME_BITS) & _structured(block)[:, None]), strict=True)
-        found += [(int(start + a), int(compared[b]), int(bits[a, b])) for a, b in hits]
-    return found
+        bits = sum(np.bitwise_count(block[:, None, word] ^ theirs[None, :, word]) for word in range(2))
+        for a, b in zip(*np.nonzero(bits <= SAME_BITS), strict=True):
+            yield int(start + a), int(b), int(bits[a, b])
+        told(start + len(block), len(ours))
 
 
 def _structured(gradients: np.ndarray) -> np.ndarray:
