@@ -18,7 +18,7 @@ from cloc.contracts import Region, Sample
 from cloc.data.bench import STAGES, bench
 from cloc.data.collate import Chooser
 from cloc.data.shards import ShardError, write_shards
-from cloc.data.show import COLORS, show
+from cloc.data.show import COLORS, Mark, _tags, show
 from cloc.data.views import View
 
 
@@ -76,6 +76,40 @@ def test_the_view_shows_what_is_drawn_mirrored(tmp_path: Path) -> None:
     assert 'x="100.0" y="350.0" width="400.0" height="300.0"' in view  # mirrored, and padded above and below
 
 
+def test_boxes_with_one_text_share_a_number(tmp_path: Path) -> None:
+    boxes = [(0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.7, 0.9), (0.8, 0.1, 0.9, 0.2)]
+    regions = (
+        Region(boxes[0], ("ski",)),
+        Region((0.1, 0.1, 1, 1), ("snow",)),
+        *(Region(b, ("ski",)) for b in boxes[1:]),
+    )
+    page = show(write(tmp_path / "set", Sample("k", gray(), "png", ("x",), regions)), tmp_path / "page.html").read_text(
+        encoding="utf-8"
+    )
+    assert page.count("<li ") == 2 and "ski <i>×3</i>" in page and page.count("<rect ") == 2 * len(regions)
+    assert re.findall(r'class="tag m(\d)', page).count("1") == 3
+    assert page.index('<g class="m2') < page.index('<g class="m1')  # small ones on top, where the mouse finds them
+
+
+def test_numbers_hide_neither_each_other_nor_small_boxes() -> None:
+    rng = np.random.default_rng(0)
+    marks = []
+    for _ in range(12):
+        x, y = rng.integers(0, 3, 2) / 4  # many begin at one corner
+        marks.append(Mark(((x, y, x + 0.25, y + 0.25), (0.9, y, 0.92, y + 0.02)), "x"))
+    size = 440, 330
+    places = [
+        (round(tag.corner[0] * size[0]) + tag.shift[0], round(tag.corner[1] * size[1]) + tag.shift[1])
+        for tag in _tags(marks[:6], size)
+    ]
+    assert len(places) == 12 and all(0 <= x <= 440 - 22 and 0 <= y <= 330 - 19 for x, y in places)
+    for number, (x, y) in enumerate(places):
+        assert all(abs(x - a) >= 22 or abs(y - b) >= 19 for a, b in places[:number])
+    (tag,) = _tags([Mark(((0.5, 0.5, 0.52, 0.52),), "small")], size)
+    assert tag.shift == (0, -19)
+    assert len(_tags(marks * 20, (10, 10))) == 480  # no room at all
+
+
 def test_what_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
     bad = Sample("bad", b"no picture", "png", ("x",))
     show(write(tmp_path / "set", bad, SAMPLE), tmp_path / "sheet.png")
@@ -91,6 +125,12 @@ def test_many_long_phrases_and_odd_shapes_fit(tmp_path: Path) -> None:
     tall = Sample("tall", gray((2, 300)), "png", ("",) and ("y",), regions)
     sheet = Image.open(show(write(tmp_path / "set", wide, tall), tmp_path / "sheet.png"))
     assert sheet.width < 1100 and sheet.height < 1500
+
+
+def test_samples_of_all_shards_are_shown_once(tmp_path: Path) -> None:
+    folder = make_manifest(tmp_path / "set", count=7, shards=3).folder
+    page = show(folder, tmp_path / "page.html", count=100).read_text(encoding="utf-8")
+    assert len(set(re.findall(r'class="title">(\S+)', page))) == page.count("<article>") == 7
 
 
 def test_show_command(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from cloc.contracts import BadSample
 from cloc.data.collate import Candidate, Chooser, collate
+from cloc.data.console import print_line, print_rows
 from cloc.data.decode import decode_rgb
 from cloc.data.order import choices
 from cloc.data.schema import parse_sample
@@ -28,7 +28,7 @@ from cloc.data.text import Tokenizer
 
 STAGES = ("read", "parse", "decode", "view", "choose", "tokenize", "collate")
 _WARM = 8
-_PREFETCHED = 6  # batches that may have been ready before the clock starts: four in the queue, two in hand
+_PREFETCHED = 6  # batches of each worker that may be ready before the clock starts: four in the queue, two in hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +99,18 @@ def bench(
 def print_bench(result: Bench, console: Console | None = None) -> None:
     """Print the table, on standard output where no console is given."""
     console = console or Console()
-    table = Table(title="one core, stage by stage", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "µs a sample", "share"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
     total = sum(result.seconds.values())
-    for stage, seconds in result.seconds.items():
-        table.add_row(stage, f"{seconds / result.samples * 1e6:,.0f}", f"{seconds / total:.0%}")
-    table.add_row("[bold]all", f"[bold]{total / result.samples * 1e6:,.0f}", "")
-    console.print(table)
+    parts = {**result.seconds, "all": total}
+    each = [
+        (stage, f"{part / result.samples * 1e6:>7,.0f} µs a sample {part / total:>4.0%}")
+        for stage, part in parts.items()
+    ]
+    print_rows(console, "one core, stage by stage", each)
     readers = f"{result.workers} worker{'' if result.workers == 1 else 's'}" if result.workers else "no worker"
-    console.print(
+    print_line(
+        console,
         f"stream, {readers}: {result.stream:,.0f} samples/s, {result.per_core:,.0f} a core, "
         f"{result.share_of_decode:.0%} of decoding alone; {result.skipped:,} unusable samples",
-        highlight=False,
     )
 
 
@@ -175,7 +174,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 def _stream_rate(stream: Stream, workers: int, samples: int) -> float:
     batches = iter(make_loader(stream, workers))
-    for _ in range(_PREFETCHED if workers else 1):
+    for _ in range(max(1, _PREFETCHED * workers)):
         next(batches)
     seen, start = 0, time.perf_counter()
     while seen < samples:

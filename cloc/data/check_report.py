@@ -59,7 +59,7 @@ def _statistics(found: Check) -> Iterator[tuple[str, str]]:
     if found.shared is not None:
         shared = found.shared
         texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
-        yield f"shared with {shared.folder}", f"{len(shared.pictures):,} pictures, {texts}"
+        yield "shared", f"{len(shared.pictures):,} pictures, {texts}; with {shared.folder}"
         if shared.not_compared:
             yield "not compared", f"{shared.not_compared:,} samples of {shared.folder} that cannot be used"
 

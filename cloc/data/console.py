@@ -68,7 +68,7 @@ def print_rows(console: Console, title: str, rows: Iterable[tuple[str, str]], st
     if not console.is_terminal:
         print_line(console, title)
         for label, value in rows:
-            print_line(console, f"{label}\t{value}")
+            _write(console, f"{plain(label)}\t{plain(value)}")
         return
     table = Table(title=Text(plain(title), "bold"), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.add_column(no_wrap=True)
@@ -79,13 +79,17 @@ def print_rows(console: Console, title: str, rows: Iterable[tuple[str, str]], st
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print one line as it is, however long; a tab stays one, which rich would expand."""
-    segment = Segment(plain(text, keep="\t"), console.get_style(style) if style else None)
-    console.print(Segments([segment, Segment.line()]), soft_wrap=True, end="")
+    """Print one line as it is, however long."""
+    _write(console, plain(text), style)
 
 
-def plain(text: str, keep: str = "") -> str:
+def plain(text: str) -> str:
     """Return ``text`` with an escape for what is no printable character: keys and phrases are strangers' texts."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write(console: Console, line: str, style: str = "") -> None:
+    segment = Segment(line, console.get_style(style) if style else None)  # a text's tabs would be expanded
+    console.print(Segments([segment, Segment.line()]), soft_wrap=True, end="")

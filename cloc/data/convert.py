@@ -164,6 +164,8 @@ def print_conversion(done: Conversion, console: Console) -> None:
     print_rows(console, "converted", _read_and_written(done))
     for example in itertools.chain(*done.report.examples.values()):
         print_line(console, f"  {example}", "dim")
+    for manifest in done.manifests:
+        print_line(console, f"wrote {manifest.samples:,} sample{'s' * (manifest.samples != 1)} to {manifest.folder}")
 
 
 def _read_and_written(done: Conversion) -> Iterator[tuple[str, str]]:

@@ -295,15 +295,21 @@ def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) ->
 
     options = {"mtime": 0, "user": "", "group": "", "encoder": False, "compress": False}
     writer: ShardWriter | None = None
-    for sample in samples:
-        _check_key(sample.key, keys)
-        if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
-            writer = ShardWriter(
-                "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
-            )
-        writer.write({"__key__": sample.key, sample.extension: sample.image, "json": encode_json(sample)})
-    if writer is not None:
-        writer.close()
+    try:
+        for sample in samples:
+            _check_key(sample.key, keys)
+            if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
+                writer = ShardWriter(
+                    "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
+                )
+            writer.write({"__key__": sample.key, sample.extension: sample.image, "json": encode_json(sample)})
+    except BaseException:
+        if writer is not None:
+            writer.post = None  # what is not whole gets no name
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
     return len(keys)
 
 
