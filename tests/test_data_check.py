@@ -200,6 +200,8 @@ def test_shards_that_do_not_fit_the_manifest_do_not_hide_the_rest(tmp_path: Path
     assert sorted(found.broken) == [f"shard-00000{number}.tar" for number in (0, 1, 3, 9)]
     assert "not in the manifest" in found.broken["shard-000009.tar"]
     assert (found.samples, found.bad) == (16, {"unreadable_shard": 10})
+    cut_off = next(one for one in found.tally.bad if one.shard == cut.name)
+    assert (cut_off.key, cut_off.index) == ("", 2) and cut_off.detail.startswith("should span bytes ")
     assert not found.duplicates  # samples without a readable key share none
     assert keys_of(tmp_path / "clean") == ["k4", "k5", *(f"k{number}" for number in range(8, 12))]
 

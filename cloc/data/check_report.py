@@ -32,6 +32,8 @@ def print_check(found: Check, console: Console | None = None) -> None:
     if found.fixed is not None:
         left = f"{found.samples - found.fixed.samples:,} left out"
         print_line(console, f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}, {left}")
+    elif faults and found.usable:
+        print_line(console, "--fix OUT writes a copy without these", "dim")
     print_line(console, *(("ok", "bold green") if found.ok else ("not ok", "bold red")))
 
 

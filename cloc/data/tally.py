@@ -5,6 +5,7 @@ Stands below ``check``, which adds up the parts that its processes count.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from cloc.data.decode import decode_rgb
 from cloc.data.duplicates import Fingerprints
 from cloc.data.schema import encode_json, parse_sample
 from cloc.data.shards import Manifest, ShardInfo, ShardReader, read_sample_members
+
+_NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
 
 
 class Bad(NamedTuple):
@@ -118,8 +121,8 @@ def _count(sample: Sample, tally: Tally, areas: list[float]) -> None:
 
 
 def _fault(error: Exception, path: Path, key: str) -> tuple[str, str]:
-    """Reason and detail, without what stands beside them in the report: shard and key."""
-    reason, detail = ("unreadable_shard", str(error))
+    """Reason and detail, without what stands beside them in the report: shard, number and key; and what mends it."""
     if isinstance(error, BadSample):
-        reason, detail = error.reason, error.detail
-    return reason, detail.removeprefix(f"{path}: ").removeprefix(f"sample {key!r}: ")
+        return error.reason, error.detail.removeprefix(f"{path}: ").removeprefix(f"sample {key!r}: ")
+    detail = str(error).removeprefix(f"{path}: ").partition(";")[0]
+    return "unreadable_shard", _NUMBER.sub("", detail)
