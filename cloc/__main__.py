@@ -73,27 +73,88 @@ def data_convert(
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
-    """Read and decode every sample, print statistics and faults, and write the manifest where it is missing."""
-    from cloc.data.inspect import check, print_check
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=1)] = 1,
+    against: Annotated[
+        Path | None, typer.Option(help="Another set: find pictures and texts in both.", metavar="OTHER")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="Folder for a copy without what is wrong.", metavar="OUT")] = None,
+    index: Annotated[bool, typer.Option(help="Write manifest.json where it is missing.")] = True,
+    json: Annotated[
+        Path | None, typer.Option(help="File for all that was found; - prints it in place of the table.")
+    ] = None,
+) -> None:
+    """Read and decode every sample; print statistics and faults; write the manifest where it is missing.
 
-    result = check(folder)
-    print_check(result)
-    if not result.ok:
+    Exit code 1 for a broken shard, a bad sample, a key that comes twice, or a picture that --against has too.
+    """
+    from json import dumps
+
+    from cloc.data.check import check
+    from cloc.data.check_report import print_check, to_json
+
+    to_stdout = json == Path("-")
+    if json is not None and not to_stdout and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise ValueError(f"--json {json}: no file can be written there; make its folder")
+    found = check(folder, workers=workers, against=against, fix=fix, index=index)
+    if not to_stdout:
+        print_check(found)
+    if json is not None:
+        text = dumps(to_json(found), ensure_ascii=False, indent=1)
+        text = text.encode("utf-8", "backslashreplace").decode()  # of lone surrogates, JSON's own escapes
+        typer.echo(text) if to_stdout else json.write_text(text + "\n", encoding="utf-8")
+    if not found.ok:
         raise typer.Exit(1)
+
+
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys of data as for train.py: crop=0.4 flip=0.5 regions=8 …", metavar="[KEY=VALUE …]"),
+]
+ImageSizeOption = Annotated[int, typer.Option(help="Side of the view in pixels.", min=1)]
 
 
 @data_app.command("show")
 def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(help="Pictures on the sheet.")] = 16,
-    seed: Annotated[int, typer.Option(help="Another seed shows other samples.")] = 0,
+    overrides: OverridesArgument = None,
+    out: Annotated[Path, typer.Option(help="File to write, .png or .html.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(help="Samples to show.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Another seed shows other samples, and draws other regions.")] = 0,
+    view: Annotated[bool, typer.Option("--view", help="Also show what a model is given.")] = False,
+    image_size: ImageSizeOption = 224,
 ) -> None:
-    """Draw a sheet of samples with their boxes and phrases."""
-    from cloc.data.inspect import show
+    """Draw samples with their boxes and phrases, on a sheet (.png) or a page (.html)."""
+    if overrides and not view:
+        raise ValueError(f"{' '.join(overrides)}: these change the view; add --view")
+    from cloc.config import data_config
+    from cloc.data.collate import make_chooser
+    from cloc.data.show import show
 
-    typer.echo(f"wrote {show(folder, out, count=count, seed=seed)}")
+    chooser = make_chooser(data_config(overrides or []), image_size) if view else None
+    typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
+
+
+@data_app.command("bench")
+def data_bench(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    overrides: OverridesArgument = None,
+    samples: Annotated[int, typer.Option(help="To measure with.", min=1)] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.", min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Reading processes of the stream; 0 reads in this one.", min=0)] = 1,
+    image_size: ImageSizeOption = 224,
+    tokenizer: Annotated[str, typer.Option(help="As model.text.tokenizer.")] = "open_clip",
+) -> None:
+    """Measure samples a second, and where the time goes."""
+    from cloc.config import data_config
+    from cloc.data.bench import bench, print_bench
+    from cloc.data.collate import make_chooser
+    from cloc.data.text import Tokenizer
+
+    chooser = make_chooser(data_config(overrides or []), image_size)
+    options = {"samples": samples, "batch_size": batch_size, "workers": workers}
+    print_bench(bench(folder, chooser, tokenizer=Tokenizer(tokenizer), **options))
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]

@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 from cloc.contracts import Region, Sample
+from cloc.data.check import check
 from cloc.data.convert import convert
-from cloc.data.inspect import check
 from cloc.data.records import Report
 from cloc.data.schema import parse_box, parse_sample
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members

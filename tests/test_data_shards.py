@@ -6,13 +6,15 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset as wds
 from PIL import Image
 
-from cloc.contracts import Region, Sample
+from cloc.contracts import BadSample, Region, Sample
 from cloc.data.schema import parse_sample
 from cloc.data.shards import (
     MANIFEST_NAME,
@@ -106,11 +108,31 @@ def test_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.tar"))) == 1
 
 
-@pytest.mark.parametrize("keys", [("a", "a"), ("a.b",), ("../a",), ("",)])
+@pytest.mark.parametrize("keys", [("a", "a"), ("a.b",), ("../a",), ("",), ("\udc80",)])
 def test_keys_that_a_tar_cannot_hold_are_refused_and_leave_nothing(tmp_path: Path, keys: tuple[str, ...]) -> None:
     with pytest.raises(ShardError, match="key"):
         write_shards([Sample(key, picture(), "png", ("x",)) for key in keys], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"captions": ("a \ud83d cup",)},
+        {"regions": (Region((0, 0, 1, 1), ("x",), category="\udfff"),)},
+        {"extra": {"author": "\ud800"}},
+        {"source": "\ud800"},
+    ],
+)
+def test_texts_that_utf8_cannot_hold_are_refused_by_name_and_leave_nothing(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    bad = Sample(**{"key": "k7", "image": picture(), "extension": "png", "captions": ("x",)} | options)
+    with pytest.raises(BadSample, match=r"^bad_text: sample 'k7': a lone surrogate.*\\ud") as caught:
+        write_shards([*make_samples(3), bad], tmp_path)
+    assert caught.value.reason == "bad_text"
+    assert not list(tmp_path.iterdir())
+    assert write_shards([replace(bad, captions=("🥤 ok",), regions=(), extra={}, source="")], tmp_path).samples == 1
 
 
 def test_no_samples_is_an_error(tmp_path: Path) -> None:

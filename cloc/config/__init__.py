@@ -5,7 +5,7 @@ Fixed groups are dataclasses (``schema``). Parts that can be exchanged (towers, 
 part needs no change here. ``checks`` holds what the values of one run must agree on.
 """
 
-from cloc.config.checks import check_keys, register_eval, validate
+from cloc.config.checks import check_keys, data_config, register_eval, validate
 from cloc.config.nodes import instantiate, resolve
 from cloc.config.schema import (
     ConfigError,
@@ -30,6 +30,7 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "check_keys",
+    "data_config",
     "instantiate",
     "register_eval",
     "resolve",

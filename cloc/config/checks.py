@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,22 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
         _check_train(result)
     if schema in (TrainConfig, EvalConfig):
         _check_evaluation(result.evaluation)
+    if schema is DataConfig:
+        _check_view(result)
     return result
+
+
+def data_config(overrides: Sequence[str]) -> DataConfig:
+    """The ``data`` group by itself, from overrides as on the command line of ``train.py``; ``data.`` may be left out.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; names the key.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r}: give KEY=VALUE, for example crop=0.4")
+    given = OmegaConf.from_dotlist([override.removeprefix("data.") for override in overrides])
+    return validate(OmegaConf.merge({"train": ""}, given), DataConfig)
 
 
 def _hint(schema: type, key: str) -> str:

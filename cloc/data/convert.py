@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cloc import __version__
 from cloc.contracts import Sample
+from cloc.data.console import print_line, print_rows, progress
 from cloc.data.formats import FORMATS
 from cloc.data.jobs import Job, Task
 from cloc.data.openmoji import SPLITS, Scenes, attribution
@@ -76,7 +75,7 @@ def convert(
         workers: processes that read, check and write; the result is the same for any number.
         overwrite: replace the shards that ``out`` already holds.
         max_skip_share: share of the records that may be left out, 0..1.
-        console: where progress and the table go; standard error where None.
+        console: where progress and the table go; standard error and standard output where None.
         **options: what else the format takes: see ``convert_openmoji`` and the functions of ``FORMATS``.
 
     Raises:
@@ -85,7 +84,7 @@ def convert(
         ShardError: ``out`` is not empty, or was begun from another source or with other options; there is nothing to
             write; the counts do not add up.
     """
-    console = console or Console(stderr=True)
+    result, console = console or Console(), console or Console(stderr=True)
     started = time.perf_counter()
     identity = {"format": format, "cloc": __version__, "samples_per_shard": samples_per_shard}
     plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}
@@ -105,7 +104,7 @@ def convert(
         done = _convert_source(opened, job, samples_per_shard, workers, max_skip_share, console)
     job.close()
     done.seconds = time.perf_counter() - started
-    print_conversion(done, console)
+    print_conversion(done, result)
     return done
 
 
@@ -162,21 +161,25 @@ def convert_openmoji(
 
 def print_conversion(done: Conversion, console: Console) -> None:
     """Print what was read, written and left out."""
+    print_rows(console, "converted", _read_and_written(done))
+    for example in itertools.chain(*done.report.examples.values()):
+        print_line(console, f"  {example}", "dim")
+    for manifest in done.manifests:
+        print_line(console, f"wrote {manifest.samples:,} sample{'s' * (manifest.samples != 1)} to {manifest.folder}")
+
+
+def _read_and_written(done: Conversion) -> Iterator[tuple[str, str]]:
     report = done.report
-    table = Table(title="converted", show_header=False)
     for unit in ("records", "captions", "regions"):
         if report.given[unit]:
-            table.add_row(f"source: {unit}", f"{report.given[unit]:,}")
+            yield f"source: {unit}", f"{report.given[unit]:,}"
     for unit in ("samples", "captions", "regions", "phrases"):
-        table.add_row(f"written: {unit}", f"{report.counts[unit]:,}")
+        yield f"written: {unit}", f"{report.counts[unit]:,}"
     for reason, count in report.skipped.most_common():
-        table.add_row(f"left out: {reason}", f"{count:,}")
+        yield f"left out: {reason}", f"{count:,}"
     for reason, count in report.mended.most_common():
-        table.add_row(f"mended: {reason}", f"{count:,}")
-    table.add_row("samples/s", f"{done.made / max(done.seconds, 1e-9):,.0f}")
-    console.print(table)
-    for example in itertools.chain(*report.examples.values()):
-        console.print(f"  {example}", style="dim", markup=False)
+        yield f"mended: {reason}", f"{count:,}"
+    yield "samples/s", f"{done.made / max(done.seconds, 1e-9):,.0f}"
 
 
 def _convert_source(
@@ -206,26 +209,17 @@ def _run(
     """Build all shards, with a progress bar, and find every count again."""
     done = Conversion()
     report = done.report
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(title, total=total, rate="")
-        started = time.perf_counter()
+    with progress(console, title, total, "records") as bar:
 
         def advance(part: Report, earlier: bool) -> None:
             report.add(part)
             records = part.counts["samples"] + part.skipped.total()
             done.made += 0 if earlier else part.counts["samples"]
-            progress.update(bar, advance=records, rate=f"{done.made / (time.perf_counter() - started):,.0f} samples/s")
+            bar.advance(records, worked=0 if earlier else records)
             check(report, False)
 
         if job.done:
-            console.print(f"continuing: {len(job.done):,} shards of {job.out} are finished")
+            print_line(console, f"continuing: {len(job.done):,} shards of {job.out} are finished")
         job.run(tasks, workers=workers, on_shard=advance)
     check(report, True)
     if not report.counts["samples"]:

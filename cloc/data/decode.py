@@ -13,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.contracts import BadSample
-from cloc.data.schema import MAX_PIXELS
+from cloc.data.schema import MAX_PIXELS, codec_fault
 
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are no frames
 
@@ -40,7 +40,7 @@ def decode_rgb(data: bytes) -> Tensor:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
-        raise BadSample("corrupt_image", str(error).splitlines()[0]) from error
+        raise BadSample("corrupt_image", codec_fault(error)) from error
     # A 16-bit PNG comes as it is, whatever the mode.
     return image if image.dtype == torch.uint8 else tv.to_dtype(image, torch.uint8, scale=True)
 
@@ -72,7 +72,7 @@ def _pillow_header(data: bytes) -> tuple[int, int, bool]:
     except Image.DecompressionBombError as error:
         raise BadSample("decompression_bomb", str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadSample("corrupt_image", str(error)) from error
+        raise BadSample("corrupt_image", codec_fault(error)) from error
 
 
 def _decode_pillow(data: bytes) -> Tensor:
@@ -81,7 +81,7 @@ def _decode_pillow(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as picture:
             return pillow_rgb(picture)
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadSample("corrupt_image", str(error)) from error
+        raise BadSample("corrupt_image", codec_fault(error)) from error
 
 
 def pillow_rgb(picture: Image.Image) -> Tensor:

@@ -192,7 +192,7 @@ def _each(tasks: Iterable[tuple[int, Task]], room: Path, workers: int) -> Iterat
             yield _make_shard(number, task, room)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
     pending: deque[Future[dict[str, Any]]] = deque()
     try:
         for number, task in tasks:
@@ -226,7 +226,7 @@ def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
     return result | {"report": report.to_json()}
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leave Ctrl-C to the parent, and die with it: a kill -9 gives it no time to stop its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()

@@ -8,7 +8,6 @@ and texts has one home.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import stat
@@ -28,11 +27,11 @@ from cloc.data.schema import (
     REGION_LOSSES,
     count_captions,
     count_regions,
+    encode_json,
     image_size,
     parse_object,
     parse_sample,
     read_object,
-    sample_to_json,
 )
 from cloc.data.shards import MAX_SAMPLE_BYTES
 from cloc.data.tars import read_sample_members
@@ -225,10 +224,7 @@ def _build(record: Record, source: str, parse: Parse | None, given: Counter[str]
         mended.update(more)
     if sample.regions:
         _check_shape(stated, size, record.where)
-    try:
-        json.dumps(sample_to_json(sample), ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:  # in a category or an unknown key; those in texts are dropped by the parser
-        raise BadSample("bad_text", f"{record.where}: {error}") from error
+    encode_json(sample)  # or says why it cannot be written
     return replace(sample, width=size[0], height=size[1]), mended
 
 

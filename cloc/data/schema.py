@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,7 @@ _KNOWN_KEYS = frozenset({"captions", "caption", "regions", "width", "height", "s
 _FOUR_FLOATS = [float] * 4
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+_CODEC_NOISE = re.compile(r"\S+\.(?:cpp|h):\d+,? *| ?<_io\.BytesIO[^>]*>")
 
 
 def parse_sample(members: Mapping[str, bytes], key: str, source: str) -> tuple[Sample, Counter[str]]:
@@ -147,6 +149,27 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     return record | sample.extra
 
 
+def encode_json(sample: Sample) -> bytes:
+    """Return the JSON member of ``sample``.
+
+    Raises:
+        BadSample: ``bad_text`` for lone surrogates, which UTF-8 cannot hold; ``parse_sample`` leaves them in names of
+            categories and in ``extra``.
+    """
+    text = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        seen = ascii(text[max(0, error.start - 20) : error.end + 20])
+        detail = f"sample {sample.key!r}: a lone surrogate, which UTF-8 cannot hold, in {seen}; remove it"
+        raise BadSample("bad_text", detail) from error
+
+
+def codec_fault(error: Exception) -> str:
+    """Return the first line of a decoder's message, without the source file it was built from and memory addresses."""
+    return _CODEC_NOISE.sub("", str(error).strip().partition("\n")[0])
+
+
 def regions_of(data: bytes, key: str) -> tuple[Region, ...]:
     """Return the usable regions of a JSON member; none where the JSON itself cannot be used (for indexing)."""
     try:
@@ -176,7 +199,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise BadSample("decompression_bomb", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
-        raise BadSample("corrupt_image", f"{len(data)} bytes: {error}") from error
+        raise BadSample("corrupt_image", f"{len(data)} bytes: {codec_fault(error)}") from error
     if not fits:
         raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
     return (height, width) if turned else (width, height)

@@ -24,7 +24,7 @@ from webdataset.writer import ShardWriter
 
 from cloc.contracts import BadSample, Sample
 from cloc.data.remote import ShardCache, read_range, read_ranges
-from cloc.data.schema import MAX_MEMBER_BYTES, sample_to_json
+from cloc.data.schema import MAX_MEMBER_BYTES, encode_json
 from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
 
 __all__ = [
@@ -49,7 +49,7 @@ MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
 RETRY_SECONDS = 300.0
 """A remote shard that could not be fetched is not asked for again before."""
 
-_SAFE_KEY = re.compile(r"[^./\\\x00]+")
+_SAFE_KEY = re.compile(r"[^./\\\x00\ud800-\udfff]+")
 _LOG = logging.getLogger(__name__)
 
 
@@ -260,6 +260,7 @@ def write_shards(
 
     Raises:
         ShardError: ``out`` is not empty, there are no samples, or a key is unsafe or comes twice.
+        BadSample: ``bad_text``: a text holds lone surrogates.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -294,16 +295,21 @@ def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) ->
 
     options = {"mtime": 0, "user": "", "group": "", "encoder": False, "compress": False}
     writer: ShardWriter | None = None
-    for sample in samples:
-        _check_key(sample.key, keys)
-        if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
-            writer = ShardWriter(
-                "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
-            )
-        record = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))
-        writer.write({"__key__": sample.key, sample.extension: sample.image, "json": record.encode("utf-8")})
-    if writer is not None:
-        writer.close()
+    try:
+        for sample in samples:
+            _check_key(sample.key, keys)
+            if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
+                writer = ShardWriter(
+                    "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
+                )
+            writer.write({"__key__": sample.key, sample.extension: sample.image, "json": encode_json(sample)})
+    except BaseException:
+        if writer is not None:
+            writer.post = None  # what is not whole gets no name
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
     return len(keys)
 
 
@@ -314,7 +320,8 @@ def _remove_tars(out: Path) -> None:
 
 def _check_key(key: str, seen: set[str]) -> None:
     if not _SAFE_KEY.fullmatch(key):
-        raise ShardError(f"key {key!r}: dots, slashes and NUL are the tar's own; replace them, for instance with '_'")
+        what = "dots, slashes and NUL are the tar's own, and UTF-8 holds no lone surrogates"
+        raise ShardError(f"key {key!r}: {what}; replace them, for instance with '_'")
     if key in seen:
         raise ShardError(f"key {key!r} comes twice; keys must be unique in a data set")
     seen.add(key)

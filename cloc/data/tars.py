@@ -7,6 +7,7 @@ they give no offsets, and let damaged tails pass. Nothing here unpickles or runs
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -144,6 +145,30 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     info = ShardInfo(path.name, len(offsets), regions, size, digest, (*offsets, end) if offsets else (0,))
     return info, categories
+
+
+def index_damaged(path: Path) -> ShardInfo:
+    """Index what can be trusted of a shard that ``scan_shard`` refuses.
+
+    Returns:
+        The samples before the damage; the one that it is in or behind is left out, for it may lack members. All of
+        them where the tar is whole. ``regions`` is 0, ``sha256`` empty.
+    """
+    offsets: list[int] = []
+    last, end, size = None, 0, path.stat().st_size
+    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            name = _MEMBER_NAME.match(member.name) if member.isreg() else None
+            if name and name[1] != last:
+                offsets.append(member.offset)
+                last = name[1]
+            end = member.offset_data + _round_up(member.size if member.isreg() else 0)
+    with path.open("rb") as file:
+        file.seek(end)
+        whole = file.read(_BLOCK) == bytes(_BLOCK)  # as in _members: without these zeros something is missing
+    if whole and offsets:
+        offsets.append(end)
+    return ShardInfo(path.name, max(0, len(offsets) - 1), 0, size, "", tuple(offsets) or (0,))
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
