@@ -203,9 +203,9 @@ def _table(folder: Path, keys: Sequence[str], rows: Sequence[Row], shown: Sequen
     table = Table(title=title, title_justify="left", caption="best in bold", caption_justify="left")
     table.add_column("job")
     for key in keys:
-        table.add_column(key, justify="right")
+        table.add_column(key, justify="right", overflow="fold")
     for metric in shown:
-        table.add_column(short(metric, shown), justify="right")
+        table.add_column(short(metric, shown), justify="right", overflow="fold")
     best = {m: max((row.metrics[m][0] for row in rows if m in row.metrics), default=math.nan) for m in shown}
     for row in rows:
         cells = [", ".join(row.jobs), *(str(value) for value in row.values)]
