@@ -72,8 +72,8 @@ def natural_picture(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).clip(0, 255).astype(np.uint8))
 
 
-def pictures(folder: Path | None, count: int, rng: np.random.Generator) -> list[bytes]:
-    """JPEG files of one size: generated, or made of the photographs below a folder."""
+def pictures(folder: Path | None, count: int, rng: np.random.Generator, quality: int) -> list[bytes]:
+    """JPEG files of one size and quality: generated, or made of the photographs below a folder."""
     if folder is not None:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
         if not paths:
@@ -84,7 +84,7 @@ def pictures(folder: Path | None, count: int, rng: np.random.Generator) -> list[
     files = []
     for picture in source:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=QUALITY)
+        picture.save(buffer, "JPEG", quality=quality)
         files.append(buffer.getvalue())
     return files
 
@@ -107,10 +107,10 @@ def texts(rng: np.random.Generator) -> tuple[list[str], list[dict[str, Any]]]:
     return captions, regions
 
 
-def write_data(out: Path, samples: int, folder: Path | None) -> None:
+def write_data(out: Path, samples: int, folder: Path | None, quality: int = QUALITY) -> None:
     """Shards with jpg, txt and json members, which both loaders read."""
     rng = np.random.default_rng(0)
-    files = pictures(folder, min(samples, DISTINCT), rng)
+    files = pictures(folder, min(samples, DISTINCT), rng, quality)
     out.mkdir(parents=True, exist_ok=True)
     for start in track(range(0, samples, PER_SHARD), "writing shards", transient=True):
         with tarfile.open(out / f"{start // PER_SHARD:05d}.tar", "w") as tar:
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--pictures", type=Path, help="folder of JPEG photographs to use instead of generated pictures")
+    parser.add_argument("--quality", type=int, default=QUALITY, help="of the JPEG files")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed (Linux)")
     parser.add_argument("--memory-samples", type=int, default=50_000)
     options = parser.parse_args()
@@ -267,7 +268,7 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_data(folder, options.samples, options.pictures)
+        write_data(folder, options.samples, options.pictures, options.quality)
         result = (memory if options.memory else compare)(folder, options, console)
     environment = {"torch": torch.__version__, "open_clip": open_clip.__version__, "machine": platform.machine()}
     print(json.dumps(result | environment))
