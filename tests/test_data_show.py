@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_the_page_needs_no_other_file_and_escapes_texts(tmp_path: Path) -> None:
     assert "<b>" not in page.replace("<b>1</b>", "").replace("<b>2</b>", "")
     assert re.findall(r'(?:src|href)="(?!data:)', page) == [] and "<script" not in page
     assert 'x="500.0" y="200.0" width="400.0" height="600.0"' in page and "(crowd)" in page
+
+
+def test_the_page_keeps_the_pixels_of_tiny_pictures(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    tiny = Sample("tiny", buffer.getvalue(), "png", ("x",))
+    page = show(write(tmp_path / "set", tiny), tmp_path / "page.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'src="data:image/png;base64,([^"]+)', page)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), noise)
+    assert 'class="picture small"' in page
 
 
 def test_the_view_shows_what_is_drawn_mirrored(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ _MOST_MARKS = 12  # drawn and named on a picture of the sheet; the page has all
 _MOST_CAPTIONS = 2
 _PAGE_SIDE = 720  # long side of a picture on the page, in pixels
 _JPEG_QUALITY = 85
+_TINY = 128  # pictures less wide are enlarged pixel by pixel on the page
 _PAGE_WIDTH = 340  # of the narrowest picture on the page: where tags do not overlap, they do not on wider ones
 _TAG = 22, 19  # width and height of a number
 _TRIES = 6  # places along an edge that a number may move to
@@ -318,7 +319,9 @@ def _page(folder: Path, cards: Sequence[Sequence[Panel]]) -> str:
     environment.filters["data_uri"] = _data_uri
     environment.filters["tags"] = _page_tags
     most = max(len(panel.marks) for card in cards for panel in card)
-    return environment.get_template("show.html.j2").render(folder=folder, cards=cards, colors=COLORS, most=most)
+    return environment.get_template("show.html.j2").render(
+        folder=folder, cards=cards, colors=COLORS, most=most, tiny=_TINY
+    )
 
 
 def _page_tags(panel: Panel) -> list[Tag]:
@@ -330,5 +333,6 @@ def _data_uri(picture: Image.Image) -> str:
     small = picture.copy()
     small.thumbnail((_PAGE_SIDE, _PAGE_SIDE))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    tiny = picture.width < _TINY  # the page shows its pixels, and JPEG would show its own
+    small.save(buffer, "PNG" if tiny else "JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/{'png' if tiny else 'jpeg'};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
