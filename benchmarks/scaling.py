@@ -33,7 +33,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 29541
 PHASES = ("independent", "joint", "joint without gradients")
-CLIP = ["loss=clip", "model.prompter=null", "model.grounding=null"]
+CLIP = ["loss=clip", "loss.region=0", "loss.grounding=0", "model.prompter=null", "model.grounding=null"]
 console = Console()
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from benchmarks.job import batches, overrides
 from benchmarks.loader import write_data
 from benchmarks.naive import naive_loss
+from benchmarks.scaling import CLIP, configure
 from benchmarks.step import GEOMETRIES, make_batch, our_model
 from cloc.config import TrainConfig, validate
 from cloc.contracts import Batch
@@ -89,3 +90,11 @@ def test_the_job_trains_on_the_batches_of_the_bare_step(tmp_path: Path) -> None:
     inside = build_model(OmegaConf.to_container(OmegaConf.structured(config.model)))
     bare = our_model(GEOMETRIES["test"], "SharedPrompter", "SpatialHead")
     assert {n: p.shape for n, p in inside.named_parameters()} == {n: p.shape for n, p in bare.named_parameters()}
+
+
+@pytest.mark.parametrize("changes", [[], CLIP])
+def test_the_scaling_benchmark_configures_both_models(changes: list[str]) -> None:
+    config, _ = configure(changes)
+    weights = config.loss
+    assert (config.model.prompter is None) == bool(changes)
+    assert (weights["region"] == weights["grounding"] == 0) == bool(changes)

@@ -105,7 +105,7 @@ def test_readers_neither_end_a_run_too_soon_nor_outlive_it(
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 from resuming import configure
@@ -125,7 +125,7 @@ run.train(configure(Path(sys.argv[1]), sys.argv[2], *sys.argv[3:]))
 def test_one_of_two_processes_is_told_to_stop(squares: Path, tmp_path: Path) -> None:
     """Both save and stop at the same step; each goes on with its own random state."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")]))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29563", str(script)]
     options = ["samples=48", "trainer.devices=2", "trainer.strategy=ddp"]
 
