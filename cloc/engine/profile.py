@@ -96,7 +96,13 @@ def by_part(events: Iterable[Any]) -> dict[str, float]:
         if event.name in PARTS:
             seconds[event.name] += spent
         elif event.name.startswith("Optimizer.step#") and not _inside_optimizer(event):
-            seconds["optimizer"] += spent
+            # Lightning hands forward and backward to the optimizer as a closure: they are not its own time.
+            closure = sum(
+                (own.device_time_total if on_device else own.cpu_time_total) / 1e6
+                for own in events
+                if (own.name in PARTS or own.name.startswith(BACKWARD)) and _within(own, event)
+            )
+            seconds["optimizer"] += max(0.0, spent - closure)
         elif event.name.startswith(COLLECTIVES):
             seconds["communication"] += spent
         elif event.name.startswith(BACKWARD) and event.sequence_nr in owner:
@@ -110,6 +116,10 @@ def _part(event: Any) -> str | None:
             return event.name
         event = event.cpu_parent
     return None
+
+
+def _within(event: Any, other: Any) -> bool:
+    return other.time_range.start <= event.time_range.start and event.time_range.end <= other.time_range.end
 
 
 def _inside_optimizer(event: Any) -> bool:
