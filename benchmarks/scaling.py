@@ -227,7 +227,7 @@ def main() -> None:
     """Measure both models, or print the paper calculation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64, help="pictures a process")
+    parser.add_argument("--batch", type=int, default=256, help="pictures a process")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10, help="steps a round")
     parser.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
