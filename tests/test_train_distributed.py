@@ -178,7 +178,9 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_nodes_agree_and_get_the_checkpoint_that_they_lack(tmp_path: Path) -> None:
-    mp.spawn(work, (tmp_path,), nprocs=2)
+    mp.spawn(work, (tmp_path,), nprocs=2)  # a failed assertion of a process is raised here
+    kept = [{path.name: path.read_bytes() for path in (tmp_path / rank / "checkpoints").iterdir()} for rank in "01"]
+    assert kept[0] == kept[1] and len(kept[0]) == 3
 
 
 def test_the_slurm_script_starts_one_task_a_process(data: Path, tmp_path: Path) -> None:

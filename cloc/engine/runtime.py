@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -23,37 +20,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException as ShardError  # noqa: F401  (for `saving`)
 
 from cloc.config import ConfigError
+from cloc.config.versions import versions
 from cloc.engine.checkpoint import write_aside
 
 T = TypeVar("T")
 CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
-PACKAGES = ("torch", "torchvision", "lightning", "open_clip_torch", "timm", "webdataset", "hydra-core", "transformers")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, the machine and the packages that decide a result; and the git commit of the code."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    found["git"] = git_commit()
-    return found
-
-
-def git_commit() -> str:
-    """Commit of the code, with ``+changes`` where the tree differs from it; ``unknown`` outside a clone."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root)]
-    try:
-        commit = subprocess.run(
-            [*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> None:

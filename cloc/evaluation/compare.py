@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig
+from cloc.config.versions import versions
 from cloc.encoder import Encoder, load
 from cloc.evaluation.bootstrap import difference, intervals, resample
 from cloc.evaluation.cache import Cache
@@ -41,7 +40,6 @@ CURVES = (  # of all that was measured in training, what a reader wants to see g
     "region/prompter/text_to_region_R@10",
     "grounding/any/acc@0.5",
 )
-PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pycocotools", "numpy")  # what numbers depend on
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
     "License: CC BY-SA 4.0. The scenes are compositions of them."
@@ -234,8 +232,7 @@ def _report(
 
 def _versions(encoders: list[Encoder]) -> dict[str, dict[str, str]]:
     """What measured, and what trained each run, as its ``versions.json`` says."""
-    here = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    found = {"This evaluation": here}
+    found = {"This evaluation": versions()}
     for encoder in encoders:
         file = Path(encoder.info.get("run", "")) / "versions.json"
         if file.is_file():
