@@ -83,7 +83,8 @@ def worker_batches(stream: Stream, workers: int, monkeypatch: pytest.MonkeyPatch
     while True:
         info = SimpleNamespace(num_workers=workers, id=number % workers) if workers else None
         monkeypatch.setattr(stream_module, "get_worker_info", lambda info=info: info)
-        yield next(iterators[number % len(iterators)])
+        found = next(iterators[number % len(iterators)])
+        yield found.batch if workers else found
         number += 1
 
 

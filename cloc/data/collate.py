@@ -7,7 +7,7 @@ seeded by (seed, global position), so a batch does not depend on who builds it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cloc.config import DataConfig
 from cloc.contracts import Batch, Region, Sample
-from cloc.data.decode import decode_rgb
+from cloc.data.decode import decoder
 from cloc.data.text import Tokenizer, pack, text_id
 from cloc.data.views import Seen, View, mirror_text
 
@@ -93,13 +93,26 @@ class Chooser:
     groups: str = "all"
     negatives: int = 0
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Candidate:
+    def __call__(
+        self,
+        sample: Sample,
+        rng: np.random.Generator,
+        out: Tensor | None = None,
+        decode: Callable[[], Tensor] | None = None,
+    ) -> Candidate:
         """Decode and transform the picture.
+
+        Args:
+            sample: to be seen.
+            rng: seeded by its global position.
+            out: where the view is written, see :class:`View`.
+            decode: what :func:`~cloc.data.decode.decoder` made of the sample's picture, if that was called already.
 
         Raises:
             BadSample: it cannot be decoded.
         """
-        return Candidate(sample, self.view(decode_rgb(sample.image), rng), rng)
+        picture = (decode or decoder(sample.image))()
+        return Candidate(sample, self.view(picture, rng, out), rng)
 
     def choose(self, candidates: Sequence[Candidate]) -> list[Item]:
         """Draw caption, regions and phrases of each picture of a batch.
@@ -225,7 +238,13 @@ def _owners(regions: Sequence[Region]) -> dict[str, list[int]]:
 
 
 def collate(
-    items: list[Item], tokenizer: Tokenizer, regions: int, cursor: int, stats: Counter[str], negatives: int = 0
+    items: list[Item],
+    tokenizer: Tokenizer,
+    regions: int,
+    cursor: int,
+    stats: Counter[str],
+    negatives: int = 0,
+    images: Tensor | None = None,
 ) -> Batch:
     """Stack items to a batch of one rank.
 
@@ -236,6 +255,7 @@ def collate(
         cursor: global position after the global batch that these items belong to.
         stats: counters of reading; the items' own and the texts' are added.
         negatives: K, the padded number of hard negatives per region.
+        images: ``[B,3,size,size]``, the items' pictures, where they already lie together.
     """
     size, totals = len(items), Counter(stats)
     captions = []
@@ -262,7 +282,7 @@ def collate(
     # Without any region one empty phrase stands in, with no region pointing at it: every parameter takes part.
     phrases = list(index) or [tokenizer.encode("")[0]]
     return Batch(
-        images=torch.stack([item.image for item in items]),
+        images=torch.stack([item.image for item in items]) if images is None else images,
         content=torch.from_numpy(np.stack([item.content for item in items])),
         captions=pack(captions, tokenizer.pad_id),
         caption_id=torch.tensor([text_id(ids) for ids in captions]),

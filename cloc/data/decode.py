@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.contracts import BadSample
 from cloc.data.schema import MAX_PIXELS, codec_fault
 
+with warnings.catch_warnings():
+    # PyTorch warns, once a process, of a tensor over bytes, which nobody may write to. Decoders only read.
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b" ", dtype=torch.uint8)
+
+_decode_image = torch.ops.image.decode_image.default
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are no frames
 
 
@@ -30,15 +38,29 @@ def decode_rgb(data: bytes) -> Tensor:
     Raises:
         BadSample: ``decompression_bomb`` or ``corrupt_image``.
     """
+    return decoder(data)()
+
+
+def decoder(data: bytes) -> Callable[[], Tensor]:
+    """Look at the header alone, and say how to decode the rest: what is called returns as ``decode_rgb`` does.
+
+    Apart, for a reader prepares many pictures, then decodes them in a row (see ``stream.TOGETHER``).
+
+    Raises:
+        BadSample: ``decompression_bomb`` or ``corrupt_image``; the latter also by what is returned.
+    """
     width, height, plain = _jpeg_header(data) or _pillow_header(data)
     if width * height > MAX_PIXELS:
         raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
     if not plain:
-        return _decode_pillow(data)
+        return partial(_decode_pillow, data)
+    return partial(_decode, torch.frombuffer(data, dtype=torch.uint8))
+
+
+def _decode(buffer: Tensor) -> Tensor:
     try:
-        # A copy, a microsecond: PyTorch warns of memory that it may not write.
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
+        # torchvision's decode_image without what it does around its operator, which is felt between two pictures.
+        image = _decode_image(buffer, ImageReadMode.RGB.value, True)
     except RuntimeError as error:
         raise BadSample("corrupt_image", codec_fault(error)) from error
     # A 16-bit PNG comes as it is, whatever the mode.

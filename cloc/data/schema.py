@@ -305,7 +305,9 @@ def _texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[str,
     """Keep the texts that say something, without surrounding space; count the others by reason."""
     kept = []
     for value in values:
-        if not isinstance(value, str):
+        if type(value) is str and value.isascii() and (text := value.strip()):  # nearly every text
+            kept.append(text)
+        elif not isinstance(value, str):
             counts[f"{kind}_not_text"] += 1
         elif not value.strip():
             counts[f"empty_{kind}"] += 1
@@ -361,7 +363,7 @@ def _read_region(record: Any, counts: Counter[str]) -> Region | None:
         phrases=texts,
         category=record["category"] if isinstance(record.get("category"), str) else None,
         score=None if score is None else float(score),
-        negatives=_texts(negatives if isinstance(negatives, list) else [], counts, "negative"),
+        negatives=_texts(negatives, counts, "negative") if isinstance(negatives, list) else (),
         crowd=bool(record.get("crowd", record.get("iscrowd", False))),
     )
 

@@ -13,20 +13,24 @@ import resource
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.collate import Candidate, Chooser, Item, collate
+from cloc.data.decode import decoder
+from cloc.data.handover import Parcel, Rooms
 from cloc.data.order import REPLACEMENTS, GlobalOrder, Mixture, choices
 from cloc.data.remote import ShardCache
 from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardReader, ShardReadError, read_sample_members
 from cloc.data.sources import Source, Sources
 from cloc.data.text import Tokenizer
+from cloc.data.views import new_views
 
 READER_MEMORY = "reader_memory_bytes"
 """Entry of ``Batch.stats`` that is no counter: the most memory that the reading process has had."""
@@ -47,6 +51,7 @@ class _Found(NamedTuple):
     position: int
     number: int
     sample: Sample
+    decode: Callable[[], Tensor]
     counts: Counter[str]
     rng: np.random.Generator
     tries: Iterator[int]
@@ -121,28 +126,42 @@ class Stream(IterableDataset):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor, self.max_skip_share = cursor, max_skip_share
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Parcel]:
         worker = get_worker_info()
         step, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        rooms = Rooms() if worker else None
+        count, size = self.batch_size // self.world_size, self.chooser.view.size
         while True:
-            yield self.batch_at(self.cursor + number * self.batch_size)
+            position = self.cursor + number * self.batch_size
+            if rooms is None:
+                yield self.batch_at(position)
+            else:
+                room, memory = rooms.take(count * size * size * 3)
+                yield rooms.parcel(self.batch_at(position, new_views(count, size, memory)), room)
             number += step
 
-    def batch_at(self, position: int) -> Batch:
-        """Build this rank's part of the global batch that starts at a global position."""
+    def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
+        """Build this rank's part of the global batch that starts at a global position.
+
+        Args:
+            position: of the global batch's first sample.
+            images: ``[B,3,size,size]`` uint8 to write the pictures to; a new one by default.
+        """
         local = self.batch_size // self.world_size
         first = position + self.rank * local
         stats: Counter[str] = Counter()
         places = range(first, first + local)
         self._load(places)
         items: list[Item] = []
+        images = new_views(local, self.chooser.view.size) if images is None else images
         for start in range(0, local, TOGETHER):
             # First read, then decode, then choose: between two decodings the rest ran two to five times as long, for
             # by then its code had left the processor's cache.
             found = [self._find(place, iter(range(REPLACEMENTS)), stats) for place in places[start : start + TOGETHER]]
-            items += self.chooser.choose([self._see(one, stats) for one in found])
+            rooms = images[start : start + TOGETHER]
+            items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, rooms, strict=True)])
         end = position + self.batch_size
-        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives)
+        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
 
@@ -180,22 +199,23 @@ class Stream(IterableDataset):
             source.read += 1
             try:
                 sample, counts = self.read(position, replacement)
+                decode = decoder(sample.image)
             except (BadSample, OSError) as error:
                 self._leave_out(source, error, stats)
                 if not isinstance(error, BadSample):
                     self._lose(source, source.order.locate(index, replacement)[0], error)
                 continue
-            return _Found(position, number, sample, counts, choices(self.seed, position), tries)
+            return _Found(position, number, sample, decode, counts, choices(self.seed, position), tries)
         raise SkipLimitError(
             f"{_where(source)}: position {position}: {REPLACEMENTS} samples in a row unusable ({dict(source.skipped)})"
         )
 
-    def _see(self, found: _Found, stats: Counter[str]) -> Candidate:
-        """Decode and transform the picture, or that of the next substitute."""
+    def _see(self, found: _Found, out: Tensor, stats: Counter[str]) -> Candidate:
+        """Decode and transform the picture, or that of the next substitute, into its row of the batch."""
         source = self.sources[found.number]
         while True:
             try:
-                candidate = self.chooser(found.sample, found.rng)
+                candidate = self.chooser(found.sample, found.rng, out, found.decode)
             except BadSample as error:
                 self._leave_out(source, error, stats)
                 found = self._find(found.position, found.tries, stats)

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,7 +96,9 @@ def _read_header(block: bytes) -> tuple[str, int, bool]:
     name, size, checksum = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0"), block[148:156].rstrip(b" \0")
     plain = block[156:157] == b"0" and not block[345:346].strip(b"\0") and name.isascii() and b"\0" not in name
     if plain and size.isdigit() and checksum.isdigit() and len(block) == _BLOCK:
-        if int(checksum, 8) == sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        # The sum of all bytes, the checksum's own as spaces; Adler's low half is this sum + 1, modulo a prime.
+        counted = zlib.adler32(b"".join((block[:148], b" " * 8, block[156:]))) & 0xFFFF
+        if counted == (int(checksum, 8) + 1) % 65521:
             return name.decode("ascii"), int(size, 8), True
     header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     return header.name, header.size, header.isreg()

@@ -102,7 +102,8 @@ def _clean(text: str, thorough: Callable[[str], str]) -> str:
     return thorough(text)
 
 
-def text_id(ids: Sequence[int]) -> int:
+@lru_cache(CACHED_TEXTS)
+def text_id(ids: tuple[int, ...]) -> int:
     """A 63-bit hash of token ids: equal texts have equal ids on every rank and in every run."""
     digest = hashlib.blake2b(",".join(map(str, ids)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,95 @@
+"""How a batch gets from the worker that read it to the training process (last step of ``stream``).
+
+Left to PyTorch, each tensor of each batch gets shared memory of its own: the kernel clears its pages, the worker copies
+into them, the training process maps and unmaps them, and a socket hands a file descriptor over. Here the pictures are
+written where the training process will read them, into rooms that are used again; all else travels by value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloc.contracts import Batch
+
+_received: dict[tuple[int, int], Tensor] = {}
+"""Rooms of this process's workers, by process and number."""
+
+
+class Rooms:
+    """Shared memory for pictures, of one worker.
+
+    A room is free again when the training process holds no tensor over it any more, views and slices included. Where
+    none is free a new one is made, so there are as many as batches under way at a time.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: list[Tensor] = []
+        self._sent: set[int] = set()
+
+    def take(self, size: int) -> tuple[int, Tensor]:
+        """Return number and memory, ``[size]`` uint8, of a free room, which is taken from now on."""
+        free = (number for number, room in enumerate(self._rooms) if len(room) == size + 1 and not room[-1].item())
+        number = next(free, len(self._rooms))
+        if number == len(self._rooms):
+            self._rooms.append(torch.zeros(size + 1, dtype=torch.uint8).share_memory_())
+        room = self._rooms[number]
+        room[-1] = 1  # the last byte says that it is taken; the training process clears it
+        return number, room[:-1]
+
+    def parcel(self, batch: Batch, number: int) -> Parcel:
+        """Make a batch, whose pictures lie in a room, ready for sending."""
+        known = number in self._sent
+        self._sent.add(number)
+        return Parcel(batch, number, None if known else self._rooms[number])
+
+
+class Parcel:
+    """A batch on its way; the process that unpickles it gets the :class:`Batch`."""
+
+    def __init__(self, batch: Batch, number: int, room: Tensor | None) -> None:
+        self.batch, self.number, self.room = batch, number, room
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        images = self.batch.images
+        layout = (tuple(images.shape), images.stride())
+        return _receive, (os.getpid(), self.number, self.room, layout, self.batch.__getstate__() | {"images": None})
+
+
+class _Lease(np.ndarray):
+    """Array over a room. PyTorch holds it as long as a tensor uses its memory, then it ends, and the room is free."""
+
+
+def _receive(
+    process: int,
+    number: int,
+    room: Tensor | None,
+    layout: tuple[tuple[int, ...], tuple[int, ...]],
+    state: dict[str, Any],
+) -> Batch:
+    if room is not None:  # a room comes once, and is known by its number from then on
+        if not any(owner == process for owner, _ in _received):
+            _forget_the_dead()
+        _received[process, number] = room
+    memory = _received[process, number]
+    lease = memory[:-1].numpy().view(_Lease)
+    weakref.finalize(lease, memory[-1].zero_).atexit = False
+    batch = Batch.__new__(Batch)
+    batch.__setstate__(state | {"images": torch.from_numpy(lease).as_strided(*layout)})
+    return batch
+
+
+def _forget_the_dead() -> None:
+    """Let go of the rooms of workers that have ended."""
+    for process, number in list(_received):
+        with contextlib.suppress(PermissionError):  # alive, of another user
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                del _received[process, number]
