@@ -276,7 +276,7 @@ def read_object(data: bytes, key: str) -> dict[str, Any]:
         BadSample: ``bad_text`` where it is not UTF-8, ``bad_json`` where it is no object.
     """
     try:
-        record = json.loads(data.decode("utf-8"))
+        record = json.loads(str(data, "utf-8"))
     except UnicodeDecodeError as error:
         raise BadSample("bad_text", f"sample {key!r}: the JSON is not UTF-8: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -291,7 +291,7 @@ def _read_captions(record: Mapping[str, Any], text: bytes | None, key: str, coun
     given = record.get("captions")
     if given is None and text is not None:
         try:
-            given = [text.decode("utf-8")]
+            given = [str(text, "utf-8")]
         except UnicodeDecodeError as error:
             raise BadSample("bad_text", f"sample {key!r}: the txt member is not UTF-8: {error}") from error
     elif given is None and record.get("caption") is not None:

@@ -178,7 +178,7 @@ class Stream(IterableDataset):
         number, index = self.mixture.locate(position)
         source = self.sources[number]
         shard, place = source.order.locate(index, replacement)
-        key, members = read_sample_members(source.reader.read(shard, place))
+        key, members = read_sample_members(memoryview(source.reader.read(shard, place)))
         return parse_sample(members, key, source.manifest.folder.name)
 
     def _load(self, positions: range) -> None:

@@ -17,10 +17,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from cloc.data.schema import MAX_MEMBER_BYTES, regions_of
 
+_Raw = TypeVar("_Raw", bytes, memoryview)
 _BLOCK = tarfile.BLOCKSIZE
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
 
@@ -54,11 +55,11 @@ class ShardInfo:
     offsets: tuple[int, ...]
 
 
-def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
+def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
     """Split the tar bytes of one sample.
 
     Args:
-        raw: a slice of a tar between two offsets of its ``ShardInfo``.
+        raw: a slice of a tar between two offsets of its ``ShardInfo``. The contents of a memoryview are no copies.
 
     Returns:
         The key, and the contents by extension in lower case.
@@ -72,7 +73,7 @@ def read_sample_members(raw: bytes) -> tuple[str, dict[str, bytes]]:
         if kind in b"xgLK":  # long or non-ASCII names: leave their rules to tarfile
             return _read_with_tarfile(raw)
         try:
-            full_name, size, regular = _read_header(raw[position : position + _BLOCK])
+            full_name, size, regular = _read_header(bytes(raw[position : position + _BLOCK]))
         except tarfile.HeaderError as error:
             raise ShardReadError(
                 f"byte {position} of a sample: no tar header ({error}); rebuild the manifest"
@@ -204,7 +205,7 @@ def _refuse(condition: bool, path: Path, what: str, remedy: str) -> None:
         raise ShardError(f"{path}: {what}; {remedy}")
 
 
-def _read_with_tarfile(raw: bytes) -> tuple[str, dict[str, bytes]]:
+def _read_with_tarfile(raw: bytes | memoryview) -> tuple[str, dict[str, bytes]]:
     key, members = "", {}
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
