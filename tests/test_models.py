@@ -59,6 +59,38 @@ def test_trimmed_text_has_the_gradients_of_padded_text() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 16), (61, 3), (5, 4), (4, 21)])
+@pytest.mark.parametrize("options", [{}, {"pool_type": "eos", "eos_id": 9}])
+def test_captions_and_phrases_in_one_pass_are_those_of_a_pass_each(
+    shape: tuple[int, int], options: dict[str, Any]
+) -> None:
+    """Embeddings and gradients; 16 // 5 = 3 phrases a row with a token to spare, 61 in rows that do not come out."""
+    text = ClipText(16, options=SMALL_TEXT | options).double()
+    groups = []
+    for count, length in ((6, 16), shape):
+        tokens = torch.randint(1, 9, (count, length))
+        ends = torch.randint(1, length, (count,))
+        groups.append(tokens.masked_fill(torch.arange(length) > ends[:, None], 0).scatter(1, ends[:, None], 9))
+    together, apart = text(*groups), torch.cat([text(tokens) for tokens in groups])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
+    weight, parameters = torch.randn_like(together), list(text.parameters())
+    for one, other in zip(
+        torch.autograd.grad((together * weight).sum(), parameters),
+        torch.autograd.grad((apart * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_texts_that_share_a_row_do_not_see_each_other() -> None:
+    text = ClipText(16, options=SMALL_TEXT).double().eval()
+    captions, phrases = Tokenizer()(["a long caption of a man on a horse by the sea"]), Tokenizer()(TEXTS[:1] * 3)
+    before = text(captions, phrases)
+    phrases[1, 1] = 7
+    changed = (text(captions, phrases) - before).abs().amax(1) > 0
+    assert changed.tolist() == [False, False, True, False]
+
+
 def test_a_text_does_not_depend_on_its_neighbors() -> None:
     text = ClipText(16, options=SMALL_TEXT).double().eval()
     together = text(Tokenizer()(TEXTS))

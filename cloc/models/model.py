@@ -83,10 +83,12 @@ class Cloc(nn.Module):
     def forward(self, batch: Batch) -> Features:
         """Encode a whole batch; the tower runs once an image, each distinct phrase once a step."""
         image = self.encode_images(batch.images)
-        text = self.encode_texts(batch.captions)
         region = phrase = grounded = None
-        if self.prompter is not None:
-            phrase = self.encode_texts(batch.phrases)
+        if self.prompter is None:
+            text = self.encode_texts(batch.captions)
+        else:
+            texts = batch.captions, batch.phrases
+            text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
             with record_function("prompter"):
                 memory = self.prompter.memory(image.tokens)
                 region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
@@ -106,10 +108,10 @@ class Cloc(nn.Module):
             pooled, tokens = self.image((images.float() - self.mean) / self.std)
         return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
 
-    def encode_texts(self, tokens: Tensor) -> Tensor:
-        """``[T,L]`` token ids → ``[T,D]`` of unit norm."""
+    def encode_texts(self, *groups: Tensor) -> Tensor:
+        """Groups of ``[T,L]`` token ids → ``[T,D]`` of unit norm, of all groups in their order."""
         with record_function("text tower"):
-            return normalize(self.text(tokens).float(), dim=-1)
+            return normalize(self.text(*groups).float(), dim=-1)
 
     def encode_boxes(self, image: ImageFeatures, boxes: Tensor, source: str = "prompter") -> Tensor:
         """Embed boxes of encoded pictures.

@@ -6,13 +6,13 @@ each tower here takes that without a change of its result, and a test proves it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
 from cloc.models.weights import open_clip_tower
 
@@ -75,20 +75,83 @@ class ClipText(nn.Module):
         """Whether what follows a text changes nothing."""
         return self.tower.attn_mask is not None and self.tower.pool_type in ("argmax", "eos")
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
+    def forward(self, *groups: Tensor) -> Tensor:
+        """Embed texts, all in one pass.
+
+        Args:
+            groups: ``[T,L]`` token ids each, trimmed: a step's captions and its phrases, which are much shorter.
+
+        Returns:
+            ``[T,D]`` of all groups in their order, not yet of unit norm.
+        """
+        tower = self.tower
         if not self.trims:
-            return self.tower(pad(tokens, (0, self.context_length - tokens.shape[1]), value=self.tower.pad_id))
-        tower, length = self.tower, tokens.shape[1]
-        states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length].to(states.dtype))
-        if tower.pool_type == "eos":
-            end = (tokens == tower.eos_id).int().argmax(-1)
-        else:
-            end = tokens.argmax(-1)  # the end-of-text token has the highest id
-        pooled = tower.ln_final(states[torch.arange(tokens.shape[0], device=tokens.device), end])
+            return tower(torch.cat([_padded(tokens, self.context_length, tower.pad_id) for tokens in groups]))
+        rows = Rows(groups)
+        states = tower.token_embedding(rows.tokens) + embedding(rows.positions, tower.positional_embedding)
+        mask = rows.mask(tower.attn_mask, tower.transformer.resblocks[0].attn.num_heads)
+        states = tower.transformer(states, attn_mask=mask.to(states.dtype))
+        # Without an id of its own, the end-of-text token is the highest.
+        found = [(t == tower.eos_id).int() if tower.pool_type == "eos" else t for t in groups]
+        pooled = tower.ln_final(rows.pick(states, [one.argmax(-1) for one in found]))
         projection = tower.text_projection
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+class Rows:
+    """Groups of texts laid out in rows of the longest: several short ones share a row, and none sees another.
+
+    One pass instead of one a group: parameters are read once, and their gradients are written once. The layout follows
+    from the groups' shapes alone, so nothing waits for the device.
+
+    Args:
+        groups: ``[T,L]`` token ids each.
+
+    Attributes:
+        tokens: ``[R,L]`` token ids of R rows.
+        positions: ``[R,L]`` place of each token in its own text.
+    """
+
+    def __init__(self, groups: Sequence[Tensor]) -> None:
+        self.length = max(tokens.shape[1] for tokens in groups)
+        self.shared = [self.length // tokens.shape[1] for tokens in groups]
+        self.counts = [-(-tokens.shape[0] // share) for tokens, share in zip(groups, self.shared, strict=True)]
+        self.widths = [tokens.shape[1] for tokens in groups]
+        device = groups[0].device
+        rows, positions, places = [], [], []
+        for tokens, share, count in zip(groups, self.shared, self.counts, strict=True):
+            size, width = tokens.shape
+            together = pad(tokens, (0, 0, 0, count * share - size)).view(count, share * width)
+            rows.append(pad(together, (0, self.length - share * width)))
+            place = torch.arange(self.length, device=device)
+            places.append((place // width).expand(count, -1))
+            positions.append((place % width).expand(count, -1))
+        self.tokens, self.positions, self._text = torch.cat(rows), torch.cat(positions), torch.cat(places)
+
+    def mask(self, causal: Tensor, heads: int) -> Tensor:
+        """What is added to the attention: the causal mask, and -inf between texts.
+
+        Returns:
+            ``[L,L]``, or ``[R·heads,L,L]`` where texts share rows.
+        """
+        causal = causal[: self.length, : self.length]
+        if max(self.shared) == 1:
+            return causal
+        apart = self._text[:, :, None] != self._text[:, None, :]
+        return causal.expand(len(apart), -1, -1).masked_fill(apart, -torch.inf).repeat_interleave(heads, 0)
+
+    def pick(self, states: Tensor, ends: Sequence[Tensor]) -> Tensor:
+        """States ``[R,L,C]`` and each group's end-of-text places ``[T]`` → ``[T,C]``, in the groups' order."""
+        found, first = [], 0
+        for end, share, width, count in zip(ends, self.shared, self.widths, self.counts, strict=True):
+            text = torch.arange(len(end), device=end.device)
+            found.append((first + text // share) * self.length + text % share * width + end)
+            first += count
+        return states.flatten(0, 1)[torch.cat(found)]
+
+
+def _padded(tokens: Tensor, length: int, value: int) -> Tensor:
+    return pad(tokens, (0, length - tokens.shape[1]), value=value)
 
 
 class HuggingFaceText(nn.Module):
@@ -145,9 +208,10 @@ class HuggingFaceText(nn.Module):
         self.pad_id = self.tower.config.pad_token_id or 0
         self.vocab_size = self.tower.config.vocab_size
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[T,L]`` token ids → ``[T,D]``, not yet of unit norm."""
-        return self.proj(self._remembered(tokens) if self.frozen else self._pooled(tokens))
+    def forward(self, *groups: Tensor) -> Tensor:
+        """Groups of ``[T,L]`` token ids → ``[T,D]`` of all in their order, not yet of unit norm."""
+        pool = self._remembered if self.frozen else self._pooled
+        return self.proj(torch.cat([pool(tokens) for tokens in groups]))
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         mask = tokens != self.pad_id
