@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,6 +64,15 @@ def test_step_benchmark_ends_in_its_ratios() -> None:
     for name in ("clip_over_open_clip_clip", "cloc_over_clip", "cloc_over_open_clip_clip", "naive_cloc_over_cloc"):
         assert ratios[name] > 0
     assert 0 < ratios["matmul_peak_share"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compile_benchmark_ends_in_its_ratios() -> None:
+    command = [sys.executable, "-m", "benchmarks.compile", "--geometry", "test", "--batch", "4", "--rounds", "2"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
+    ratios = json.loads(found.stdout.splitlines()[-1])
+    assert ratios["cloc_compiled_over_plain"] > 0 and ratios["cloc_compiled_warmup_seconds"] > 0
 
 
 @pytest.mark.slow

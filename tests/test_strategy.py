@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,35 @@ def test_the_fine_tuning_preset_composes() -> None:
     assert config.init_from and config.evaluation.at_start and config.evaluation.every
     assert config.optim.layer_decay < 1 and config.optim.tower_rate < 1 and config.optim.warmup < config.samples / 10
     assert OmegaConf.structured(config.trainer).strategy == "auto"
+
+
+def test_compiling_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(strategy.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"trainer.compile=true: .* C\+\+ compiler"):
+        prepare(tiny(), TrainerConfig(compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_compute_what_plain_blocks_do() -> None:
+    """Embeddings and gradients, with texts of another length in every step."""
+    plain, compiled = tiny(), tiny()
+    assert prepare(compiled, TrainerConfig(compile=True)) == [
+        "compiled: 3 blocks of the image tower and 2 blocks of the text tower"
+    ]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for captions, phrases in ((9, 3), (14, 6), (8, 5), (20, 4)):
+        texts = [torch.randint(1, 400, (count, length)) for count, length in ((2, captions), (5, phrases))]
+        found = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            image = model.encode_images(images)
+            pooled = torch.cat([image.pooled, model.encode_texts(*texts)])
+            (pooled.square() * torch.arange(16)).sum().backward()
+            found.append(
+                (pooled.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+            )
+        torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+        for name, grad in found[0][1].items():
+            torch.testing.assert_close(found[1][1][name], grad, rtol=1e-3, atol=1e-4, msg=name)

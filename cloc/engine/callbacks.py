@@ -113,6 +113,36 @@ def data_health(parts: Sequence[tuple[Counter[str], float, float]]) -> dict[str,
     }
 
 
+class CompileTime(Callback):
+    """Say how long compilation took, once steps run at their own speed.
+
+    Args:
+        steps: the first so many are looked at; compilation is what they took more than as many of the fastest.
+    """
+
+    def __init__(self, steps: int = 20) -> None:
+        self.steps, self.times = steps, []
+        self.start = 0.0
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
+        """A step begins."""
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        """A step is done."""
+        self.times.append(time.perf_counter() - self.start)
+        if len(self.times) == self.steps and trainer.is_global_zero:
+            fastest = min(self.times)
+            Console().print(
+                f"torch.compile took {sum(self.times) - fastest * self.steps:.0f} s of the first {self.steps} steps; "
+                f"the first took {self.times[0]:.1f} s, the fastest {fastest:.2f} s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
 class ProgressLine(Callback):
     """A live bar in a terminal, a plain line now and then elsewhere; both with samples/s and each loss."""
 

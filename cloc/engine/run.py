@@ -22,7 +22,7 @@ from cloc.data.collate import make_chooser
 from cloc.data.sources import Sources, open_sources
 from cloc.data.stream import Stream, make_loader
 from cloc.data.text import Tokenizer
-from cloc.engine.callbacks import Cursor, Evaluate, ProgressLine, Throughput
+from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
 from cloc.engine.checkpoint import CheckpointFiles, Stored
 from cloc.engine.folder import RunFolder
 from cloc.engine.guard import FiniteGuard
@@ -232,6 +232,8 @@ def build_trainer(
         RandomState(config.seed),
         StopAtSignal(),
     ]
+    if config.trainer.compile:
+        callbacks.append(CompileTime())
     if config.trainer.ema:
         callbacks.insert(1, AveragedWeights(config.trainer.ema))
     if config.evaluation.every and config.evaluation.data:

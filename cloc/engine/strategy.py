@@ -6,6 +6,8 @@ losses see the global batch, and what a strategy does to parameters changes wher
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,18 +110,36 @@ def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
         What was done, in words, for the log.
 
     Raises:
-        ConfigError: batch norm would train on each process's own pictures, or nothing can be recomputed.
+        ConfigError: batch norm would train on each process's own pictures, nothing can be recomputed, or nothing
+            compiles here.
     """
     notes = [_settle_batch_norm(model, rank_and_world()[1], options.accumulate)]
     if options.checkpoint_activations:
         notes.append(_checkpoint_activations(model))
     if options.compile:
-        # Hooks that gather a block's shards break a graph: with FSDP2 the blocks are compiled, not the towers.
-        towers = [model.image, model.text]
-        for part in towers if options.strategy != "fsdp" else [block for tower in towers for block in blocks(tower)]:
-            part.compile()
-        notes.append("towers compiled" if options.strategy != "fsdp" else "blocks of the towers compiled")
+        notes.append(_compile(model))
     return [note for note in notes if note]
+
+
+def _compile(model: Cloc) -> str:
+    """Compile the towers block by block: blocks of one kind share their code, so a tower compiles as fast as a block.
+
+    Hooks that gather a block's shards (FSDP2) would break the graph of a whole tower. Texts are trimmed, so the shapes
+    of their blocks change from step to step; pictures have one shape.
+    """
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    if not torch.cuda.is_available() and not any(map(shutil.which, filter(None, compilers))):
+        raise ConfigError(
+            "trainer.compile=true: without a GPU, torch.compile needs a C++ compiler, and there is no g++, clang++ or "
+            "c++ here; install one (Debian: apt-get install g++), or set trainer.compile=false"
+        )
+    said = []
+    for name, tower, dynamic in (("image", model.image, None), ("text", model.text, True)):
+        parts = [part for part in blocks(tower) if any(value.requires_grad for value in part.parameters())]
+        for part in parts or [tower]:
+            part.compile(dynamic=dynamic)
+        said.append(f"{len(parts)} blocks of the {name} tower" if parts else f"the {name} tower")
+    return f"compiled: {' and '.join(said)}"
 
 
 def _settle_batch_norm(model: Cloc, world: int, accumulate: int) -> str:

@@ -1,0 +1,86 @@
+"""What ``trainer.compile`` costs at the start of a run, and what it saves afterwards.
+
+    python -m benchmarks.compile --rounds 5                    # the geometry of benchmarks.step, CPU, bfloat16
+
+Our CLIP and CLOC step, plain and with their towers' blocks compiled, in turn. As in training, every step has another
+batch, whose texts are trimmed to other lengths. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import cycle
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, make_batch, our_model, trained_loss
+from cloc.config.schema import TrainerConfig
+from cloc.contracts import Batch
+from cloc.data.text import Tokenizer
+from cloc.engine.strategy import prepare
+
+
+def contenders(geometry: Geometry, batch: Batch, bf16: bool) -> dict[str, Ours]:
+    """Both models, plain and compiled, from the same weights."""
+    found = {}
+    for name, parts, weights in (
+        ("CLIP", (None, None), {"region": 0.0, "grounding": 0.0}),
+        ("CLOC", ("SharedPrompter", "SpatialHead"), {}),
+    ):
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            model = our_model(geometry, *parts)
+            prepare(model, TrainerConfig(compile=compiled))
+            label = f"{name}, compiled" if compiled else name
+            found[label] = Ours(model, trained_loss(bf16, weights), batch, bf16)
+    return found
+
+
+def main() -> None:
+    """Measure, print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="small")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--regions", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=4, help="first steps, in which compilation happens")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    geometry, console, tokenizer = GEOMETRIES[options.geometry], Console(), Tokenizer("open_clip", 77)
+    batches = [make_batch(options.batch, options.regions, geometry.image_size, tokenizer, seed) for seed in range(4)]
+    found = contenders(geometry, batches[0], options.precision == "bf16")
+    times: dict[str, list[float]] = {name: [] for name in found}
+    Ours.prepare()
+    for batch, _ in zip(cycle(batches), range(options.warmup + options.rounds), strict=False):
+        for name, contender in found.items():
+            contender.batch = batch
+            start = time.perf_counter()
+            contender.step()
+            times[name].append(time.perf_counter() - start)
+    table = Table(title=f"{options.precision}, {options.threads} threads, {cpu()}", title_justify="left")
+    for column in ("step", "seconds", f"first {options.warmup} steps took more by"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    result = {}
+    for name, seconds in times.items():
+        settled = statistics.median(seconds[options.warmup :])
+        more = sum(seconds[: options.warmup]) - options.warmup * settled
+        table.add_row(name, f"{settled:.3f}", f"{more:.1f} s")
+        key = name.lower().replace(", ", "_")
+        result |= {f"{key}_seconds": settled, f"{key}_warmup_seconds": more}
+    for name in ("clip", "cloc"):
+        result[f"{name}_compiled_over_plain"] = result[f"{name}_compiled_seconds"] / result[f"{name}_seconds"]
+    console.print(table)
+    for name in ("clip", "cloc"):
+        console.print(f"  {name}, compiled / plain: {result[f'{name}_compiled_over_plain']:.3f}", highlight=False)
+    print(json.dumps({name: round(value, 4) for name, value in result.items()} | {"geometry": options.geometry}))
+
+
+if __name__ == "__main__":
+    main()
