@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -12,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Test processes share the cores (pytest-xdist), and sums do not depend on how many threads made them.
 torch.set_num_threads(1)
+
+# The fork server of a test process imports once what its children need. A server that runs takes no more orders: the
+# first test that starts one must not decide for the others.
+multiprocessing.set_forkserver_preload(["cloc.engine.run", "transformers"])
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A run of a second or two for the tests of resuming, and a process to run it in that can be killed.
 
-Children come from a fork server that has imported everything once, so that twenty of them are quick.
+Children come from a fork server that has imported everything once (conftest.py), so that twenty of them are quick.
 """
 
 from __future__ import annotations
@@ -142,7 +142,6 @@ class _Killer:
 def start(config: DictConfig, log: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
     """Train in a child process of its own session; its output goes to a file."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cloc.engine.run", "transformers"])
     process = context.Process(target=_live, args=(config, log, prepare))
     process.start()
     return process
