@@ -124,7 +124,7 @@ class Batch:
         small = {
             name: value.numpy()
             for name, value in state.items()
-            if name != "images" and isinstance(value, Tensor) and value.device.type == "cpu"
+            if name != "images" and isinstance(value, Tensor) and _by_value(value)
         }
         return state | small
 
@@ -149,6 +149,11 @@ class Batch:
             for value in [getattr(self, f.name)]
         }
         return Batch(**pinned)
+
+
+def _by_value(value: Tensor) -> bool:
+    """Whether NumPy can carry a tensor."""
+    return value.device.type == "cpu" and value.dtype != torch.bfloat16 and not value.requires_grad
 
 
 @dataclass(slots=True)

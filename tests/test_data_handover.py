@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import os
 import pickle
 from collections.abc import Iterator
 from itertools import islice
@@ -86,6 +88,25 @@ def test_batches_of_real_workers_are_those_read_here(tmp_path: Path, workers: in
     assert [contents(batch) for batch in held] == expected
     assert [contents(batch) for batch in arriving()] == expected
     assert [contents(batch) for batch in held] == expected, "a later worker wrote into memory of an earlier one"
+
+
+def test_a_fork_that_drops_a_batch_does_not_free_its_room(batch: Batch) -> None:
+    send = _SameProcess()
+    first, room = send(batch, 1)
+    child = os.fork()
+    if not child:
+        del first
+        os._exit(0)
+    os.waitpid(child, 0)
+    _, other = send(batch, 2)
+    assert other != room
+    assert first.images.eq(1).all()
+
+
+def test_what_numpy_cannot_carry_is_pickled_as_it_is(batch: Batch) -> None:
+    batch.boxes, batch.content = batch.boxes.bfloat16(), batch.content.requires_grad_()
+    again = copy.deepcopy(pickle.loads(pickle.dumps(batch)))
+    assert again.boxes.equal(batch.boxes) and again.content.requires_grad
 
 
 def test_all_but_the_pictures_is_pickled_by_value(batch: Batch) -> None:

@@ -19,7 +19,7 @@ from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower, ViewMemory
 from cloc.models.model import Cloc
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter, mask_tokens, roi_tokens
-from cloc.models.text import ClipText, HuggingFaceText
+from cloc.models.text import ClipText, HuggingFaceText, Rows
 
 TEXTS = ["a chick", "", "a cup of tea to the left of a very small blue teapot", "word " * 200, "a 🐤"]
 SMALL_TEXT = {"width": 32, "heads": 2, "layers": 2}
@@ -59,7 +59,7 @@ def test_trimmed_text_has_the_gradients_of_padded_text() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 16), (61, 3), (5, 4), (4, 21)])
+@pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 16), (61, 3), (5, 4), (4, 21), (40, 9)])
 @pytest.mark.parametrize("options", [{}, {"pool_type": "eos", "eos_id": 9}])
 def test_captions_and_phrases_in_one_pass_are_those_of_a_pass_each(
     shape: tuple[int, int], options: dict[str, Any]
@@ -80,6 +80,13 @@ def test_captions_and_phrases_in_one_pass_are_those_of_a_pass_each(
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_a_row_is_as_long_as_takes_the_fewest_tokens() -> None:
+    assert Rows._best_length([(1024, 20), (3000, 11)], 77) == 22
+    assert Rows._best_length([(1024, 20), (3000, 11)], 21) == 20, "positions and the mask end there"
+    assert Rows._best_length([(64, 23), (200, 6)], 77) == 23, "24 would save a twentieth"
+    assert Rows._best_length([(3, 30)], 20) == 30
 
 
 def test_texts_that_share_a_row_do_not_see_each_other() -> None:

@@ -250,6 +250,15 @@ def test_compiling_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
         prepare(tiny(), TrainerConfig(compile=True))
 
 
+def test_frozen_towers_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy.shutil, "which", lambda name: name)
+    model = tiny()
+    model.text.requires_grad_(False)
+    assert prepare(model, TrainerConfig(compile=True)) == [
+        "compiled: 3 blocks of the image tower and nothing of the frozen text tower"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_compute_what_plain_blocks_do() -> None:

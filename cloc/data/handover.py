@@ -74,22 +74,27 @@ def _receive(
     state: dict[str, Any],
 ) -> Batch:
     if room is not None:  # a room comes once, and is known by its number from then on
-        if not any(owner == process for owner, _ in _received):
-            _forget_the_dead()
+        if not any(owner == process for owner, _ in list(_received)):
+            forget_the_dead()
         _received[process, number] = room
     memory = _received[process, number]
     lease = memory[:-1].numpy().view(_Lease)
-    weakref.finalize(lease, memory[-1].zero_).atexit = False
+    weakref.finalize(lease, _free, memory.numpy()[-1:], os.getpid()).atexit = False
     batch = Batch.__new__(Batch)
     batch.__setstate__(state | {"images": torch.from_numpy(lease).as_strided(*layout)})
     return batch
 
 
-def _forget_the_dead() -> None:
+def _free(flag: np.ndarray, reader: int) -> None:
+    if os.getpid() == reader:  # a fork of it drops its own copy only
+        flag[0] = 0
+
+
+def forget_the_dead() -> None:
     """Let go of the rooms of workers that have ended."""
     for process, number in list(_received):
         with contextlib.suppress(PermissionError):  # alive, of another user
             try:
                 os.kill(process, 0)
             except ProcessLookupError:
-                del _received[process, number]
+                _received.pop((process, number), None)

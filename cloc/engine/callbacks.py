@@ -132,6 +132,8 @@ class CompileTime(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
     ) -> None:
         """A step is done."""
+        if len(self.times) == self.steps:
+            return
         self.times.append(time.perf_counter() - self.start)
         if len(self.times) == self.steps and trainer.is_global_zero:
             fastest = min(self.times)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cloc.config import ConfigError, TrainConfig, validate
 from cloc.data.collate import make_chooser
+from cloc.data.handover import forget_the_dead
 from cloc.data.sources import Sources, open_sources
 from cloc.data.stream import Stream, make_loader
 from cloc.data.text import Tokenizer
@@ -134,6 +135,7 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
     loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available(), **shield)
     checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    forget_the_dead()
     _stop_if_told(config, folder, trainer)
     if config.trainer.strategy != "fsdp":  # where each process holds all weights, they are the same
         digest = weights_digest(module.model)
@@ -232,8 +234,6 @@ def build_trainer(
         RandomState(config.seed),
         StopAtSignal(),
     ]
-    if config.trainer.compile:
-        callbacks.append(CompileTime())
     if config.trainer.ema:
         callbacks.insert(1, AveragedWeights(config.trainer.ema))
     if config.evaluation.every and config.evaluation.data:
@@ -245,6 +245,8 @@ def build_trainer(
         callbacks.insert(2, evaluate)
     if config.profile:
         callbacks.insert(2, StepProfile(folder.local))
+    if config.trainer.compile:
+        callbacks.insert(0, CompileTime())  # first: an evaluation behind a step is no compilation
     every = max(1, config.trainer.checkpoint_every // config.batch_size)
     keep, best = config.trainer.keep_last, config.evaluation.best
     callbacks.append(Checkpoints(folder, files, every, keep, best, evaluate))

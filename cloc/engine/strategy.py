@@ -134,11 +134,14 @@ def _compile(model: Cloc) -> str:
             "c++ here; install one (Debian: apt-get install g++), or set trainer.compile=false"
         )
     said = []
+    # Both towers' blocks may be one piece of code, which is compiled for each kind of mask, with and without gradients.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for name, tower, dynamic in (("image", model.image, None), ("text", model.text, True)):
-        parts = [part for part in blocks(tower) if any(value.requires_grad for value in part.parameters())]
-        for part in parts or [tower]:
+        parts = [part for part in blocks(tower) or [tower] if any(value.requires_grad for value in part.parameters())]
+        for part in parts:
             part.compile(dynamic=dynamic)
-        said.append(f"{len(parts)} blocks of the {name} tower" if parts else f"the {name} tower")
+        kind = "the" if parts == [tower] else f"{len(parts)} blocks of the" if parts else "nothing of the frozen"
+        said.append(f"{kind} {name} tower")
     return f"compiled: {' and '.join(said)}"
 
 
