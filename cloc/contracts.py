@@ -118,7 +118,7 @@ class Batch:
         """Pickled, all but the pictures travels by value.
 
         PyTorch shares every tensor through a file descriptor of its own, which is handed over through a socket: for
-        the dozen small ones that took a data worker as long as reading three pictures.
+        the dozen small ones that took a data worker longer than reading two photographs.
         """
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         small = {

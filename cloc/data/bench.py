@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from cloc.contracts import BadSample
 from cloc.data.collate import Candidate, Chooser, collate
@@ -25,6 +26,7 @@ from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardError, ShardReader, load_manifest, read_sample_members
 from cloc.data.stream import Stream, make_loader
 from cloc.data.text import Tokenizer
+from cloc.data.views import new_views
 
 STAGES = ("read", "parse", "decode", "view", "choose", "tokenize", "collate")
 _WARM = 8
@@ -137,8 +139,9 @@ def _stages(
     done, skipped, position = 0, 0, 0
     while done < samples:
         candidates: list[Candidate] = []
+        images = new_views(min(batch_size, samples - done), chooser.view.size)
         while len(candidates) < min(batch_size, samples - done):
-            candidate = _candidate(stream, reader, position, clock)
+            candidate = _candidate(stream, reader, position, clock, images[len(candidates)])
             position += 1
             if candidate is not None:
                 candidates.append(candidate)
@@ -149,22 +152,22 @@ def _stages(
         items = clock("choose", chooser.choose, candidates)
         texts = [text for item in items for text in (item.caption, *item.phrases)]
         clock("tokenize", _encode, tokenizer, texts)
-        clock("collate", collate, items, tokenizer, chooser.regions, position, Counter(), chooser.negatives)
+        clock("collate", collate, items, tokenizer, chooser.regions, position, Counter(), chooser.negatives, images)
         done += len(items)
     reader.close()
     return clock.seconds, skipped
 
 
-def _candidate(stream: Stream, reader: ShardReader, position: int, clock: _Clock) -> Candidate | None:
+def _candidate(stream: Stream, reader: ShardReader, position: int, clock: _Clock, out: Tensor) -> Candidate | None:
     """Take one sample through the stages that are its own; None where it cannot be used."""
     place, rng = stream.sources[0].order.locate(position), choices(0, position)
     try:
-        key, members = clock("read", lambda: read_sample_members(reader.read(*place)))
+        key, members = clock("read", lambda: read_sample_members(memoryview(reader.read(*place))))
         sample, _ = clock("parse", parse_sample, members, key, reader.manifest.folder.name)
         picture = clock("decode", decode_rgb, sample.image)
     except (BadSample, OSError):  # counted by the caller; check says which
         return None
-    return Candidate(sample, clock("view", stream.chooser.view, picture, rng), rng)
+    return Candidate(sample, clock("view", stream.chooser.view, picture, rng, out), rng)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.contracts import BadSample
@@ -22,7 +22,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(b" ", dtype=torch.uint8)
 
-_decode_image = torch.ops.image.decode_image.default
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are no frames
 
 
@@ -59,8 +58,7 @@ def decoder(data: bytes) -> Callable[[], Tensor]:
 
 def _decode(buffer: Tensor) -> Tensor:
     try:
-        # torchvision's decode_image without what it does around its operator, which is felt between two pictures.
-        image = _decode_image(buffer, ImageReadMode.RGB.value, True)
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
         raise BadSample("corrupt_image", codec_fault(error)) from error
     # A 16-bit PNG comes as it is, whatever the mode.

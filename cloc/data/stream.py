@@ -158,8 +158,8 @@ class Stream(IterableDataset):
             # First read, then decode, then choose: between two decodings the rest ran two to five times as long, for
             # by then its code had left the processor's cache.
             found = [self._find(place, iter(range(REPLACEMENTS)), stats) for place in places[start : start + TOGETHER]]
-            rooms = images[start : start + TOGETHER]
-            items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, rooms, strict=True)])
+            own = images[start : start + TOGETHER]
+            items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, own, strict=True)])
         end = position + self.batch_size
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
         batch.stats[READER_MEMORY] = peak_memory()
@@ -169,7 +169,7 @@ class Stream(IterableDataset):
         """Read the sample that stands at a global position, or one of its substitutes.
 
         Returns:
-            The sample, and what was dropped or mended in it, by reason.
+            The sample, its picture a view into the bytes that were read; and what was dropped or mended, by reason.
 
         Raises:
             BadSample: it cannot be used.

@@ -99,7 +99,7 @@ class ClipText(nn.Module):
 
 
 class Rows:
-    """Groups of texts laid out in rows of the longest: several short ones share a row, and none sees another.
+    """Groups of texts laid out in rows that fit the longest: several short ones share a row, and none sees another.
 
     One pass instead of one a group: parameters are read once, and their gradients are written once. The layout follows
     from the groups' shapes alone, so nothing waits for the device.
