@@ -20,10 +20,11 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
 FLOW = ["data", "models", "losses", "evaluation", "engine"]
-BASE = {"contracts", "config"}
+BASE = {"contracts", "config", "files"}
 MAY_IMPORT: dict[str, set[str]] = {
     "contracts": set(),
     "config": {"contracts"},
+    "files": set(),
     **{folder: BASE | set(FLOW[:place]) for place, folder in enumerate(FLOW)},
     "encoder": BASE | {"data", "models"},
     "export": BASE | {"data", "models", "losses", "encoder"},

@@ -1,0 +1,307 @@
+"""The one place that writes: atomic, exclusive, through no planted link, synced, readable as the umask asks.
+
+Below everything; every folder of ``cloc`` writes through it. What is written appears under its name whole or not at
+all: it is made under a random hidden name beside it, synced, and renamed. A folder that was downloaded may hold links
+where ``cloc`` writes, so:
+
+- a link (or pipe) at the name of a file is replaced, never followed;
+- below the folder that the user named, folders that ``cloc`` makes itself (``report``, ``checkpoints``) are refused
+  where they are links: :func:`make_folder`. Links on the way to the folder that the user named are his own;
+- what grows (logs) or is held open (locks) is refused where it is anything but a file of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from torch import Tensor
+
+Content = bytes | str | Callable[[BinaryIO], Any]
+"""Bytes, text (UTF-8), or what writes into the open file that it is given."""
+
+PART = ".part"
+"""Ending of hidden names; what carries it after a crash may be removed."""
+
+
+class LinkError(FileExistsError):
+    """Something other than a file or folder of its own lies where one is to be written; says what, and the remedy."""
+
+
+def write_file(path: Path, content: Content) -> None:
+    """Write a whole file or nothing. Whatever the name held before, a link or a pipe included, is replaced.
+
+    Raises:
+        OSError: it cannot be written (a full disk); the old file is untouched and nothing is left of the new one.
+    """
+    with open_new(path) as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a value as JSON, as :func:`write_file`."""
+    write_file(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, as :func:`write_file`; their bytes are not held twice."""
+    from safetensors.torch import save_file
+
+    with new_path(path) as part:
+        save_file(dict(tensors), part, metadata=metadata)
+
+
+@contextmanager
+def open_new(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets the name ``path`` when the block has ended well; as :func:`write_file`."""
+    if _is_the_systems(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    part = hidden(path)
+    try:
+        with create(part) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(part)):
+            error.filename, error.filename2 = str(path), None  # "No space left on device" alone does not say where
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Give a library that opens files itself a path to write to; the file then gets the name ``path``.
+
+    The path has the same name, in a hidden folder beside it where nothing can lie in wait. Other files that the
+    library puts there are dropped.
+    """
+    with _hidden_folder(path) as room:
+        yield room / path.name
+        settle(room)
+        os.replace(room / path.name, path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill that gets the name ``path`` when the block has ended well; otherwise it is removed.
+
+    Libraries may write there as they like: modes are made those that the umask asks for, and all of it is synced.
+
+    Raises:
+        OSError: ``path`` exists and is no empty folder.
+    """
+    _refuse(path, stat.S_ISDIR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _hidden_folder(path) as room:
+        yield room
+        settle(room)
+        os.rename(room, path)  # takes the place of an empty folder, and of nothing else
+    sync_folder(path.parent)
+
+
+@contextmanager
+def into_folder(root: Path, *names: str) -> Iterator[Path]:
+    """Give a folder to fill; its files are then moved into a folder that may exist, as :func:`make_folder` makes it.
+
+    Files there that have other names stay. Nothing is moved when the block fails.
+    """
+    target = make_folder(root, *names)
+    with _hidden_folder(target) as room:
+        yield room
+        settle(room)
+        for file in sorted(room.rglob("*")):
+            parent, name = file.relative_to(room).parts[:-1], file.name
+            if file.is_dir():
+                make_folder(target, *parent, name)
+            else:
+                os.replace(file, target.joinpath(*parent, name))
+    sync_folder(target)
+
+
+def make_folder(root: Path, *names: str) -> Path:
+    """Make a folder, and below it one or more that are folders of their own, no links.
+
+    Args:
+        root: what the user named. Links on the way to it are his own, and followed.
+        names: of the folders below it, each in the one before.
+
+    Returns:
+        The last folder.
+
+    Raises:
+        LinkError: one of ``names`` is a link or a file: a downloaded folder must not lead writing elsewhere.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root
+    for name in names:
+        folder = folder / name
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            _refuse(folder, stat.S_ISDIR)
+    return folder
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a text file to append to; made where it is missing. A file that has a second name keeps its content there.
+
+    Raises:
+        LinkError: a link or a pipe lies there.
+    """
+    _refuse(path, stat.S_ISREG)
+    if path.is_file() and path.stat().st_nlink > 1:
+        write_file(path, path.read_bytes())
+    return os.fdopen(_open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", newline="")
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a lock file for reading and writing, from its start; made where it is missing, never truncated.
+
+    Raises:
+        LinkError: a link, a pipe, or a file with a second name lies there.
+    """
+    return os.fdopen(_open_own(path, os.O_RDWR), "r+", encoding="utf-8")
+
+
+def host_lock(path: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock among the processes of a host, to be used in a ``with``; ``timeout`` in seconds, negative waits.
+
+    Raises:
+        LinkError: as :func:`open_lock`.
+    """
+    from filelock import FileLock
+
+    os.close(_open_own(path, os.O_RDONLY))
+    return FileLock(path, timeout=timeout)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, link or folder. A folder loses its name first: half of it never looks like the whole."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = hidden(path)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder, in which nobody else is writing at the moment."""
+    for part in folder.glob(f".*{PART}"):
+        discard(part)
+
+
+def hidden(path: Path) -> Path:
+    """A random hidden name beside a path: no pattern matches it, and nobody can have put a link there."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PART}")  # 40: names have 255 bytes at most
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a file that must not exist yet for writing.
+
+    Raises:
+        FileExistsError: something of that name is there, be it a link to nothing.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def settle(folder: Path) -> None:
+    """Give all files in a folder the mode that the umask asks for, and bring everything to the disk.
+
+    Some writers (safetensors) go through private temporary files, which nobody else may read.
+    """
+    probe = hidden(folder / "mode")
+    with create(probe) as file:  # what the kernel makes of the umask and the folder's own rules
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(found) and stat.S_IMODE(found) != mode:
+                os.fchmod(descriptor, mode)
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+
+
+@contextmanager
+def _hidden_folder(path: Path) -> Iterator[Path]:
+    """A new folder under a hidden name beside a path; removed with what is in it when the block ends."""
+    room = hidden(path)
+    room.mkdir()
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)  # it has got its name, or is of no use
+
+
+def _open_own(path: Path, flags: int) -> int:
+    """Descriptor of a regular file that has one name; made where it is missing. Never waits for a pipe's other end."""
+    _refuse(path, stat.S_ISREG)
+    safe = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | safe, 0o666)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise LinkError(f"{path} is a file with a second name elsewhere, which would change with it; remove it")
+    return descriptor
+
+
+def _refuse(path: Path, wanted: Callable[[int], bool]) -> None:
+    """Stop where a path is of another kind than wanted; nothing there is fine."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if wanted(mode):
+        return
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device or socket")
+    where = f" to {os.readlink(path)}" if stat.S_ISLNK(mode) else ""
+    raise LinkError(f"{path} is {kind}{where}, and nothing is written through it; remove it")
+
+
+def _is_the_systems(path: Path) -> bool:
+    """Whether a path names a device or stream of the system (/dev/null, /dev/stdout), which nothing can replace."""
+    folder = path.parent.resolve()
+    return folder.is_relative_to("/proc") or (folder.is_relative_to("/dev") and not folder.is_relative_to("/dev/shm"))
