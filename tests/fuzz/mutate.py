@@ -11,7 +11,7 @@ WORD = "pneumonoultramicroscopicsilicovolcanoconiosis"
 NUMBERS = ("9" * 400, "-" + "9" * 400, "9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "1e-400", "-0.0")
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1.0000001, 1.4, 7, 640, 1000, 2**31, 2**63, -(2**63), 2**64, 1e308,
-    "", " ", "0", "1", "false", "NaN", "a", "a chick\na duck\n\nan egg", "\x00", "\ud800", "\u202e", "🐤", "../../x", "/etc/x",
+    "", " ", "0", "1", "false", "NaN", "a", "a chick\na duck\n\nan egg", "\x00", "\ud800", "\u202e", "🐤", "../x", "/x",
     [], {}, [[]], [None], [0, 0, 1, 1], [0.1, 0.1, 0.9, 0.9], {"a": 1}, ["a", 1, None], "x" * 4000, WORD * 400,
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -122,6 +123,7 @@ def _serve(
     """The child: answer every number with what became of its input."""
     for stream in (0, 1, 2):  # readers may warn; none may ask
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    faulthandler.disable()  # the parent tells of a crash
     _limit_memory()
     watch = Watch()
     while True:
