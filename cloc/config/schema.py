@@ -150,12 +150,14 @@ class DatasetConfig:
         pictures: folder of the pictures that a published relation set names.
         images: pictures to classify: a folder of folders by class, a folder of shards (``jpg`` and ``cls``), or
             ``torchvision:NAME:FOLDER`` for a set of torchvision that is already there.
-        classes: file of class names, one a line or a JSON list, in the order of the labels; null takes the set's own,
-            ``imagenet`` open_clip's list.
+        classes: file of class names, one a line (with or without a synset in front) or JSON; null takes the set's own,
+            ``imagenet`` open_clip's list. Folders are joined to it by synset, name or number.
         templates: class texts; ``{}`` is the class name. One embedding a class: the mean over templates.
         template_file: file of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of
             CLIP's ImageNet evaluation.
         frequency: LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``; null for none.
+        lead: metric of the set's own protocol, which the report opens with (``region/best/mAcc`` reads boxes by each
+            model's best source); null takes one by what the set holds.
         description: one line for the report.
     """
 
@@ -168,6 +170,7 @@ class DatasetConfig:
     templates: list[str] = field(default_factory=lambda: ["{}"])
     template_file: str | None = None
     frequency: str | None = None
+    lead: str | None = None
     description: str = ""
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from cloc.config import ConfigError, DatasetConfig
 from cloc.contracts import Sample
+from cloc.evaluation.class_names import read_lines
 from cloc.evaluation.outcome import Outcomes, outcome
 
 NAMES_ONLY = ["{}"]
@@ -90,29 +91,6 @@ def box_sizes(samples: Sequence[Sample]) -> list[str]:
     return names
 
 
-def read_lines(path: str, key: str) -> list[str]:
-    """Texts of a file: one a line, or a JSON list; ``imagenet`` and ``openai`` are open_clip's class names, templates.
-
-    Raises:
-        ConfigError: no such file, or no text in it.
-    """
-    if path in ("imagenet", "openai"):
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-
-        return list(IMAGENET_CLASSNAMES) if path == "imagenet" else [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"{key}={path!r}: no such file")
-    content = file.read_text(encoding="utf-8")
-    texts = json.loads(content) if file.suffix == ".json" else [line.strip() for line in content.splitlines()]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"{key}={path!r}: a JSON list of texts is needed, or a text file of one a line")
-    texts = [text for text in texts if text]
-    if not texts:
-        raise ConfigError(f"{key}={path!r}: the file holds no text")
-    return texts
-
-
 def templates_of(config: DatasetConfig, name: str) -> list[str]:
     """Templates of a set.
 
@@ -120,6 +98,10 @@ def templates_of(config: DatasetConfig, name: str) -> list[str]:
         ConfigError: none, or one without a place for the name.
     """
     key = f"datasets.{name}.template_file" if config.template_file else f"datasets.{name}.templates"
+    if config.template_file == "openai":
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
     found = read_lines(config.template_file, key) if config.template_file else list(config.templates)
     wrong = [template for template in found if template.count("{}") != 1]
     if wrong or not found:

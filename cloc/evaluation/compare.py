@@ -93,6 +93,8 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
                 "models": metrics,
                 "counts": data.counts,
                 "skipped": data.skipped | ({"image_to_classify_unreadable": unreadable} if unreadable else {}),
+                "notes": data.notes,
+                "lead": data.lead,
                 "class_texts": data.templates,
             }
             if config.evaluation.bootstrap and ranks.first:
@@ -109,6 +111,9 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
         (out / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         (out / "metrics.md").write_text(markdown(result))
         console.print(comparison_table(result))
+        for name, entry in result["data"].items():
+            for note in entry["notes"]:
+                console.print(f"{name}: {note}", style="yellow", highlight=False, markup=False)
         page = write_report(_report(config, result, reports, encoders), out / "report")
         console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)
     return page
@@ -218,6 +223,7 @@ def _report(
     for name, entry in result["data"].items():
         if entry["skipped"]:
             notes.append(f"{name}: samples and boxes left out: {entry['skipped']}")
+        notes += [f"{name}: {note}" for note in entry["notes"]]
     return ReportData(
         title=f"{' and '.join(encoder.name for encoder in encoders)} on {', '.join(config.data)}",
         command=result["command"],

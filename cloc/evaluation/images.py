@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cloc.data.schema import IMAGE_EXTENSIONS
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
 from cloc.encoder import Picture
 from cloc.evaluation.cache import digest_of
-from cloc.evaluation.classification import read_lines
+from cloc.evaluation.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
 
 TORCHVISION = "torchvision:"
 
@@ -30,12 +30,14 @@ class ImageSet:
         labels: class index of each.
         classes: their names, also of classes without a picture: they compete too.
         digest: changes with the pictures.
+        notes: what a reader of the result should know of the classes.
     """
 
     read: Callable[[int], Picture]
     labels: list[int]
     classes: list[str]
     digest: str
+    notes: list[str] = field(default_factory=list)
 
 
 def load_images(name: str, config: DatasetConfig, limit: int = 0) -> ImageSet:
@@ -47,7 +49,7 @@ def load_images(name: str, config: DatasetConfig, limit: int = 0) -> ImageSet:
         limit: at most so many pictures, evenly spread; 0 for all.
 
     Raises:
-        ConfigError: an unknown source, no class names, or fewer names than labels.
+        ConfigError: an unknown source, no class names, or names that are not those of the labels.
         ValueError: no picture.
     """
     source, key = str(config.images), f"datasets.{name}.images"
@@ -57,30 +59,54 @@ def load_images(name: str, config: DatasetConfig, limit: int = 0) -> ImageSet:
         raise ConfigError(f"{key}={source!r}: no such folder; give a folder, or {TORCHVISION}NAME:FOLDER")
     else:
         folder = Path(source).expanduser()
-        found = _shards(folder, key, config) if any(folder.glob("*.tar")) else _folder(folder)
-    classes = read_lines(config.classes, f"datasets.{name}.classes") if config.classes else found.classes
+        found = _shards(folder, key, config) if any(folder.glob("*.tar")) else _folder(folder, name, config)
     if not found.labels:
         raise ValueError(f"evaluation set {name!r}: no picture in {source}")
-    if max(found.labels) >= len(classes) or min(found.labels) < 0:
-        raise ConfigError(
-            f"datasets.{name}.classes: {len(classes)} names for labels {min(found.labels)} to {max(found.labels)}"
-        )
+    classes, labels = _classes(name, config, found)
     count = len(found.labels)
     chosen = [i * count // limit for i in range(limit)] if 0 < limit < count else list(range(count))
     read = found.read
-    return ImageSet(
-        lambda place: read(chosen[place]), [found.labels[i] for i in chosen], classes, digest_of(found.digest, chosen)
-    )
+    notes, digest = remarks(classes, labels), digest_of(found.digest, chosen)
+    return ImageSet(lambda place: read(chosen[place]), [labels[i] for i in chosen], classes.names, digest, notes)
 
 
-def _folder(folder: Path) -> ImageSet:
-    """``FOLDER/CLASS/picture``, by torchvision's own reading; classes in the order of the folders' names."""
+def _classes(name: str, config: DatasetConfig, found: ImageSet) -> tuple[ClassList, list[int]]:
+    """The classes that compete, and the number in them of each picture's class."""
+    key = f"datasets.{name}.classes"
+    if not config.classes:
+        classes, labels = ClassList(found.classes), found.labels
+    else:
+        classes = read_classes(config.classes, key)
+        # Folders are joined where they are read: their own names may be numbers or synsets.
+        own = renumber(found.classes, classes, key) if found.classes else range(len(classes.names))
+        labels = [own[label] if 0 <= label < len(own) else label for label in found.labels]
+    if max(labels) >= len(classes.names) or min(labels) < 0:
+        raise ConfigError(f"{key}: {len(classes.names)} names for labels {min(labels)} to {max(labels)}")
+    return classes, labels
+
+
+def _folder(folder: Path, name: str, config: DatasetConfig) -> ImageSet:
+    """``FOLDER/CLASS/picture``, by torchvision's own reading; what begins with a dot is no class and no picture."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import is_image_file
 
-    found = ImageFolder(str(folder), allow_empty=True)
+    class Visible(ImageFolder):
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = (path.name for path in Path(directory).iterdir() if path.is_dir())
+            own = sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
+            return own, {name: number for number, name in enumerate(own)}
+
+    def wanted(path: str) -> bool:
+        return is_image_file(path) and not Path(path).name.startswith(".")
+
+    found = Visible(str(folder), is_valid_file=wanted, allow_empty=True)
     stats = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path, _ in found.samples]
-    names = [name.replace("_", " ") for name in found.classes]
     labels = [label for _, label in found.samples]
+    names = [] if config.classes else names_of(found.classes, f"datasets.{name}.images")
+    if config.classes and labels:
+        key = f"datasets.{name}.classes"
+        numbers = join(found.classes, read_classes(config.classes, key), key)
+        labels = [numbers[label] for label in labels]
     return ImageSet(lambda i: _open(Path(found.samples[i][0]).read_bytes()), labels, names, digest_of(stats))
 
 

@@ -17,10 +17,12 @@ from cloc.data.decode import decode_rgb
 from cloc.data.schema import REGION_LOSSES, parse_sample
 from cloc.data.shards import Manifest, ShardReader, load_manifest, read_sample_members
 from cloc.evaluation.cache import digest_of
-from cloc.evaluation.classification import NAMES_ONLY, frequencies_of, read_lines, templates_of
+from cloc.evaluation.class_names import ClassList, read_classes, remarks
+from cloc.evaluation.classification import NAMES_ONLY, frequencies_of, templates_of
 from cloc.evaluation.images import ImageSet, load_images
 from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.relation_sets import RelationItem, read_relations
+from cloc.evaluation.report.meaning import OTHER, describe
 
 CHECKED = 64  # pictures that a rank checks at a time
 
@@ -41,6 +43,7 @@ class EvalSet:
         templates: class texts.
         frequency: class → rare, common or frequent; empty where it is not known.
         skipped: samples and boxes left out, by reason.
+        notes: what a reader of the result should know of the set, in words.
         digest: changes with what the samples are.
         relation_digest: changes with what the relation items are.
     """
@@ -56,6 +59,7 @@ class EvalSet:
     templates: list[str] = field(default_factory=lambda: list(NAMES_ONLY))
     frequency: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     digest: str = ""
     relation_digest: str = ""
 
@@ -95,6 +99,17 @@ class EvalSet:
         optional = ("regions with negatives", "relation items by grounding", "images to classify")
         return {name: count for name, count in found.items() if count or name not in optional}
 
+    @property
+    def lead(self) -> str:
+        """The metric that says most of this set: the one of its configuration, or one by what it holds."""
+        if self.config.lead:
+            return self.config.lead
+        if any(sample.regions for sample in self.samples):
+            return "region/best/top1" if self.categories else "region/best/text_to_region_R@10"
+        if any(sample.captions for sample in self.samples):
+            return "image_text/text_to_image_R@1"
+        return "image/zero_shot_top1" if self.images else "relations/similarity/accuracy"
+
 
 def pairs(samples: list[Sample]) -> list[list[str]]:
     """Distinct phrases of each picture, in order."""
@@ -117,6 +132,8 @@ def load_eval_set(name: str, config: DatasetConfig, limit: int = 0, ranks: Ranks
     """
     if not (config.shards or config.relations or config.images):
         raise ConfigError(f"datasets.{name}: names no data; set shards, relations or images")
+    if config.lead and describe(config.lead).group == OTHER:
+        raise ConfigError(f"datasets.{name}.lead={config.lead!r}: not a metric; docs/evaluation.md lists them")
     result = EvalSet(name, config, templates=templates_of(config, name))
     left_out: Counter[str] = Counter()
     if config.shards:
@@ -128,6 +145,7 @@ def load_eval_set(name: str, config: DatasetConfig, limit: int = 0, ranks: Ranks
         result.relation_digest = digest_of(rows, _stamp(result.relations))
     if config.images:
         result.images = load_images(name, config, limit)
+        result.notes += result.images.notes
     if config.frequency:
         result.frequency = frequencies_of(config.frequency, f"datasets.{name}.frequency")
     result.skipped = dict(left_out)
@@ -163,7 +181,9 @@ def _load_shards(result: EvalSet, limit: int, ranks: Ranks, left_out: Counter[st
     result.digest = digest_of(manifest.digest, result.places)
     result.categories = list(manifest.categories)
     if result.config.classes:
-        result.categories = read_lines(result.config.classes, f"datasets.{result.name}.classes")
+        classes = read_classes(result.config.classes, f"datasets.{result.name}.classes")
+        result.categories = classes.names
+        result.notes += remarks(ClassList(classes.names), [])
         named = {region.category for sample in result.samples for region in sample.regions if region.category}
         unknown = sorted(named - set(result.categories))
         if unknown:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cloc.evaluation.report.charts import nice_ticks
 from cloc.evaluation.report.meaning import best_sources
-from cloc.evaluation.report.table import Gap, Interval, cell_words, gap_words, make_row
+from cloc.evaluation.report.table import Gap, Interval, cell_words, compare, gap_words, make_row
 
 # What the opening chart asks, in reading order; one that was not measured is left out.
 OVERVIEW = (
@@ -86,14 +86,19 @@ def dot_chart(rows: Sequence[DotRow]) -> DotChart | None:
 
 
 def overview(entry: Mapping[str, Any]) -> list[DotRow]:
-    """The main questions of a set: every model by its best source.
+    """The main questions of a set: every model by its best source; all that was asked where none of them was.
 
     Args:
         entry: of one set in ``metrics.json``.
     """
-    best = {model: best_sources(metrics) for model, metrics in entry["models"].items()}
+    asked = [row.meaning.metric for group in compare(entry) for family in group.families for row in family.rows]
+    return _rows(entry, OVERVIEW) or _rows(entry, asked)
+
+
+def _rows(entry: Mapping[str, Any], metrics: Sequence[str]) -> list[DotRow]:
+    best = {model: best_sources(own) for model, own in entry["models"].items()}
     rows = []
-    for metric in OVERVIEW:
+    for metric in metrics:
         row = make_row(entry, metric, best)
         dots = [
             Dot(cell.model, cell.value, cell.text, cell.interval, cell_words(cell, True), cell.note)
@@ -101,8 +106,8 @@ def overview(entry: Mapping[str, Any]) -> list[DotRow]:
             if cell.value is not None and math.isfinite(cell.value)
         ]
         if dots:
-            label = row.meaning.family
-            if not metric.startswith("region/"):
+            label = row.meaning.family or row.meaning.label
+            if row.meaning.family and not metric.startswith("region/best/"):
                 label = f"{label}: {row.meaning.label}"
             rows.append(DotRow(label, _first_sentence(row.meaning.reading), dots, row.gap, gap_words(row.gap, True)))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "–"
 
@@ -14,10 +15,23 @@ def format_value(value: float | None, percent: bool) -> str:
     return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
 
 
-def format_gap(value: float, percent: bool) -> str:
-    """A difference with its sign, in points: ``0.642 → "+64.2"``; what rounds to nothing has none."""
-    text = f"{100 * value:+.1f}" if percent else f"{value:+.3f}"
+def format_gap(value: float, percent: bool, digits: int = 0) -> str:
+    """A difference with its sign, in points: ``0.642 → "+64.2"``; what rounds to nothing has none.
+
+    Args:
+        value: the difference.
+        percent: whether it is one of shares.
+        digits: more decimals than usual (see :func:`more_digits`).
+    """
+    text = f"{100 * value:+.{1 + digits}f}" if percent else f"{value:+.{3 + digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def more_digits(ends: Sequence[float], percent: bool) -> int:
+    """So many more decimals as keep each of some numbers from looking like zero; 0 where one of them is zero."""
+    smallest = min(map(abs, ends)) * (100 if percent else 1)
+    usual = 1 if percent else 3
+    return max(0, math.ceil(-math.log10(2 * smallest)) - usual) if smallest > 0 else 0
 
 
 def format_range(low: float, high: float, percent: bool) -> str:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloc.evaluation.report.formats import format_range, format_value, plain_number, plain_seconds, short_number
-from cloc.evaluation.report.meaning import SOURCES, best_sources, finite, why_missing
+from cloc.evaluation.report.meaning import SOURCES, best_sources, describe, finite, why_missing
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
 
 Metrics = Mapping[str, Mapping[str, float]]
 Entry = Mapping[str, Any]  # of one set in metrics.json
+
+BEST = "region/best/"
 
 # Region measure, first that was measured leads → (what the subject does, how the rival's number follows).
 REGION_WORDS = {
@@ -25,6 +27,8 @@ REGION_WORDS = {
     "region_to_text_R@10": ("ranks a right phrase among its first ten for {} of the regions", "for {}"),
     "text_to_region_R@1": ("ranks the right region first for {} of the phrases", "for {}"),
     "region_to_text_R@1": ("ranks a right phrase first for {} of the regions", "for {}"),
+    "comprehension": ("chooses the right box of its picture for {} of the phrases", "for {}"),
+    "hard_negatives": ("prefers the true phrase to look-alikes for {} of the boxes", "for {}"),
 }
 # Without regions, the first of these that was measured leads.
 OTHER_WORDS = {
@@ -32,6 +36,8 @@ OTHER_WORDS = {
     "image_text/text_to_image_R@1": "ranks the right image first for {} of the captions",
     "image_text/image_to_text_R@1": "ranks a right caption first for {} of the images",
     "image/zero_shot_top1": "classifies {} of the images rightly without labels",
+    "relations/similarity/accuracy": "chooses the caption with the true relation for {} of the images",
+    "relations/grounded/accuracy": "tells {} of the relations rightly by grounding",
 }
 FACTS = {
     "grounding/any/acc@0.5": "of phrases get the right box, at IoU 0.5 or more",
@@ -66,17 +72,18 @@ def _shown(model: str) -> str:
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
-def _gap(value: float, rival: float, rival_name: str, paired: Any = None) -> str:
+def _gap(value: float, rival: float, rival_name: str, paired: Any = None, percent: bool = True) -> str:
     """The difference in words; ``paired`` is [gap, low, high] of ``metrics.json``, or None."""
-    points = round(100 * (value - rival), 1)
-    said = f"That is {abs(points):.1f} points {'more' if points > 0 else 'less'} than {rival_name}"
-    if points == 0:
+    interval = (paired[1], paired[2]) if paired is not None else None
+    gap = make_gap(value - rival, rival_name, interval, percent)
+    points = gap.text.lstrip("+−") + (" points" if percent else "")
+    said = f"That is {points} {'more' if gap.text.startswith('+') else 'less'} than {rival_name}"
+    if not gap.text.startswith(("+", "−")):
         said = f"That is level with {rival_name}"
-    if paired is None:
+    if interval is None:
         return f"{said}."
-    gap = make_gap(paired[0], rival_name, (paired[1], paired[2]), percent=True)
     doubt = "" if gap.ahead is not None else ": the two cannot be told apart on this set"
-    return f"{said} (95 % interval {gap_words(gap, True)}){doubt}."
+    return f"{said} (95 % interval {gap_words(gap, percent)}){doubt}."
 
 
 def _readings(models: Metrics, measure: str) -> list[tuple[float, str, str]]:
@@ -117,7 +124,7 @@ def _region_headline(entry: Entry, measure: str, readings: list[tuple[float, str
         subject += f" of {_shown(model)}"
     strangers = [reading for reading in readings if reading[1] not in (with_prompter or {model})]
     rivals = strangers or [reading for reading in readings if reading[1:] != (model, source)]
-    verb, follows = REGION_WORDS[measure]
+    verb, follows = REGION_WORDS.get(measure, (f"reaches {{}} in “{describe(f'region/best/{measure}').family}”", "{}"))
     said = f"{subject} {verb.format(format_value(value, True))}"
     gap = ""
     if rivals:
@@ -135,33 +142,57 @@ def headline(entry: Entry, classes: int = 0) -> Headline:
     """Says the key result of one data set.
 
     Args:
-        entry: of one set in ``metrics.json``: ``models``, and ``intervals`` and ``differences`` where they are known.
+        entry: of one set in ``metrics.json``: ``models``, ``lead``, the metric of the set's own protocol, and
+            ``intervals`` and ``differences`` where they are known.
         classes: number of classes of the data set, for the chance level; 0 where there are none.
 
     Returns:
-        The Prompter against the best reading of models without one where regions were measured; otherwise the first
-        of grounding, retrieval and classification that was.
+        The set's own metric where it was measured. Else the Prompter against the best reading of models without one
+        where regions were measured; otherwise the first of grounding, retrieval, classification and relations that was;
+        at last whatever was.
     """
     models: Metrics = entry["models"]
-    measured = {measure: readings for measure in REGION_WORDS if (readings := _readings(models, measure))}
-    prompted = [
-        measure for measure, readings in measured.items() if any(source == "prompter" for *_, source in readings)
-    ]
-    for measure in (prompted or list(measured))[:1]:
-        return _region_headline(entry, measure, measured[measure], classes)
-    for metric, verb in OTHER_WORDS.items():
+    for metric in _leads(entry):
+        measure = metric.removeprefix(BEST)
+        if measure != metric and (readings := _readings(models, measure)):
+            return _region_headline(entry, measure, readings, classes)
         known = {model: finite(metrics, metric) for model, metrics in models.items()}
         ranked = sorted(((value, model) for model, value in known.items() if value is not None), reverse=True)
         if ranked:
-            said = f"{_shown(ranked[0][1])} {verb.format(format_value(ranked[0][0], True))}"
-            rest = [f"{_shown(model)} {format_value(value, True)}" for value, model in ranked[1:2]]
-            gap = ""
-            if rest:
-                first = ranked[0][1] == next(iter(models))
-                paired = entry.get("differences", {}).get(ranked[1][1], {}).get(metric) if first else None
-                gap = _gap(ranked[0][0], ranked[1][0], _shown(ranked[1][1]), paired)
-            return Headline("; ".join([said, *rest]) + ".", gap)
+            return _metric_headline(entry, metric, ranked)
     return Headline("Nothing was measured.", "")
+
+
+def _leads(entry: Entry) -> list[str]:
+    """Metrics that may open the page, the best first."""
+    models: Metrics = entry["models"]
+    names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    prompted = [
+        f"{BEST}{name}" for name in REGION_WORDS if any(f"region/prompter/{name}" in own for own in models.values())
+    ]
+    regions = [f"{BEST}{name}" for name in REGION_WORDS]
+    others = [f"{BEST}{name.split('/', 2)[2]}" if name.startswith("region/") else name for name in names]
+    return [*filter(None, [entry.get("lead")]), *prompted, *regions, *OTHER_WORDS, *others]
+
+
+def _metric_headline(entry: Entry, metric: str, ranked: list[tuple[float, str]]) -> Headline:
+    """The best model by a metric, and the next."""
+    meaning = describe(metric)
+    generic = f"reaches {{}} in “{meaning.family}: {meaning.label}”" if meaning.family else f"reaches {{}} in {metric}"
+    value, best = ranked[0]
+    verb = OTHER_WORDS.get(metric, generic)
+    said = f"{_shown(best)} {verb.format(format_value(value, meaning.percent))}"
+    rest = [f"{_shown(model)} {format_value(other, meaning.percent)}" for other, model in ranked[1:2]]
+    gap = ""
+    if rest:
+        other, rival = ranked[1]
+        first = next(iter(entry["models"]))
+        differences = entry.get("differences", {})
+        paired = differences.get(rival, {}).get(metric) if best == first else None
+        if rival == first and (turned := differences.get(best, {}).get(metric)):
+            paired = [-turned[0], -turned[2], -turned[1]]
+        gap = _gap(value, other, _shown(rival), paired, meaning.percent)
+    return Headline("; ".join([said, *rest]) + ".", gap)
 
 
 def _absent(metric: str, models: Metrics, missing: list[str]) -> str:

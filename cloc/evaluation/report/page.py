@@ -23,7 +23,7 @@ from cloc.evaluation.report.dots import dot_chart, overview
 from cloc.evaluation.report.formats import format_value, plain_number, plain_seconds
 from cloc.evaluation.report.meaning import OTHER, SOURCE_MEANING, SOURCES, describe
 from cloc.evaluation.report.pictures import DASHES, Box, Encoded, Shape, encode_picture, heat_picture, iou, overlay
-from cloc.evaluation.report.table import absences, cell_words, compare, gap_words
+from cloc.evaluation.report.table import Group, absences, apart, cell_words, compare, gap_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BUDGET = 2_300_000  # characters of data URIs; leaves room for heat maps, text and SVG below 3 MB
@@ -144,6 +144,7 @@ def _dataset(entry: DatasetReport, budget: int) -> dict[str, Any]:
         "models": list(entry.models),
         "overview": dot_chart(overview(entry.entry)),
         "groups": groups,
+        "apart": apart(entry.entry),
         "absences": absences(groups),
         "typical": _card(entry.typical, encoded[id(entry.typical)]) if entry.typical and encoded else None,
         "legend": _legend(entry),
@@ -162,6 +163,12 @@ def _dataset(entry: DatasetReport, budget: int) -> dict[str, Any]:
         "class_ends": _class_ends(entry),
         "sizes": [(split.title, dot_chart(split.rows)) for split in entry.sizes],
     }
+
+
+def _decides(group: Group) -> bool:
+    """Whether a part of the comparison holds a difference whose interval leaves out zero."""
+    rows = [row for family in group.families for row in family.rows]
+    return any(row.gap.interval is not None and row.gap.ahead is not None for row in rows)
 
 
 def _scatter(entry: DatasetReport) -> Markup | None:
@@ -228,6 +235,7 @@ def render(data: ReportData) -> str:
         "gap_words": gap_words,
         "source_meaning": SOURCE_MEANING,
         "folded": FOLDED,
+        "decides": _decides,
     }
     first = data.data[0] if data.data else None
     measured = {name for entry in data.data for own in entry.models.values() for name in own}

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value
+from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value, more_digits
 from cloc.evaluation.report.meaning import GROUPS, SOURCES, Meaning, best_sources, describe, finite, why_missing
 
 Interval = tuple[float, float]
@@ -56,6 +56,7 @@ class Gap:
         rival: the best of the others.
         interval: 95 % of the paired difference, or None.
         ahead: whether the first model is ahead; None where the interval includes 0, or the two are level.
+        digits: decimals beyond the usual, so that an interval that leaves out zero does not look as if it held it.
     """
 
     value: float | None = None
@@ -63,6 +64,7 @@ class Gap:
     rival: str = ""
     interval: Interval | None = None
     ahead: bool | None = None
+    digits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,12 @@ class Group:
 
 def make_gap(value: float, rival: str, interval: Interval | None, percent: bool) -> Gap:
     """A difference with its text and its verdict."""
-    text = format_gap(value, percent)
-    if interval is not None:
-        ahead = True if interval[0] > 0 else False if interval[1] < 0 else None
-    else:
-        ahead = None if not text.startswith(("+", "−")) else value > 0
-    return Gap(value, text, rival, interval, ahead)
+    if interval is None:
+        text = format_gap(value, percent)
+        return Gap(value, text, rival, None, None if not text.startswith(("+", "−")) else value > 0)
+    ahead = True if interval[0] > 0 else False if interval[1] < 0 else None
+    digits = 0 if ahead is None else more_digits([value, *interval], percent)
+    return Gap(value, format_gap(value, percent, digits), rival, interval, ahead, digits)
 
 
 def compare(entry: Mapping[str, Any]) -> list[Group]:
@@ -156,6 +158,40 @@ def make_row(entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[s
 
 def _interval(pair: Any) -> Interval | None:
     return None if pair is None or not all(map(math.isfinite, pair)) else (float(pair[0]), float(pair[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What tells the first model from another: all differences whose interval leaves out zero.
+
+    Attributes:
+        first: the model on trial.
+        rival: the other one.
+        asked: number of measurements that both have.
+        behind: measurement in words, difference, interval in words: where ``first`` does worse.
+        ahead: where it does better.
+    """
+
+    first: str
+    rival: str
+    asked: int
+    behind: list[tuple[str, str, str]]
+    ahead: list[tuple[str, str, str]]
+
+
+def apart(entry: Mapping[str, Any]) -> list[Apart]:
+    """The differences of a set in ``metrics.json`` whose interval leaves out zero, for each other model."""
+    found = []
+    for rival, differences in entry.get("differences", {}).items():
+        sides: dict[bool, list[tuple[str, str, str]]] = {True: [], False: []}
+        for meaning in sorted(map(describe, differences), key=lambda meaning: meaning.order):
+            value, *ends = differences[meaning.metric]
+            gap = make_gap(value, rival, _interval(ends), meaning.percent)
+            if gap.interval is not None and gap.ahead is not None:
+                words = f"{meaning.family}: {meaning.label}" if meaning.family else meaning.label
+                sides[gap.ahead].append((words, gap.text, gap_words(gap, meaning.percent)))
+        found.append(Apart(next(iter(entry["models"])), rival, len(differences), sides[False], sides[True]))
+    return found
 
 
 def absences(groups: list[Group]) -> list[str]:
@@ -265,7 +301,7 @@ def gap_words(gap: Gap, percent: bool) -> str:
     """A gap's interval in words: ``"+83.2 to +85.1"``; empty where there is none."""
     if gap.interval is None:
         return ""
-    return " to ".join(format_gap(end, percent) for end in gap.interval)
+    return " to ".join(format_gap(end, percent, gap.digits) for end in gap.interval)
 
 
 def cell_words(cell: Cell, percent: bool) -> str:
