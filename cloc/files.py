@@ -88,34 +88,15 @@ def open_new(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_path(path: Path) -> Iterator[Path]:
-    """Give a library that opens files itself a path to write to; the file then gets the name ``path``.
+    """Give a library that opens files itself a path to write to; the file or folder there then gets the name ``path``.
 
-    The path has the same name, in a hidden folder beside it where nothing can lie in wait. Other files that the
-    library puts there are dropped.
+    It has the same name, in a hidden folder beside it where nothing can lie in wait. Other files that the library puts
+    there are dropped.
     """
-    with _hidden_folder(path) as room:
+    with hidden_folder(path) as room:
         yield room / path.name
         settle(room)
-        os.replace(room / path.name, path)
-    sync_folder(path.parent)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill that gets the name ``path`` when the block has ended well; otherwise it is removed.
-
-    Libraries may write there as they like: modes are made those that the umask asks for, and all of it is synced.
-
-    Raises:
-        OSError: ``path`` exists and is no empty folder.
-    """
-    _refuse(path, stat.S_ISDIR)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _hidden_folder(path) as room:
-        yield room
-        settle(room)
-        os.rename(room, path)  # takes the place of an empty folder, and of nothing else
-    sync_folder(path.parent)
+        publish(room / path.name, path)
 
 
 @contextmanager
@@ -125,52 +106,112 @@ def into_folder(root: Path, *names: str) -> Iterator[Path]:
     Files there that have other names stay. Nothing is moved when the block fails.
     """
     target = make_folder(root, *names)
-    with _hidden_folder(target) as room:
+    with hidden_folder(target) as room:
         yield room
         settle(room)
         for file in sorted(room.rglob("*")):
-            parent, name = file.relative_to(room).parts[:-1], file.name
+            place = file.relative_to(room)
             if file.is_dir():
-                make_folder(target, *parent, name)
+                make_folder(target, *place.parts)
             else:
-                os.replace(file, target.joinpath(*parent, name))
+                os.replace(file, target / place)
     sync_folder(target)
 
 
-def make_folder(root: Path, *names: str) -> Path:
+@contextmanager
+def hidden_folder(path: Path) -> Iterator[Path]:
+    """A new folder under a hidden name beside a path. What has not been published when the block ends is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    room = hidden(path)
+    room.mkdir()
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)  # it has got its name, or is of no use
+
+
+def publish(part: Path, path: Path) -> None:
+    """Bring a file or folder that was written under a hidden name to the disk, and give it its own name.
+
+    Raises:
+        OSError: there is no room, or a folder would take the place of something other than an empty folder.
+    """
+    if part.is_dir():
+        settle(part)
+    else:
+        _settle_file(part, None)
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def make_folder(root: Path, *names: str, private: bool = False) -> Path:
     """Make a folder, and below it one or more that are folders of their own, no links.
 
     Args:
         root: what the user named. Links on the way to it are his own, and followed.
         names: of the folders below it, each in the one before.
+        private: nobody else may look into those that are made.
 
     Returns:
         The last folder.
 
     Raises:
-        LinkError: one of ``names`` is a link or a file: a downloaded folder must not lead writing elsewhere.
+        LinkError: one of ``names`` is a link or a file, or leads out.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root
     for name in names:
+        if name in ("", ".", "..") or "/" in name:
+            raise LinkError(f"{name!r} is no name of a folder in {folder}, and nothing is written there")
         folder = folder / name
         try:
-            folder.mkdir()
+            folder.mkdir(0o700 if private else 0o777)
         except FileExistsError:
             _refuse(folder, stat.S_ISDIR)
     return folder
 
 
-def open_log(path: Path) -> TextIO:
-    """Open a text file to append to; made where it is missing. A file that has a second name keeps its content there.
+def clear(path: Path) -> None:
+    """Make a way for a library that is about to write a file or folder of this name itself.
+
+    A link or pipe there is removed, a file with a second name elsewhere becomes a copy of its own.
+    """
+    try:
+        _refuse(path, lambda mode: stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    except LinkError:
+        path.unlink()
+    if path.is_file() and path.stat().st_nlink > 1:
+        write_file(path, path.read_bytes())
+
+
+def append(path: Path, text: str, *, sync: bool = False) -> None:
+    """Append to a text file, all or nothing; made where it is missing.
+
+    Args:
+        path: a link or pipe there is refused; a file with a second name keeps its content there.
+        text: UTF-8 when written.
+        sync: return when it is on the disk.
 
     Raises:
         LinkError: a link or a pipe lies there.
+        OSError: there is no room; the file is as before.
     """
     _refuse(path, stat.S_ISREG)
-    if path.is_file() and path.stat().st_nlink > 1:
-        write_file(path, path.read_bytes())
-    return os.fdopen(_open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", newline="")
+    clear(path)
+    descriptor = _open_own(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        end, left = os.fstat(descriptor).st_size, memoryview(text.encode())
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
+            if sync:
+                os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, end)  # half a line would glue to the next one
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def open_lock(path: Path) -> TextIO:
@@ -235,17 +276,20 @@ def settle(folder: Path) -> None:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_symlink():
-            continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            found = os.fstat(descriptor).st_mode
-            if stat.S_ISREG(found) and stat.S_IMODE(found) != mode:
-                os.fchmod(descriptor, mode)
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)
+        if not path.is_symlink():
+            _settle_file(path, mode)
     sync_folder(folder)
+
+
+def _settle_file(path: Path, mode: int | None) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor).st_mode
+        if mode is not None and stat.S_ISREG(found) and stat.S_IMODE(found) != mode:
+            os.fchmod(descriptor, mode)
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -263,17 +307,6 @@ def _sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
             raise
-
-
-@contextmanager
-def _hidden_folder(path: Path) -> Iterator[Path]:
-    """A new folder under a hidden name beside a path; removed with what is in it when the block ends."""
-    room = hidden(path)
-    room.mkdir()
-    try:
-        yield room
-    finally:
-        shutil.rmtree(room, ignore_errors=True)  # it has got its name, or is of no use
 
 
 def _open_own(path: Path, flags: int) -> int:

@@ -102,7 +102,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.into_folder(tmp_path, "text") as room:
         (room / "a").write_text("half")
         raise RuntimeError
-    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "out") as room:
+    with pytest.raises(RuntimeError), files.hidden_folder(tmp_path / "out") as room:
         (room / "a").write_text("half")
         raise RuntimeError
     (tmp_path / "text").rmdir()
@@ -164,24 +164,23 @@ def test_a_planted_folder_is_refused(kind: str, names: tuple[str, ...], mine: Pa
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-@pytest.mark.parametrize("opened", ["open_log", "open_lock", "host_lock"])
+@pytest.mark.parametrize("opened", ["append", "open_lock", "host_lock"])
 def test_logs_and_locks_are_files_of_their_own(kind: str, opened: str, mine: Path, downloaded: Path) -> None:
     path = downloaded / "run.lock"
     plant(path, kind, mine)
-    if (kind, opened) == ("hard link", "open_log"):
-        with files.open_log(path) as file:
-            file.write(", and more")
+    call = {"append": lambda path: files.append(path, ", and more")}.get(opened, getattr(files, opened))
+    if (kind, opened) == ("hard link", "append"):
+        call(path)
         assert path.read_text() == "precious, and more"
     else:
         with pytest.raises(LinkError, match="remove it"):
-            getattr(files, opened)(path)
+            call(path)
     assert contents(mine) == {"one": "precious"}
 
 
 def test_logs_grow_and_locks_keep(tmp_path: Path, umask: None) -> None:
     for line in ("one\n", "two\n"):
-        with files.open_log(tmp_path / "log") as file:
-            file.write(line)
+        files.append(tmp_path / "log", line, sync=line == "two\n")
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
     with files.open_lock(tmp_path / "log") as file:
         assert file.read() == "one\ntwo\n"
@@ -189,13 +188,29 @@ def test_logs_grow_and_locks_keep(tmp_path: Path, umask: None) -> None:
         assert mode(tmp_path / "lock") == mode(tmp_path / "log") == 0o640
 
 
+def test_a_full_disk_leaves_a_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.append(tmp_path / "log", "one\n")
+    write = os.write
+
+    def half(descriptor: int, data: memoryview) -> int:
+        if len(data) < 3:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:2])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/log'"):
+        files.append(tmp_path / "log", "two\n")
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
 def test_a_new_folder_has_the_modes_of_the_umask(tmp_path: Path, umask: None) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with files.new_folder(out) as room:
+    with files.hidden_folder(out) as room:
         (room / "inside").mkdir()
         (room / "inside" / "weights").touch(0o600)
         (room / "config").write_text("{}")
+        files.publish(room, out)
     assert [(path.relative_to(out).as_posix(), mode(path)) for path in sorted(out.rglob("*"))] == [
         ("config", 0o640),
         ("inside", 0o750),
@@ -207,10 +222,30 @@ def test_a_new_folder_has_the_modes_of_the_umask(tmp_path: Path, umask: None) ->
 def test_a_new_folder_takes_the_place_of_nothing(mine: Path, downloaded: Path) -> None:
     (downloaded / "out").symlink_to(mine)
     for path in (mine, downloaded / "out"):
-        with pytest.raises(OSError, match="mine"), files.new_folder(path) as room:
+        with pytest.raises(OSError, match="out|mine"), files.hidden_folder(path) as room:
             (room / "a").touch()
+            files.publish(room, path)
     assert contents(mine) == {"one": "precious"}
     assert [path.name for path in downloaded.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/tmp"])
+def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match="no name of a folder"):
+        files.make_folder(tmp_path / "runs", name)
+
+
+def test_private_folders_are_private(tmp_path: Path) -> None:
+    assert mode(files.make_folder(tmp_path, "mine", private=True)) == 0o700
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_the_way_of_a_library_is_cleared_of_links(kind: str, mine: Path, downloaded: Path) -> None:
+    plant(downloaded / "multirun.yaml", kind, mine)
+    files.clear(downloaded / "multirun.yaml")
+    files.clear(downloaded / "absent")
+    (downloaded / "multirun.yaml").write_text("new")
+    assert contents(mine) == {"one": "precious"}
 
 
 def test_files_move_into_a_folder_that_exists(mine: Path, downloaded: Path) -> None:
