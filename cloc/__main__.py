@@ -93,6 +93,7 @@ def data_check(
 
     from cloc.data.check import check
     from cloc.data.check_report import print_check, to_json
+    from cloc.files import write_file
 
     to_stdout = json == Path("-")
     if json is not None and not to_stdout and (json.is_dir() or not json.absolute().parent.is_dir()):
@@ -103,7 +104,7 @@ def data_check(
     if json is not None:
         text = dumps(to_json(found), ensure_ascii=False, indent=1)
         text = text.encode("utf-8", "backslashreplace").decode()  # of lone surrogates, JSON's own escapes
-        typer.echo(text) if to_stdout else json.write_text(text + "\n", encoding="utf-8")
+        typer.echo(text) if to_stdout else write_file(json, text + "\n")
     if not found.ok:
         raise typer.Exit(1)
 

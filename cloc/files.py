@@ -245,9 +245,12 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder, in which nobody else is writing at the moment."""
-    for part in folder.glob(f".*{PART}"):
+def remove_parts(folder: Path, names: str) -> None:
+    """Remove what killed processes left unfinished in a folder, of files whose names match a pattern.
+
+    For a process that alone writes such files there at the moment.
+    """
+    for part in folder.glob(f".{names}.*{PART}"):
         discard(part)
 
 

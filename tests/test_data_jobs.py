@@ -120,17 +120,17 @@ def test_another_identity_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moved", [0, 1, 3])
 def test_killed_while_shards_move_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     run_job(tmp_path / "whole", [])
-    out, replace, left = tmp_path / "out", Path.replace, [moved]
+    out, publish, left = tmp_path / "out", jobs.publish, [moved]
 
-    def killed(path: Path, target: Path) -> Path:
+    def killed(path: Path, target: Path) -> None:
         if target.parent == out and target.suffix == ".tar":
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
-        return replace(path, target)
+        publish(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(jobs, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             run_job(out, [])
     assert len(list(out.glob("*.tar"))) == moved

@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_room_and_what_a_living_one_fetches_is_not
     size = manifest.shards[0].bytes
     cache = ShardCache(tmp_path / "cache", size)
     cache.folder.mkdir()
-    other = cache.folder / "other.tar.partial"
+    other = cache.folder / "other.tar.part"
     other.write_bytes(b"0" * size)
     with FileLock(cache.folder / "other.tar.lock"):
         assert not cache._make_room(1)

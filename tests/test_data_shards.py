@@ -55,7 +55,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (manifest.samples, manifest.regions, manifest.categories) == (7, 6, ("chick",))
     assert read_back(tmp_path / "out") == samples
     assert load_manifest(tmp_path / "out") == manifest
-    assert not list((tmp_path / "out").glob("*.partial"))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_same_samples_make_same_bytes(tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def test_what_killed_processes_left_is_removed_but_not_through_links(mine: Path,
     files.hidden(downloaded / "step-1.ckpt").touch()
     files.hidden(downloaded / "step-1.ckpt").symlink_to(mine)
     (downloaded / "step-1.ckpt").touch()
-    files.remove_parts(downloaded)
-    assert [path.name for path in downloaded.iterdir()] == ["step-1.ckpt"]
+    files.hidden(downloaded / "other").touch()
+    files.remove_parts(downloaded, "step-*.ckpt")
+    assert sorted(path.name.split(".")[1] for path in downloaded.iterdir()) == ["ckpt", "other"]
     assert contents(mine) == {"one": "precious"}

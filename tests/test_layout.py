@@ -23,8 +23,8 @@ FLOW = ["data", "models", "losses", "evaluation", "engine"]
 BASE = {"contracts", "config", "files"}
 MAY_IMPORT: dict[str, set[str]] = {
     "contracts": set(),
-    "config": {"contracts"},
     "files": set(),
+    "config": {"contracts", "files"},
     **{folder: BASE | set(FLOW[:place]) for place, folder in enumerate(FLOW)},
     "encoder": BASE | {"data", "models"},
     "export": BASE | {"data", "models", "losses", "encoder"},

@@ -18,10 +18,11 @@ from resuming import assert_same, configure, make_squares, newest_step, weights
 
 from cloc.config import ConfigError
 from cloc.engine import checkpoint, run
-from cloc.engine.checkpoint import CheckpointError, commit, discard, inspect
+from cloc.engine.checkpoint import CheckpointError, commit, inspect
 from cloc.engine.folder import RunFolder, locked
 from cloc.engine.guard import mark
 from cloc.engine.module import Pretrain
+from cloc.files import discard
 from cloc.losses.objective import ClocLoss
 
 STEPS = 8

@@ -28,6 +28,7 @@ from cloc.data.records import SHOWN_EXAMPLES, Record, Report, Source, build_samp
 from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardError, ShardReader, read_sample_members
 from cloc.data.vocabulary import write_word_tokenizer
+from cloc.files import write_file
 
 ATTRIBUTION_NAME = "ATTRIBUTION.txt"
 
@@ -152,8 +153,8 @@ def convert_openmoji(
     done = _run(job, tasks, total, "openmoji", workers, console)
     done.manifests = job.place(categories)
     for manifest in done.manifests:
-        (manifest.folder / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
-    (job.out / ATTRIBUTION_NAME).write_text(attribution(), encoding="utf-8")
+        write_file(manifest.folder / ATTRIBUTION_NAME, attribution())
+    write_file(job.out / ATTRIBUTION_NAME, attribution())
     trained = (text for manifest in done.manifests if manifest.folder.name == "train" for text in _captions(manifest))
     write_word_tokenizer(itertools.chain(categories, trained), job.out / "tokenizer")
     return done

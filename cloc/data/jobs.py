@@ -27,6 +27,7 @@ from typing import Any
 from cloc.contracts import Sample
 from cloc.data.records import Report
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, write_manifest, write_shards
+from cloc.files import append, make_folder, publish, write_file
 
 UNFINISHED_NAME = ".unfinished"
 """Folder within the target that holds a job's finished shards and its record."""
@@ -69,13 +70,13 @@ class Job:
         self._record = self._room / _RECORD_NAME
         self._identity = json.loads(json.dumps(identity))
         self.done: list[dict[str, Any]] = []
+        make_folder(out)
         if self._record.is_file() and self._resume(overwrite):
             return
-        out.mkdir(parents=True, exist_ok=True)
         if any(path.name != UNFINISHED_NAME for path in out.iterdir()) and not overwrite:
             raise ShardError(f"{out}: the folder is not empty; name another one, or pass overwrite (--overwrite)")
         shutil.rmtree(self._room, ignore_errors=True)
-        self._room.mkdir()
+        make_folder(out, UNFINISHED_NAME)
         self._write_record([self._identity])
 
     def run(self, tasks: Iterable[Task], *, workers: int = 1, on_shard: Callable[[Report, bool], None]) -> None:
@@ -89,14 +90,9 @@ class Job:
         for result in self.done:
             on_shard(Report.from_json(result["report"]), True)
         fresh = itertools.islice(_numbered(tasks), len(self.done), None)
-        with (
-            self._record.open("a", encoding="utf-8") as record,
-            contextlib.closing(_each(fresh, self._room, workers)) as made,
-        ):
+        with contextlib.closing(_each(fresh, self._room, workers)) as made:
             for result in made:
-                record.write(json.dumps(result) + "\n")
-                record.flush()
-                os.fsync(record.fileno())
+                append(self._record, json.dumps(result) + "\n", sync=True)
                 self.done.append(result)
                 on_shard(Report.from_json(result["report"]), False)
 
@@ -123,6 +119,7 @@ class Job:
 
     def _resume(self, overwrite: bool) -> bool:
         """Read the record of an earlier run; False where it is of another job that is to be replaced."""
+        make_folder(self.out, UNFINISHED_NAME)  # it may have come with a downloaded folder, and be a link
         lines = self._record.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a line cut off by the kill does not count
         if not whole:
@@ -142,12 +139,12 @@ class Job:
         return True
 
     def _write_record(self, items: Iterable[Mapping[str, Any]]) -> None:
-        partial = self._record.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-        partial.replace(self._record)
+        write_file(self._record, "".join(json.dumps(item) + "\n" for item in items))
 
     def _is_there(self, result: Mapping[str, Any]) -> bool:
         for info in result["shards"]:
+            if Path(info["name"]).name != info["name"]:  # a record that leads elsewhere is none of ours
+                return False
             paths = [self._room / result["folder"] / info["name"], self.out / result["folder"] / info["name"]]
             if not any(path.is_file() and path.stat().st_size == info["bytes"] for path in paths):
                 return False
@@ -155,8 +152,7 @@ class Job:
 
     def _place(self, folder: str, categories: Iterable[str]) -> Manifest:
         """Move the shards of one folder into place; cut short, it leaves a folder that no reader takes."""
-        target = self.out / folder
-        target.mkdir(parents=True, exist_ok=True)
+        target = make_folder(self.out, *Path(folder).parts)
         mine = [result for result in self.done if result["folder"] == folder]
         shards = [
             ShardInfo(**{**info, "offsets": tuple(info["offsets"])}) for result in mine for info in result["shards"]
@@ -173,7 +169,7 @@ class Job:
         for info in shards:
             waiting = self._room / folder / info.name
             if waiting.is_file():
-                waiting.replace(target / info.name)
+                publish(waiting, target / info.name)
         return manifest
 
 
@@ -212,14 +208,14 @@ def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"folder": task.folder, "shards": [], "categories": []}
     first = next(samples, None)
     if first is not None:
-        place = room / task.folder
-        scratch = place / f"making-{number:06d}"
+        place = make_folder(room, *Path(task.folder).parts)
+        scratch = make_folder(place, f"making-{number:06d}")
         manifest = write_shards(
             itertools.chain([first], samples), scratch, samples_per_shard=sys.maxsize, overwrite=True
         )
         for part, info in enumerate(manifest.shards):  # more than one where the samples are giants
             name = f"shard-{number:06d}.tar" if part == 0 else f"shard-{number:06d}-{part}.tar"
-            (scratch / info.name).replace(place / name)
+            publish(scratch / info.name, place / name)
             result["shards"].append(asdict(replace(info, name=name)))
         shutil.rmtree(scratch)
         result["categories"] = list(manifest.categories)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from fsspec.registry import known_implementations
 
 from cloc.data.tars import ShardError, ShardReadError
+from cloc.files import PART, create, host_lock, make_folder, publish
 
 CACHE_BYTES = 1 << 36
 """Default bound of the cache."""
@@ -112,16 +113,16 @@ class ShardCache:
         path = self.folder / f"{name}-{url.rpartition('/')[2]}"
         if _touch(path):
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        make_folder(self.folder)
+        with host_lock(path.with_name(f"{path.name}.lock")):
             if not _touch(path):
-                partial = path.with_name(f"{path.name}.partial")
+                partial = path.with_name(f"{path.name}{PART}")  # by this name others find what is being fetched
                 partial.unlink(missing_ok=True)  # of a process that was killed: nobody else holds this lock
                 self._reserve(partial, size)
                 try:
                     _download(url, partial, size, sha256)
                     _touch(partial)
-                    partial.replace(path)
+                    publish(partial, path)
                 finally:
                     partial.unlink(missing_ok=True)
         return path
@@ -129,16 +130,16 @@ class ShardCache:
     def _reserve(self, partial: Path, size: int) -> None:
         """Make room, and take it by a file of the full size; wait where all room is taken by other fetches."""
         while True:
-            with FileLock(self.folder / "room.lock"):
+            with host_lock(self.folder / "room.lock"):
                 if self._make_room(size):
-                    with partial.open("wb") as file:
+                    with create(partial) as file:
                         file.truncate(size)
                     return
             time.sleep(0.1)
 
     def _make_room(self, size: int) -> bool:
         files = []
-        for path in [*self.folder.glob("*.tar.partial"), *self.folder.glob("*.tar")]:
+        for path in [*self.folder.glob(f"*.tar{PART}"), *self.folder.glob("*.tar")]:
             with contextlib.suppress(FileNotFoundError):  # a fetch has just ended: it counts under its final name
                 stat = path.stat()
                 files.append((stat.st_mtime_ns, stat.st_size, path))
@@ -165,7 +166,7 @@ def _touch(path: Path) -> bool:
 def _abandoned(partial: Path) -> bool:
     """Tell whether the process that fetched this was killed: its lock is free."""
     try:
-        with FileLock(f"{partial.with_suffix('')}.lock", timeout=0):
+        with host_lock(partial.with_suffix(".lock"), timeout=0):
             return True
     except Timeout:
         return False

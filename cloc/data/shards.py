@@ -26,6 +26,7 @@ from cloc.contracts import BadSample, Sample
 from cloc.data.remote import ShardCache, read_range, read_ranges
 from cloc.data.schema import MAX_MEMBER_BYTES, encode_json
 from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
+from cloc.files import create, hidden, make_folder, publish, remove_parts, write_file
 
 __all__ = [
     "MANIFEST_NAME",
@@ -235,9 +236,7 @@ def write_manifest(manifest: Manifest) -> Path:
     path = manifest.folder / MANIFEST_NAME
     shards = [asdict(shard) for shard in manifest.shards]
     record = {"version": MANIFEST_VERSION, "categories": list(manifest.categories), "shards": shards}
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")))
     return path
 
 
@@ -262,8 +261,7 @@ def write_shards(
         ShardError: ``out`` is not empty, there are no samples, or a key is unsafe or comes twice.
         BadSample: ``bad_text``: a text holds lone surrogates.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(Path(out))
     if any(out.iterdir()) and not overwrite:
         raise ShardError(f"{out}: the folder is not empty; name another one, or pass overwrite (--overwrite)")
     (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: what follows leaves no manifest that fits
@@ -281,17 +279,19 @@ def write_shards(
 
 
 def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) -> int:
-    """Write ``shard-000000.tar`` … and return the number of samples. Unfinished shards are named ``.partial``."""
-    opened: list[BinaryIO] = []
+    """Write ``shard-000000.tar`` … and return the number of samples. Unfinished shards have hidden names."""
+    opened: list[tuple[BinaryIO, Path]] = []
     keys: set[str] = set()
 
-    def open_partial(name: str) -> BinaryIO:
-        opened.append((out / f"{name}.partial").open("wb"))
-        return opened[-1]
+    def open_part(name: str) -> BinaryIO:
+        part = hidden(out / name)
+        opened.append((create(part), part))
+        return opened[-1][0]
 
     def finish(name: str) -> None:
-        opened.pop().close()
-        (out / f"{name}.partial").replace(out / name)
+        file, part = opened.pop()
+        file.close()
+        publish(part, out / name)
 
     options = {"mtime": 0, "user": "", "group": "", "encoder": False, "compress": False}
     writer: ShardWriter | None = None
@@ -300,7 +300,7 @@ def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) ->
             _check_key(sample.key, keys)
             if writer is None:  # ShardWriter opens its first file at once; without samples there shall be none
                 writer = ShardWriter(
-                    "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_partial, **options
+                    "shard-%06d.tar", samples_per_shard, post=finish, verbose=0, opener=open_part, **options
                 )
             writer.write({"__key__": sample.key, sample.extension: sample.image, "json": encode_json(sample)})
     except BaseException:
@@ -314,7 +314,8 @@ def _write_tars(samples: Iterable[Sample], out: Path, samples_per_shard: int) ->
 
 
 def _remove_tars(out: Path) -> None:
-    for path in [*out.glob("*.tar"), *out.glob("*.tar.partial")]:
+    remove_parts(out, "shard-*.tar")
+    for path in out.glob("*.tar"):
         path.unlink()
 
 

@@ -25,6 +25,7 @@ from cloc.data.decode import decode_rgb
 from cloc.data.order import choices
 from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardError, ShardReader, load_manifest, read_sample_members
+from cloc.files import make_folder, write_file
 
 Box = tuple[float, float, float, float]
 
@@ -112,11 +113,11 @@ def show(
     cards = _cards(load_manifest(folder), count, seed, chooser)
     if not cards:
         raise ShardError(f"{folder}: holds no sample that can be shown; run python -m cloc data check {folder}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     if out.suffix.lower() == ".png":
-        _sheet(cards).save(out, optimize=True)
+        write_file(out, lambda file: _sheet(cards).save(file, "PNG", optimize=True))
     else:
-        out.write_text(_page(Path(folder), cards), encoding="utf-8")
+        write_file(out, _page(Path(folder), cards))
     return out
 
 

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
-from filelock import FileLock
 
 from cloc.config import ConfigError, DataConfig
 from cloc.data.order import GlobalOrder
 from cloc.data.remote import ShardCache, filesystem, is_remote
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, check_size, load_manifest, parse_manifest
 from cloc.data.tars import scan_shard
+from cloc.files import host_lock, make_folder, write_json
 
 _LOG = logging.getLogger(__name__)
 _READERS = 8  # shards that are fetched at a time while they are indexed
@@ -235,8 +235,8 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
         raise FileNotFoundError(f"{url}: no such shard; mend the path or the braces of data.train") from error
     name = hashlib.sha256(f"{url}\n{size}\n{version}".encode()).hexdigest()[:32]
     index = cache.folder / "index" / f"{name}.json"
-    index.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{index}.lock"):
+    make_folder(cache.folder, "index")
+    with host_lock(index.with_name(f"{index.name}.lock")):
         if index.is_file():
             record = json.loads(index.read_text(encoding="utf-8"))
             return ShardInfo(**record["shard"] | {"offsets": tuple(record["shard"]["offsets"])}), set(
@@ -252,9 +252,7 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
         else:
             info, categories = scan_shard(cache.fetch(url, size))
             info = ShardInfo(**asdict(info) | {"name": PurePosixPath(path).name})
-        partial = index.with_suffix(".partial")
-        partial.write_text(json.dumps({"shard": asdict(info), "categories": sorted(categories)}), encoding="utf-8")
-        partial.replace(index)
+        write_json(index, {"shard": asdict(info), "categories": sorted(categories)}, None)
     return info, categories
 
 

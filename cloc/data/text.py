@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc.files import into_folder
+
 CACHED_TEXTS = 1 << 15  # about 15 MB in each worker
 
 
@@ -79,7 +81,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face tokenizer's files, so that a run folder can be loaded elsewhere."""
         if self.name != "open_clip":
-            self._backend.save_pretrained(str(folder))
+            with into_folder(folder.parent, folder.name) as room:
+                self._backend.save_pretrained(str(room))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Tokenize texts to ``[T,L]`` int64, padded to the longest of them."""

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from cloc.files import into_folder
+
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")  # ids 0 to 3
 
 
@@ -43,7 +45,9 @@ def write_word_tokenizer(texts: Iterable[str], folder: Path, limit: int = 4096) 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
     )
-    PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
-    ).save_pretrained(str(folder))
+    )
+    with into_folder(folder.parent, folder.name) as room:
+        fast.save_pretrained(str(room))
     return len(words)

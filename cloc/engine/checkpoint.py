@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+
+from cloc.files import create, discard, hidden, make_folder, publish, sync_folder, write_json
 
 NAME = re.compile(r"step-(\d+)\.ckpt")
 MARKER = "complete.json"  # in a sharded checkpoint: its files and their sizes
@@ -52,39 +52,6 @@ def file_name(step: int) -> str:
     return f"step-{step:08d}.ckpt"
 
 
-def aside(path: Path) -> Path:
-    """Where a file is written before it gets its name; hidden, so that no pattern matches it."""
-    return path.with_name(f".{path.name}.part")
-
-
-def write_aside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a whole file or nothing: aside, synced, renamed.
-
-    Raises:
-        OSError: it cannot be written (a full disk); the old file is untouched and nothing is left of the new one.
-    """
-    part = aside(path)
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def commit(part: Path, path: Path) -> None:
     """Give a checkpoint that was written aside its name. A folder (sharded) gets its list of files first.
 
@@ -92,42 +59,16 @@ def commit(part: Path, path: Path) -> None:
         part: what was written, by every process that had a share in it.
         path: its name; an older checkpoint there is replaced.
     """
-    files = sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
     if part.is_dir():
-        sizes = {file.relative_to(part).as_posix(): file.stat().st_size for file in files if file.name != MARKER}
-        (part / MARKER).write_text(json.dumps(sizes))
-        files.append(part / MARKER)
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if part.is_dir():
-        sync_folder(part)
+        written = sorted(file for file in part.rglob("*") if file.is_file() and file.name != MARKER)
+        write_json(part / MARKER, {file.relative_to(part).as_posix(): file.stat().st_size for file in written})
         discard(path)  # a folder cannot be renamed over another
-    os.replace(part, path)
-    sync_folder(path.parent)
-
-
-def discard(path: Path) -> None:
-    """Remove a file, link or folder. A folder loses its name first: half of it never looks like a checkpoint."""
-    if path.is_dir() and not path.is_symlink():
-        doomed = aside(path.with_name(f"{path.name}.removed"))
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left unfinished. Only for the process that holds the run's lock."""
-    for part in folder.glob(".*.part"):
-        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    publish(part, path)
 
 
 def point(link: Path, target: Path) -> None:
     """Let a symbolic link name a complete checkpoint; it names the old or the new one at any moment."""
-    part = aside(link)
-    part.unlink(missing_ok=True)
+    part = hidden(link)
     part.symlink_to(target.name)
     os.replace(part, link)
     sync_folder(link.parent)
@@ -189,11 +130,9 @@ class CheckpointFiles(CheckpointIO):
         """Write a file; on an error remove it and set ``failure``."""
         self.failure, path = None, Path(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
+            make_folder(path.parent.parent, path.parent.name)
+            with create(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             # PyTorch's writer says "unexpected pos"; the reason (a full disk) is behind it.
             self.failure = error.__context__ if isinstance(error.__context__, OSError) else error

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from cloc.config import ConfigError
 from cloc.engine.checkpoint import in_order, list_checkpoints
+from cloc.files import discard, make_folder, new_path, open_lock, publish
 
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
@@ -56,10 +57,10 @@ class RunFolder:
     def make(self) -> None:
         """Make the local folder; a copy lies where only this user can write."""
         if self.is_remote:
-            self.local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.local.parent.stat().st_uid != os.getuid():
-                raise ConfigError(f"{self.local.parent} belongs to another user; set TMPDIR to a folder of your own")
-        self.local.mkdir(parents=True, exist_ok=True)
+            parent = make_folder(self.local.parent.parent, self.local.parent.name, private=True)
+            if parent.stat().st_uid != os.getuid():
+                raise ConfigError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
+        make_folder(self.local)
 
     def names(self) -> list[str]:
         """Checkpoints of the run, newest first; for a remote run those in the store."""
@@ -74,8 +75,10 @@ class RunFolder:
         """Local path of a checkpoint; a remote one is downloaded."""
         path = self.checkpoints / name
         if self.is_remote:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.store.get(f"{self.root}/{CHECKPOINTS}/{name}", str(path), recursive=True)
+            discard(path)
+            make_folder(self.local, CHECKPOINTS)
+            with new_path(path) as part:
+                self.store.get(f"{self.root}/{CHECKPOINTS}/{name}", str(part), recursive=True)
         return path
 
     def publish(self, name: str) -> None:
@@ -107,8 +110,9 @@ class RunFolder:
         for path in self.store.find(self.root) if self.is_remote and self.store.exists(self.root) else []:
             name = path.removeprefix(self.root).lstrip("/")
             if not name.startswith(CHECKPOINTS):
-                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
-                self.store.get_file(path, str(self.local / name))
+                *folders, file = name.split("/")
+                with new_path(make_folder(self.local, *folders) / file) as part:
+                    self.store.get_file(path, str(part))
 
     def set_aside(self, name: str) -> str:
         """Rename a damaged checkpoint, so that it neither counts nor is lost."""
@@ -117,7 +121,7 @@ class RunFolder:
             folder = f"{self.root}/{CHECKPOINTS}"
             self.store.mv(f"{folder}/{name}", f"{folder}/{other}", recursive=True)
         else:
-            (self.checkpoints / name).rename(self.checkpoints / other)
+            publish(self.checkpoints / name, self.checkpoints / other)
         return other
 
     def remove(self, name: str) -> None:
@@ -136,14 +140,14 @@ def locked(folder: RunFolder) -> Iterator[None]:
         ConfigError: another live process holds it; says which, where and since when.
     """
     folder.make()
-    with (folder.local / LOCK).open("a+") as file:
+    with open_lock(folder.local / LOCK) as file:
         _take(file.fileno(), folder)
-        file.seek(0)
         left = file.read()
         if left:
             console.print(f"{folder.location}: {_holder(left)} ended without releasing it; taken over")
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(json.dumps(mine))
         file.flush()
         try:

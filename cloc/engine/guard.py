@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cloc.contracts import Batch
 from cloc.engine.folder import RunFolder
 from cloc.engine.runtime import gather_objects
+from cloc.files import append
 
 console = Console()
 
@@ -89,8 +90,8 @@ class FiniteGuard(Callback):
         if trainer.is_global_zero:
             text = f"step {step}: {', '.join(names)} not finite; step skipped ({self.in_a_row} in a row); keys: {shown}"
             console.print(f"[bold red]{text}[/]")
-            with (self.folder.local / "skipped.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "not_finite": names, "keys": keys}) + "\n")
+            line = json.dumps({"step": step, "not_finite": names, "keys": keys}) + "\n"
+            append(self.folder.local / "skipped.jsonl", line)
         if self.in_a_row >= self.limit:
             raise FloatingPointError(
                 f"step {step}: {', '.join(names)} not finite, {self.in_a_row} steps in a row "

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from cloc.config import ConfigError, TrainConfig
-from cloc.engine.checkpoint import write_aside
 from cloc.engine.folder import RunFolder
+from cloc.files import append, clear, make_folder, write_file
 
 console = Console()
 
@@ -68,21 +68,16 @@ class MetricsFile(Logger):
     def _write(self) -> None:
         new = {name for row in self.waiting for name in row} - set(self.columns)
         if new or not self.path.is_file():
-            rows = []
+            old = []
             if self.path.is_file():
                 with self.path.open(newline="") as file:
-                    rows = list(csv.DictReader(file))
+                    old = list(csv.DictReader(file))
             self.columns = sorted({*self.columns, *new})
-            self._rewrite([*rows, *self.waiting])
+            self._rewrite([*old, *self.waiting])
         else:
-            end = self.path.stat().st_size
-            try:
-                with self.path.open("a", newline="") as file:
-                    csv.DictWriter(file, self.columns).writerows(self.waiting)
-            except OSError:
-                with self.path.open("r+b") as file:
-                    file.truncate(end)  # half a row would glue to the next one
-                raise
+            rows = io.StringIO()
+            csv.DictWriter(rows, self.columns).writerows(self.waiting)
+            append(self.path, rows.getvalue())
         self.waiting = []
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
@@ -90,7 +85,7 @@ class MetricsFile(Logger):
         writer = csv.DictWriter(buffer, self.columns)
         writer.writeheader()
         writer.writerows(rows)
-        write_aside(self.path, lambda file: file.write(buffer.getvalue().encode()))
+        write_file(self.path, buffer.getvalue())
 
 
 def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples: int = 0) -> list[Logger]:
@@ -110,6 +105,7 @@ def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
+        clear(make_folder(folder.local, name) / TensorBoardLogger.NAME_HPARAMS_FILE)
         # What an earlier life logged after the checkpoint is not shown.
         purge = {"purge_step": step} if step else {}
         loggers.append(TensorBoardLogger(folder.local, name="tensorboard", version="", **purge, **options))
@@ -118,6 +114,7 @@ def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples
 
         if options.get("log_model"):
             raise ConfigError("logger.log_model: checkpoints are not uploaded to W&B; set run_dir to an object store")
+        make_folder(folder.local, name)  # W&B's own name for it
         about = {"name": config.name, "config": {"run": config.name}, "save_dir": folder.local}
         if rank_zero_only.rank == 0:  # the others log nothing
             about["id"] = _run_id(folder.local / "wandb-id")
@@ -130,5 +127,5 @@ def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples
 def _run_id(path: Path) -> str:
     """The run's name at W&B, drawn once and kept in the run folder."""
     if not path.is_file():
-        write_aside(path, lambda file: file.write(secrets.token_hex(4).encode()))
+        write_file(path, secrets.token_hex(4))
     return path.read_text()

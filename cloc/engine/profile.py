@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from cloc.contracts import Batch
+from cloc.files import make_folder, new_path, write_file
 
 PARTS = ("image tower", "text tower", "prompter", "losses")  # names that models/model.py and module.py mark
 COLLECTIVES = ("gloo:", "nccl:", "c10d::")
@@ -71,9 +72,10 @@ class StepProfile(Callback):
         profiler.stop()
         seconds = {"data wait": self.waited} | by_part(profiler.events())
         seconds["everything else"] = max(0.0, total - sum(seconds.values()))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        (self.folder / "table.md").write_text(markdown(seconds, self.steps))
+        folder = make_folder(self.folder.parent, self.folder.name)
+        with new_path(folder / "trace.json.gz") as part:
+            profiler.export_chrome_trace(str(part))
+        write_file(folder / "table.md", markdown(seconds, self.steps))
         show(seconds, self.steps, self.folder)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from cloc.config import ConfigError, TrainConfig
-from cloc.engine.checkpoint import CheckpointError, Stored, inspect, read, remove_parts
-from cloc.engine.folder import RunFolder, locked
+from cloc.engine.checkpoint import CheckpointError, Stored, inspect, read
+from cloc.engine.folder import CHECKPOINTS, RunFolder, locked
 from cloc.engine.module import Pretrain
+from cloc.files import make_folder, remove_parts
 
 # Where a run is and how it is started may change; nothing that it computes does.
 FREE = ("run_dir", "resume", "dry_run", "profile", "init_from")
@@ -62,8 +63,7 @@ def newest(folder: RunFolder) -> Stored | None:
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    remove_parts(folder.checkpoints)
+    remove_parts(make_folder(folder.local, CHECKPOINTS), "*.ckpt")
     names, damaged = folder.names(), []
     for name in names:
         try:

@@ -49,6 +49,7 @@ from cloc.engine.runtime import (
 from cloc.engine.saving import STOPPED, Checkpoints, RandomState, StopAtSignal, requeue
 from cloc.engine.strategy import AveragedWeights, build_strategy
 from cloc.engine.sweep import job_folder, note_overrides, refuse_torchrun
+from cloc.files import into_folder, make_folder
 from cloc.models.pretrained import complete
 
 console = Console()
@@ -191,8 +192,10 @@ def _one_folder_a_job(composed: DictConfig) -> DictConfig:
         return composed
     refuse_torchrun()
     job = HydraConfig.get()
-    own = {"run_dir": job_folder(composed.run_dir, job.job.num, job.overrides.task)}
-    return OmegaConf.merge(composed, own)
+    run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
+    if not RunFolder(run_dir).is_remote:
+        make_folder(Path(composed.run_dir), Path(run_dir).name)
+    return OmegaConf.merge(composed, {"run_dir": run_dir})
 
 
 def _quiet_lightning() -> None:
@@ -305,7 +308,8 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
     if text.tokenizer != "open_clip":
         Tokenizer(text.tokenizer, text.context_length).save(folder / "text")
     if hasattr(text.tower, "config"):
-        text.tower.config.save_pretrained(folder / "text")
+        with into_folder(folder, "text") as room:
+            text.tower.config.save_pretrained(room)
 
 
 def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None) -> None:

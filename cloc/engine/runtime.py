@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -21,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException as ShardError  
 
 from cloc.config import ConfigError
 from cloc.config.versions import versions
-from cloc.engine.checkpoint import write_aside
+from cloc.files import create, hidden, make_folder, publish, write_file, write_json
 
 T = TypeVar("T")
 CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
@@ -29,11 +28,9 @@ CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
 
 def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> None:
     """Write ``config.yaml`` and ``versions.json`` into the run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-    facts = json.dumps(versions() | {"data": data_digest}, indent=2) + "\n"
-    for name, text in (("config.yaml", config), ("versions.json", facts)):
-        write_aside(folder / name, lambda file, text=text: file.write(text.encode()))
+    make_folder(folder)
+    write_file(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    write_json(folder / "versions.json", versions() | {"data": data_digest})
 
 
 def shield_workers() -> dict[str, Any]:
@@ -194,11 +191,11 @@ def _mark(path: Path) -> tuple[int, str]:
 
 def _send(path: Path, size: int, write: bool) -> None:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    partial = path.with_name(f"{path.name}.part")
+    part = hidden(path)
     if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent.parent, path.parent.name)
     source = path.open("rb") if dist.get_rank() == 0 else None
-    target = partial.open("wb") if write else None
+    target = create(part) if write else None
     for start in range(0, size, CHUNK):
         length = min(CHUNK, size - start)
         piece = torch.empty(length, dtype=torch.uint8)
@@ -212,7 +209,7 @@ def _send(path: Path, size: int, write: bool) -> None:
         if file:
             file.close()
     if write:
-        os.replace(partial, path)
+        publish(part, path)
     dist.barrier()
 
 

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,9 +24,10 @@ from rich.console import Console
 from cloc.config import ConfigError
 from cloc.contracts import Batch
 from cloc.engine.callbacks import Evaluate
-from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, aside, commit, discard, file_name, point
+from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, commit, file_name, point
 from cloc.engine.folder import RunFolder
 from cloc.engine.runtime import ShardError, gather_objects
+from cloc.files import discard, hidden
 
 STOPPED = 75  # exit code of a run that a signal stopped after a checkpoint (EX_TEMPFAIL: run it again)
 console = Console()
@@ -98,7 +100,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: lightning.Trainer, last: bool, better: float | None) -> None:
         name = file_name(trainer.global_step)
-        part = aside(self.folder.checkpoints / name)
+        part = hidden(self.folder.checkpoints / name)
         before = self.best
         if better is not None:
             self.best = {"checkpoint": name, "value": better}  # belongs to the state that is saved
@@ -112,7 +114,7 @@ class Checkpoints(Checkpoint):
             trainer.strategy.barrier("Trainer.save_checkpoint")
         failure = failure or self.files.failure
         if trainer.is_global_zero and failure is None:
-            failure = self._publish(name)
+            failure = self._publish(name, part)
         reason = trainer.strategy.broadcast(str(failure) if failure else None)
         if reason is None:
             self.saved = trainer.global_step
@@ -127,11 +129,11 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             console.print(f"[bold red]{message}. Training goes on and tries again in its turn; make room[/]")
 
-    def _publish(self, name: str) -> Exception | None:
+    def _publish(self, name: str, part: Path) -> Exception | None:
         """Name the checkpoint that lies complete aside, let the links name it, and only then remove old ones."""
         folder = self.folder.checkpoints
         try:
-            commit(aside(folder / name), folder / name)
+            commit(part, folder / name)
             self.folder.publish(name)
             point(folder / "last.ckpt", folder / name)
             if self.best.get("checkpoint") == name:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from cloc.config import ConfigError
 from cloc.engine.runtime import cluster
+from cloc.files import make_folder, write_file
 
 # What a sweep is read by, when it was measured: the first of each kind.
 REGION = ("region/prompter/top1", "region/prompter/text_to_region_R@10", "region/prompter/text_to_region_R@1")
@@ -71,8 +73,7 @@ def job_folder(run_dir: str, number: int, overrides: Sequence[str]) -> str:
 
 def note_overrides(folder: Path, overrides: Sequence[str]) -> None:
     """Write down what made a job what it is, for :func:`job_folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "overrides.txt").write_text("\n".join(sorted(overrides)))
+    write_file(make_folder(folder) / "overrides.txt", "\n".join(sorted(overrides)))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
@@ -218,13 +219,14 @@ def _table(folder: Path, keys: Sequence[str], rows: Sequence[Row], shown: Sequen
 
 
 def _write_csv(path: Path, keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["job", *keys, *(column for name in names for column in (name, f"{name} (standard error)"))])
-        for row in rows:
-            numbers = [number for name in names for number in row.metrics.get(name, (math.nan, math.nan))]
-            cells = ["" if math.isnan(number) else number for number in numbers]
-            writer.writerow([" ".join(row.jobs), *row.values, *cells])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["job", *keys, *(column for name in names for column in (name, f"{name} (standard error)"))])
+    for row in rows:
+        numbers = [number for name in names for number in row.metrics.get(name, (math.nan, math.nan))]
+        cells = ["" if math.isnan(number) else number for number in numbers]
+        writer.writerow([" ".join(row.jobs), *row.values, *cells])
+    write_file(path, text.getvalue())
 
 
 class SweepFolder(Callback):
@@ -237,7 +239,7 @@ class SweepFolder(Callback):
             ConfigError: torchrun started several processes, each of which would run the whole sweep.
         """
         refuse_torchrun()
-        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report on what there is; a sweep of jobs that measure nothing has no report."""

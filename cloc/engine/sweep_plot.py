@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloc.files import write_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -53,7 +55,7 @@ def plot(path: Path, title: str, keys: Sequence[str], rows: Sequence[Row], metri
                 _curve(axis, key, [row.values[line] if keys else row.jobs[0] for row in rows], rows, metric)
                 if line == 0:
                     axis.set_title(short(metric, metrics), color=INK, fontsize=10)
-    figure.savefig(path, dpi=150)
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=150))
     plt.close(figure)
 
 

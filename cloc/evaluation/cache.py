@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cloc.encoder import Encoder
 from cloc.evaluation.reduce import Ranks
+from cloc.files import make_folder, write_tensors
 
 FORMAT = 1  # raised when the same model and data come to mean other embeddings
 
@@ -48,11 +48,8 @@ class Cache:
         """Keep tensors under a key, whole or not at all."""
         if self.folder is None or not self.ranks.first:
             return
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
-        partial.replace(path)
+        make_folder(self.folder, *key[:-1])
+        write_tensors(self._path(key), {name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
     def _path(self, key: tuple[str, ...]) -> Path:
         *folders, name = key

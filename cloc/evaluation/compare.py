@@ -32,6 +32,7 @@ from cloc.evaluation.report.table import comparison_table, markdown
 from cloc.evaluation.sets import load_eval_set
 from cloc.evaluation.suite import measure
 from cloc.evaluation.trial import Trial
+from cloc.files import make_folder, write_file, write_json
 
 CURVES = (  # of all that was measured in training, what a reader wants to see grow
     "image_text/text_to_image_R@1",
@@ -106,10 +107,10 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
             )
     page = out / "report" / "index.html"
     if ranks.first:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
-        (out / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        (out / "metrics.md").write_text(markdown(result))
+        write_json(out / "metrics.json", result)
+        write_file(out / "metrics.md", markdown(result))
         console.print(comparison_table(result))
         for name, entry in result["data"].items():
             for note in entry["notes"]:

@@ -6,7 +6,6 @@ there is not made again, so that an interrupted run goes on where it stopped. Th
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +25,11 @@ from cloc.data.shards import ShardReader, load_manifest, read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
+from cloc.files import make_folder, write_file, write_json
 
 FORMATS = ("npz", "parquet")
 KINDS = ("images", "regions", "texts")
-PLAN = "plan.json"
+PLAN, PIECES = "plan.json", "pieces"
 BATCH, PIECE = 32, 8  # pictures a forward pass, batches a piece
 
 
@@ -89,7 +89,7 @@ def embed(
             raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")
         pictures = open_source(data, images)
         plan = {"model": model_digest(encoder), "data": pictures.digest, "source": source, "piece": BATCH * PIECE}
-        pieces = out / "pieces"
+        pieces = out / PIECES
         if ranks.first:
             _claim(out, plan)
         ranks.all(True)  # no rank writes before the folder is claimed
@@ -179,16 +179,16 @@ def _coco_folder(file: Path, stored: dict[str, Any]) -> Path:
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Begin, or go on with the same model and data; anything else in the folder is left alone."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / PLAN
+    file = make_folder(out) / PLAN
     if file.is_file():
         if json.loads(file.read_text(encoding="utf-8")) != plan:
             raise ValueError(f"{out}: holds embeddings of another model, data or source; name another folder")
+        make_folder(out, PIECES)
         return
     if any(out.iterdir()):
         raise ValueError(f"{out}: the folder is not empty; name another one")
-    file.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    (out / "pieces").mkdir(exist_ok=True)
+    write_json(file, plan)
+    make_folder(out, PIECES)
 
 
 def _piece(pieces: Path, start: int) -> Path:
@@ -255,11 +255,7 @@ def _read(pictures: Source, index: int) -> tuple[Sample, torch.Tensor] | None:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    write_file(path, lambda file: np.savez(file, **arrays))
 
 
 def _join(pieces: Path, out: Path, count: int, kind: str) -> dict[str, int]:
@@ -312,6 +308,4 @@ def _write_parquet(path: Path, table: dict[str, np.ndarray]) -> None:
             columns[name] = arrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
         else:
             columns[name] = arrow.array(values.tolist() if values.dtype.kind == "U" else values)
-    partial = path.with_suffix(".partial")
-    arrow.parquet.write_table(arrow.table(columns), partial)
-    partial.replace(path)
+    write_file(path, lambda file: arrow.parquet.write_table(arrow.table(columns), file))

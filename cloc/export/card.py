@@ -11,6 +11,7 @@ from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.export.matrix import FORMATS, image_kind
 from cloc.export.verify import Row, markdown
+from cloc.files import write_file
 from cloc.models.exported import LOADABLE
 
 # Names that the hub knows; a module in PyTorch alone has none of its own.
@@ -68,7 +69,7 @@ Largest absolute difference in float32 between this folder, reloaded, and the ch
 
 {markdown(rows)}
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_file(folder / "README.md", text)
 
 
 def _of_budget(encoder: Encoder) -> str:

@@ -6,16 +6,15 @@ temperature, biases); ``cloc.load`` of the folder reads them, the other library 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cloc import __version__
 from cloc.encoder import Encoder
+from cloc.files import write_json, write_tensors
 from cloc.models.exported import EXTRA_CONFIG, EXTRA_WEIGHTS, LOADABLE
 from cloc.models.model import MAX_SCALE, Cloc
 
@@ -49,10 +48,10 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
     }
-    (folder / EXTRA_CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / EXTRA_CONFIG, stored)
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
     if state and format in LOADABLE:
-        save_file(plain(state), folder / EXTRA_WEIGHTS)
+        write_tensors(folder / EXTRA_WEIGHTS, plain(state))
 
 
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:

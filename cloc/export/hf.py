@@ -6,7 +6,6 @@ from the byte-pair vocabulary that open_clip ships.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,6 +22,7 @@ from cloc.export.class_token import ClassTokenViT, activation, describe
 from cloc.export.extra import clamped_scale, plain, view_stats
 from cloc.export.matrix import ExportError
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
+from cloc.files import into_folder, write_file, write_json, write_tensors
 from cloc.models.exported import HF_WEIGHTS
 from cloc.models.layouts import CLIP_VOCABULARY, to_hf
 from cloc.models.model import Cloc
@@ -44,17 +43,17 @@ def write(encoder: Encoder, folder: Path) -> None:
     model = CLIPModel(_config(encoder.model, vit, tokenizer)).eval()
     state = to_hf(vit.state, "image", vit.layers) | to_hf(text.state_dict(), "text", text.transformer.layers)
     model.load_state_dict(plain(state) | {"logit_scale": clamped_scale(encoder.model).cpu()})
-    with _silent():
-        model.save_pretrained(folder)
+    with _silent(), into_folder(folder) as whole, into_folder(folder, VISION) as vision:
+        model.save_pretrained(whole)
         tower = CLIPVisionModel(model.config.vision_config)
         tower.load_state_dict(model.vision_model.state_dict())
-        tower.save_pretrained(folder / VISION)
+        tower.save_pretrained(vision)
+        for place in (whole, vision):
+            processor.save_pretrained(place)
+        tokenizer.save_pretrained(whole)
     # Releases before 5 know these weights by this prefix only; later ones by both names.
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
-    save_file(weights, folder / VISION / HF_WEIGHTS, metadata={"format": "pt"})
-    for place in (folder, folder / VISION):
-        processor.save_pretrained(place)
-    tokenizer.save_pretrained(folder)
+    write_tensors(folder / VISION / HF_WEIGHTS, weights, {"format": "pt"})
     if encoder.tokenizer.name == "open_clip":
         _write_vocabulary(folder)
 
@@ -164,9 +163,9 @@ def _tokenizer(encoder: Encoder) -> Any:
 def _write_vocabulary(folder: Path) -> None:
     """``vocab.json`` and ``merges.txt``, which releases before 5 read instead of ``tokenizer.json``."""
     vocabulary, merges = _vocabulary()
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "vocab.json", vocabulary, None)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(folder / "merges.txt", "\n".join(lines) + "\n")
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from torch import Tensor
 from cloc.encoder import Encoder
 from cloc.export.graphs import TOKENIZER, ask, notes, trace
 from cloc.export.verify import Probe, Row
+from cloc.files import new_path
 
 OPSET = 20
 
@@ -34,7 +35,8 @@ def write(encoder: Encoder, folder: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
-            program.save(folder / f"{graph.name}.onnx", external_data=False)
+            with new_path(folder / f"{graph.name}.onnx") as part:
+                program.save(part, external_data=False)
 
 
 @contextmanager

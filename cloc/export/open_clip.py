@@ -5,12 +5,10 @@ One of the writers (``matrix → class_token → open_clip | … → verify → 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,6 +27,7 @@ from cloc.export.verify import (
     trunk_tokens,
     watch,
 )
+from cloc.files import write_json, write_tensors
 from cloc.models.exported import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from cloc.models.image import OpenClipTower
 from cloc.models.layouts import QUICK, TANH
@@ -71,8 +70,8 @@ def write(encoder: Encoder, folder: Path) -> None:
     if model.biases:
         config["model_cfg"]["init_logit_bias"] = node["logit_bias"]
         state["logit_bias"] = model.biases["global"].reshape(())
-    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(plain(state), folder / OPEN_CLIP_WEIGHTS)
+    write_json(folder / OPEN_CLIP_CONFIG, config)
+    write_tensors(folder / OPEN_CLIP_WEIGHTS, plain(state))
 
 
 def _vision(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from cloc.encoder import Encoder
 from cloc.export.extra import plain
 from cloc.export.sampler import RegionSampler
 from cloc.export.verify import Probe, Row, compare, original
+from cloc.files import write_file
 from cloc.models import positions, prompter
 
 FILE, WEIGHTS = "regions.py", "regions.pt"
@@ -77,9 +78,9 @@ def write(encoder: Encoder, folder: Path) -> None:
             resize=model.image.resize,
         )
     )
-    (folder / FILE).write_text("\n\n\n".join(piece.strip("\n") for piece in text) + "\n", encoding="utf-8")
+    write_file(folder / FILE, "\n\n\n".join(piece.strip("\n") for piece in text) + "\n")
     state = {k: v for k, v in model.state_dict().items() if k.startswith(("prompter.", "grounding."))}
-    torch.save(plain(state), folder / WEIGHTS)
+    write_file(folder / WEIGHTS, lambda file: torch.save(plain(state), file))
 
 
 def _arguments(node: dict[str, Any], part: str) -> dict[str, Any]:

@@ -7,8 +7,7 @@ parity held; one that did not is kept as ``OUT.failed``.
 from __future__ import annotations
 
 import importlib
-import shutil
-import tempfile
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +17,7 @@ from cloc.export.extra import write_extra
 from cloc.export.matrix import ExportError, check_pair
 from cloc.export.source import Choice, load_source
 from cloc.export.verify import compare, make_probe, original, report, write_parity
+from cloc.files import hidden_folder, publish
 
 NEEDS = {"hf": ("transformers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 EXTRAS = {"hf": "transformers", "onnx": "export"}
@@ -45,23 +45,14 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
     writer = _writer(format)
     encoder = load_source(run, choice or Choice())
     tolerance = check_pair(encoder, format).tolerance
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    aside.chmod(0o755)
-    try:
+    with hidden_folder(out) as aside:
         writer.write(encoder, aside)
         write_extra(encoder, aside, format)
         ok = _prove(writer, encoder, aside, tolerance, pictures, format)
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
+        kept = out if ok else _free(out)
+        publish(aside, kept)
     if not ok:
-        kept = _free(out)
-        aside.rename(kept)
         raise ExportError(f"the {format} export of {run} differs from the model (table above); kept as {kept}")
-    if out.exists():
-        out.rmdir()
-    aside.rename(out)
     return out
 
 
@@ -78,8 +69,8 @@ def _prove(
 
 
 def _check_out(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ExportError(f"{out} is not empty; give a new folder, or remove this one")
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} is not an empty folder of its own; give a new folder, or remove this one")
 
 
 def _writer(format: str) -> ModuleType:
@@ -94,7 +85,7 @@ def _writer(format: str) -> ModuleType:
 
 def _free(out: Path) -> Path:
     kept, number = out.with_name(f"{out.name}.failed"), 1
-    while kept.exists():
+    while os.path.lexists(kept):
         number += 1
         kept = out.with_name(f"{out.name}.failed-{number}")
     return kept

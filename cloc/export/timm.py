@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,6 +21,7 @@ from cloc.export.class_token import describe
 from cloc.export.extra import plain, view_stats
 from cloc.export.matrix import ExportError
 from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
+from cloc.files import write_file, write_tensors
 from cloc.models.image import OpenClipTower
 from cloc.models.layouts import QUICK, TANH, to_timm
 from cloc.models.pretrained import PROJECTION
@@ -58,9 +59,9 @@ def write(encoder: Encoder, folder: Path) -> None:
         text = json.dumps(config, indent=2)
     except TypeError as error:
         raise ExportError(f"model.image.options={arguments}: {error}; give plain values") from error
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    save_file(plain({"weight": proj}), folder / PROJECTION)
+    write_file(folder / "config.json", text + "\n")
+    write_tensors(folder / "model.safetensors", plain(weights), {"format": "pt"})
+    write_tensors(folder / PROJECTION, plain({"weight": proj}))
 
 
 def _of_timm(encoder: Encoder) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:

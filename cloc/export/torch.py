@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from cloc.encoder import Encoder
 from cloc.export.graphs import TOKENIZER, ask, notes, trace
 from cloc.export.verify import Probe, Row
+from cloc.files import new_path
 
 # All that an archive without compiled code consists of.
 PLAIN = ("models", "extra", "archive_format", "archive_version", "byteorder", ".data")
@@ -29,7 +30,8 @@ def write(encoder: Encoder, folder: Path) -> None:
     encoder.tokenizer.save(folder / TOKENIZER)  # nothing for open_clip's own
     for graph in trace(encoder):
         outputs = {"inputs": json.dumps(graph.inputs), "outputs": json.dumps(graph.outputs)}
-        torch.export.save(graph.program, folder / f"{graph.name}.pt2", extra_files=outputs)
+        with new_path(folder / f"{graph.name}.pt2") as part:
+            torch.export.save(graph.program, part, extra_files=outputs)
 
 
 def load_program(file: Path) -> tuple[ExportedProgram, tuple[str, ...]]:

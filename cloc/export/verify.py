@@ -8,7 +8,6 @@ written into the model card.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import Encoder, load
 from cloc.export.matrix import ExportError
+from cloc.files import write_json
 from cloc.models.image import OpenClipTower
 
 PICTURE_SIZES = ((96, 128), (200, 90), (64, 64), (37, 151))  # height, width
@@ -254,7 +254,7 @@ def write_parity(rows: list[Row], folder: Path, pictures: int) -> None:
 
     entries = [{name: finite(value) for name, value in asdict(row).items()} | {"ok": row.ok} for row in rows]
     stored = {"ok": all(row.ok for row in rows), "pictures": pictures, "rows": entries}
-    (folder / "parity.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "parity.json", stored)
 
 
 def markdown(rows: list[Row]) -> str:

@@ -24,6 +24,7 @@ from cloc.evaluation.report.formats import format_value, plain_number, plain_sec
 from cloc.evaluation.report.meaning import OTHER, SOURCE_MEANING, SOURCES, describe
 from cloc.evaluation.report.pictures import DASHES, Box, Encoded, Shape, encode_picture, heat_picture, iou, overlay
 from cloc.evaluation.report.table import Group, absences, apart, cell_words, compare, gap_words
+from cloc.files import make_folder, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BUDGET = 2_300_000  # characters of data URIs; leaves room for heat maps, text and SVG below 3 MB
@@ -261,7 +262,6 @@ def write_report(data: ReportData, folder: Path) -> Path:
     Returns:
         The path of the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    page.write_text(render(data), encoding="utf-8", errors="replace")
+    page = make_folder(folder.parent, folder.name) / "index.html"
+    write_file(page, render(data).encode(errors="replace"))
     return page
