@@ -214,6 +214,23 @@ def append(path: Path, text: str, *, sync: bool = False) -> None:
         os.close(descriptor)
 
 
+def write_link(path: Path, target: str) -> None:
+    """Let a symbolic link of this name lead to ``target``; it leads to the old or the new one at any moment."""
+    part = hidden(path)
+    part.symlink_to(target)
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def reopen(path: Path) -> BinaryIO:
+    """Open a file that this process has made before for writing into what it holds, from its start.
+
+    Raises:
+        LinkError: as :func:`open_lock`.
+    """
+    return os.fdopen(_open_own(path, os.O_RDWR), "r+b")
+
+
 def open_lock(path: Path) -> TextIO:
     """Open a lock file for reading and writing, from its start; made where it is missing, never truncated.
 

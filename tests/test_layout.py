@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -192,6 +192,84 @@ def no_pickles(module: Module) -> Found:
                     yield word.value.lineno, f"{word.arg}={ast.unparse(word.value)}; unpickling runs code"
 
 
+_METHODS = {"write_text", "write_bytes", "touch", "mkdir", "rename", "symlink_to", "hardlink_to", "tofile"}
+_METHODS |= {"savefig", "save", "savez", "savez_compressed", "savetxt", "save_file", "save_pretrained", "write_table"}
+_METHODS |= {"export_chrome_trace", "to_csv", "to_parquet", "FileLock", "SoftFileLock", "NamedTemporaryFile"}
+_METHODS |= {"TemporaryDirectory", "mkdtemp", "mkstemp", "copyfile", "copytree", "copy2"}
+_SYSTEM = {f"os.{name}" for name in ("open", "replace", "link", "symlink", "truncate", "chmod", "mkfifo", "makedirs")}
+_SYSTEM |= {"shutil.copy", "shutil.move"}
+_MODE = re.compile(r"[rwaxbt+]{1,3}([:|]\w*)?")
+# Of cloc.files: a writer may write into what one of them gives.
+_GIVEN = {"open_new", "new_path", "into_folder", "hidden_folder", "create", "reopen"}
+
+
+def _tail(call: ast.Call) -> str:
+    """Last part of what is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else _dotted(call.func)
+
+
+def _opens_for_writing(call: ast.Call) -> bool:
+    texts = [word.value for word in [*call.args, *call.keywords] if isinstance(word, ast.Constant | ast.keyword)]
+    texts = [text.value if isinstance(text, ast.Constant) else text for text in texts]
+    modes = [text for text in texts if isinstance(text, str) and _MODE.fullmatch(text)]
+    return any(set(re.split("[:|]", mode)[0]) & set("wax+") for mode in modes)
+
+
+def _writes(call: ast.Call) -> bool:
+    """Whether a call writes to a path, by its name."""
+    name, tail = _dotted(call.func), _tail(call)
+    if tail in ("open", "ZipFile", "TarFile", "GzipFile"):
+        return name == "os.open" or _opens_for_writing(call)
+    if tail == "replace":  # of a path; a text's takes two, a dataclass's keywords
+        return name == "os.replace" or (len(call.args) == 1 and not call.keywords)
+    return tail in _METHODS or name in _SYSTEM
+
+
+def _is_own_tokenizer(call: ast.Call) -> bool:
+    """``Tokenizer.save`` goes through ``cloc.files`` itself."""
+    if _tail(call) != "save" or not isinstance(call.func, ast.Attribute):
+        return False
+    made = call.func.value.func if isinstance(call.func.value, ast.Call) else call.func.value
+    return _dotted(made).split(".")[-1].lower() == "tokenizer"
+
+
+def _names(node: ast.AST) -> set[str]:
+    """What a statement binds to a target of ``cloc.files``, or to a buffer in memory."""
+    if isinstance(node, ast.With):
+        bound = [(item.context_expr, item.optional_vars, _GIVEN) for item in node.items]
+    elif isinstance(node, ast.Assign):
+        bound = [(node.value, target, {"BytesIO", "StringIO"}) for target in node.targets]
+    else:
+        return set()
+    calls = [(_tail(value), target, makers) for value, target, makers in bound if isinstance(value, ast.Call)]
+    return {target.id for tail, target, makers in calls if tail in makers and isinstance(target, ast.Name)}
+
+
+def _given(module: Module) -> set[ast.AST]:
+    """Calls that write into what ``cloc.files`` gives, or into memory."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and _tail(node) == "write_file":
+            found.update(ast.walk(node))
+        elif names := _names(node):
+            calls = ast.walk(node if isinstance(node, ast.With) else module.tree)
+            found.update(call for call in calls if isinstance(call, ast.Call) and _mentions(call, names))
+    return found
+
+
+def _mentions(call: ast.Call, names: set[str]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for word in call.args for part in ast.walk(word))
+
+
+def written_in_one_place(module: Module) -> Found:
+    if module.path == "cloc/files.py":
+        return
+    given = _given(module)
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and _writes(node) and node not in given and not _is_own_tokenizer(node):
+            yield node.lineno, f"{ast.unparse(node.func)} writes to a path; only cloc/files.py writes"
+
+
 # The brackets keep this file from tripping over itself.
 _MARKS = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")
 
@@ -214,14 +292,20 @@ RULES: dict[Callable[[Module], Found], list[str]] = {
     public_docstrings: PACKAGE,
     errors_are_not_swallowed: SOURCES,
     no_pickles: SOURCES,
+    written_in_one_place: [*PACKAGE, "*.py"],
     nothing_left_for_later: EVERYTHING,
 }
+
+
+@cache
+def _read(path: Path) -> Module:
+    return Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_holds(rule: Callable[[Module], Found]) -> None:
     paths = sorted({path for pattern in RULES[rule] for path in ROOT.glob(pattern)})
-    modules = [Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
+    modules = [_read(path) for path in paths]
     assert modules
     broken = [f"{module.path}:{line}: {message}" for module in modules for line, message in rule(module)]
     assert not broken, "\n" + "\n".join(broken)
@@ -261,6 +345,23 @@ LONG_BODY = "    x = 1\n" * MAX_FUNCTION_LINES
         (no_pickles, "cloc/data/a.py", "import pickle\npickle.loads(b'')", 2),
         (no_pickles, "cloc/data/a.py", "from pickle import load", 1),
         (no_pickles, "cloc/data/a.py", "torch.load(\n    p,\n    weights_only=False,\n)", 3),
+        (written_in_one_place, "cloc/data/a.py", "x = 1\npath.write_text(text)", 2),
+        (written_in_one_place, "cloc/data/a.py", "def f():\n    with path.open('wb') as file:\n        pass", 2),
+        (written_in_one_place, "cloc/data/a.py", "open(path, mode='a')", 1),
+        (written_in_one_place, "cloc/data/a.py", "open(path, 'r+b')", 1),
+        (written_in_one_place, "cloc/data/a.py", "tarfile.open(path, 'w:gz')", 1),
+        (written_in_one_place, "cloc/data/a.py", "zipfile.ZipFile(path, 'w')", 1),
+        (written_in_one_place, "cloc/data/a.py", "part.replace(path)", 1),
+        (written_in_one_place, "cloc/data/a.py", "os.replace(part, path)", 1),
+        (written_in_one_place, "cloc/data/a.py", "folder.mkdir(exist_ok=True)", 1),
+        (written_in_one_place, "cloc/data/a.py", "FileLock(path)", 1),
+        (written_in_one_place, "cloc/data/a.py", "tempfile.mkdtemp()", 1),
+        (written_in_one_place, "cloc/models/a.py", "torch.save(state, path)", 1),
+        (written_in_one_place, "cloc/models/a.py", "with new_path(path) as part:\n    torch.save(state, path)", 2),
+        (written_in_one_place, "cloc/export/a.py", "save_file(weights, path)", 1),
+        (written_in_one_place, "cloc/export/a.py", "tokenizer.save_pretrained(folder)", 1),
+        (written_in_one_place, "cloc/engine/a.py", "figure.savefig(path)", 1),
+        (written_in_one_place, "train.py", "np.save(path, array)", 1),
         (nothing_left_for_later, "cloc/data/a.py", "x = 1  # {} later".format("todo".upper()), 1),
     ],
 )
@@ -279,6 +380,12 @@ def test_rule_bites(rule: Callable[[Module], Found], path: str, text: str, line:
         (collectives_at_home, "cloc/engine/runtime.py", "import torch.distributed as dist"),
         (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept KeyError:\n    pass"),
         (no_pickles, "cloc/data/a.py", "torch.load(p, weights_only=True)\njson.load(f)"),
+        (written_in_one_place, "cloc/files.py", "path.open('wb')"),
+        (written_in_one_place, "cloc/data/a.py", "path.open('rb')\ntext.replace('a', 'b')\nreplace(item, name='a')"),
+        (written_in_one_place, "cloc/data/a.py", "write_file(path, lambda file: image.save(file, 'PNG'))"),
+        (written_in_one_place, "cloc/data/a.py", "with new_path(path) as part:\n    torch.save(state, str(part))"),
+        (written_in_one_place, "cloc/data/a.py", "buffer = io.BytesIO()\nimage.save(buffer, 'PNG')"),
+        (written_in_one_place, "cloc/export/a.py", "encoder.tokenizer.save(folder)\nTokenizer('a').save(folder)"),
     ],
 )
 def test_rule_lets_pass(rule: Callable[[Module], Found], path: str, text: str) -> None:

@@ -19,7 +19,7 @@ from filelock import Timeout
 from fsspec.registry import known_implementations
 
 from cloc.data.tars import ShardError, ShardReadError
-from cloc.files import PART, create, host_lock, make_folder, publish
+from cloc.files import PART, create, host_lock, make_folder, publish, reopen
 
 CACHE_BYTES = 1 << 36
 """Default bound of the cache."""
@@ -177,7 +177,7 @@ def _download(url: str, target: Path, size: int, sha256: str) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             digest, count = hashlib.sha256(), 0
-            with system.open(path, "rb") as source, target.open("r+b") as file:  # not "wb": the room stays taken
+            with system.open(path, "rb") as source, reopen(target) as file:  # the room stays taken
                 while block := source.read(_BLOCK):
                     count += file.write(block)
                     digest.update(block)

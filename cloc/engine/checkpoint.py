@@ -7,7 +7,6 @@ happen to it afterwards (a disk that lies, a copy that broke off) is found by :f
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from cloc.files import create, discard, hidden, make_folder, publish, sync_folder, write_json
+from cloc.files import create, discard, make_folder, publish, write_json, write_link
 
 NAME = re.compile(r"step-(\d+)\.ckpt")
 MARKER = "complete.json"  # in a sharded checkpoint: its files and their sizes
@@ -68,10 +67,7 @@ def commit(part: Path, path: Path) -> None:
 
 def point(link: Path, target: Path) -> None:
     """Let a symbolic link name a complete checkpoint; it names the old or the new one at any moment."""
-    part = hidden(link)
-    part.symlink_to(target.name)
-    os.replace(part, link)
-    sync_folder(link.parent)
+    write_link(link, target.name)
 
 
 def in_order(names: list[str]) -> list[str]:

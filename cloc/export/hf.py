@@ -48,8 +48,8 @@ def write(encoder: Encoder, folder: Path) -> None:
         tower = CLIPVisionModel(model.config.vision_config)
         tower.load_state_dict(model.vision_model.state_dict())
         tower.save_pretrained(vision)
-        for place in (whole, vision):
-            processor.save_pretrained(place)
+        processor.save_pretrained(whole)
+        processor.save_pretrained(vision)
         tokenizer.save_pretrained(whole)
     # Releases before 5 know these weights by this prefix only; later ones by both names.
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
