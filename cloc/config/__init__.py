@@ -2,13 +2,14 @@
 
 Fixed groups are dataclasses (``schema``). Parts that can be exchanged (towers, Prompter, loss, …) are nodes with a
 ``_target_`` inside this package (``nodes``); their keys are checked against the target's signature, so that adding a
-part needs no change here. ``checks`` holds what the values of one run must agree on.
+part needs no change here. ``domains`` says which values a leaf may have, ``checks`` what the values of one run must
+agree on.
 """
 
 from cloc.config.checks import check_keys, data_config, register_eval, validate
+from cloc.config.domains import ConfigError, check_arguments
 from cloc.config.nodes import instantiate, resolve
 from cloc.config.schema import (
-    ConfigError,
     DataConfig,
     DatasetConfig,
     EvalConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "OptimConfig",
     "TrainConfig",
     "TrainerConfig",
+    "check_arguments",
     "check_keys",
     "data_config",
     "instantiate",

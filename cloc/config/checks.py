@@ -11,27 +11,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from cloc.config.nodes import resolve
-from cloc.config.schema import (
-    CHOICES,
-    GROUPS,
-    PARTS,
-    ConfigError,
-    DataConfig,
-    EvalConfig,
-    EvaluationConfig,
-    TrainConfig,
-)
+from cloc.config.domains import ConfigError, check_schema
+from cloc.config.nodes import instantiate, resolve
+from cloc.config.schema import DataConfig, TrainConfig
 
 
 def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
-    """Check keys, types and presence of a composed configuration; cheap, without the imports that the parts need.
+    """Check keys, types, presence and domains of a composed configuration; cheap, without the imports of the parts.
 
     Returns:
         The schema's dataclass.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or a missing value; names the key.
+        ConfigError: an unknown key, a wrong type, a missing value or one outside of its domain; names the key.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
@@ -40,11 +32,13 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
             raise ConfigError(
                 f"no value for {', '.join(missing)}: give it on the command line or in an experiment file"
             )
-        return OmegaConf.to_object(merged)
+        result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         hint = _hint(schema, key) if isinstance(error, ConfigKeyError) else ""
         raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0]}{hint}") from error
+    check_schema(result, "data." if schema is DataConfig else "")
+    return result
 
 
 def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig) -> Any:
@@ -59,8 +53,6 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
     result = check_keys(config, schema)
     if schema is TrainConfig:
         _check_train(result)
-    if schema in (TrainConfig, EvalConfig):
-        _check_evaluation(result.evaluation)
     if schema is DataConfig:
         _check_view(result)
     return result
@@ -87,15 +79,9 @@ def _hint(schema: type, key: str) -> str:
 
 
 def _check_train(config: TrainConfig) -> None:
-    for key, value in (("samples", config.samples), ("batch_size", config.batch_size)):
-        if value < 1:
-            raise ConfigError(f"{key}={value}: must be at least 1")
-    if config.data.regions < 1:
-        raise ConfigError(
-            f"data.regions={config.data.regions}: must be at least 1; a CLIP run sets model.prompter=null"
-        )
     _check_view(config.data)
-    region, grounding = (float(config.loss.get(name, 0)) for name in ("region", "grounding"))
+    instantiate(config.loss, "loss")  # cheap, and it knows best what its weights must be
+    region, grounding = (config.loss.get(name, 0) for name in ("region", "grounding"))
     if config.model.prompter is None and (region > 0 or grounding > 0):
         raise ConfigError(
             f"loss.region={region}, loss.grounding={grounding} need a Prompter, but model.prompter is null; set both "
@@ -106,10 +92,8 @@ def _check_train(config: TrainConfig) -> None:
             f"loss.grounding={grounding} needs a head, but model.grounding is null; set it to 0 or choose one"
         )
     _check_contrast(config)
-    if config.optim.name not in ("adamw", "muon"):
-        raise ConfigError(f"optim.name={config.optim.name!r}: give adamw or muon")
     _check_scale(config)
-    for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text"), (config.loss, "loss")):
+    for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text")):
         resolve(node, path)
     for node, path in ((config.model.prompter, "model.prompter"), (config.model.grounding, "model.grounding")):
         if node is not None:
@@ -123,12 +107,12 @@ def _check_contrast(config: TrainConfig) -> None:
             f"loss.contrast={contrast} with model.logit_bias={bias}: the sigmoid loss learns a bias, softmax has none; "
             "give loss.contrast=sigmoid model.logit_bias=-10, or loss.contrast=softmax model.logit_bias=null"
         )
-    if negatives < 0 or (negatives and not config.loss.get("region", 0)):
+    if negatives and not config.loss.get("region", 0):
         raise ConfigError(
-            f"data.negatives={negatives} with loss.region={config.loss.get('region', 0)}: hard negatives are at "
-            "least 0 and belong to the region loss; set data.negatives=0, or a weight"
+            f"data.negatives={negatives} with loss.region={config.loss.get('region', 0)}: hard negatives belong to the "
+            "region loss; set data.negatives=0, or a weight"
         )
-    if config.trainer.accumulate < 1 or config.batch_size % config.trainer.accumulate:
+    if config.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate={config.trainer.accumulate}: must be at least 1 and divide batch_size="
             f"{config.batch_size}"
@@ -144,8 +128,6 @@ def _check_contrast(config: TrainConfig) -> None:
 def _check_scale(config: TrainConfig) -> None:
     """What spreads, averages or fine-tunes a run."""
     trainer, optim, evaluation = config.trainer, config.optim, config.evaluation
-    if trainer.strategy not in ("auto", "ddp", "fsdp"):
-        raise ConfigError(f"trainer.strategy={trainer.strategy!r}: give auto, ddp or fsdp")
     if trainer.strategy == "fsdp" and optim.name == "muon":
         raise ConfigError(
             "optim.name=muon with trainer.strategy=fsdp: Muon orthogonalizes whole matrices and fsdp holds shards of "
@@ -156,16 +138,6 @@ def _check_scale(config: TrainConfig) -> None:
             f"trainer.ema={trainer.ema} with trainer.strategy=fsdp: Lightning's average is of whole weights, not of "
             "shards; set trainer.ema=0, or use trainer=ddp"
         )
-    if not 0 <= trainer.ema < 1:
-        raise ConfigError(f"trainer.ema={trainer.ema}: a decay below 1, such as 0.999; 0 for none")
-    if not (0 < optim.layer_decay <= 1 and optim.tower_rate >= 0):
-        raise ConfigError(
-            f"optim.layer_decay={optim.layer_decay}, optim.tower_rate={optim.tower_rate}: "
-            "layer_decay is in (0, 1], tower_rate at least 0"
-        )
-    for key in ("keep_last", "max_skipped_steps"):
-        if getattr(trainer, key) < 1:
-            raise ConfigError(f"trainer.{key}={getattr(trainer, key)}: must be at least 1")
     given = {"objective": config.objective, "evaluation.best": evaluation.best}
     wants = [name for name, on in (given | {"evaluation.at_start": evaluation.at_start}).items() if on]
     if wants and not (evaluation.every and evaluation.data):
@@ -174,30 +146,9 @@ def _check_scale(config: TrainConfig) -> None:
         )
 
 
-def _check_evaluation(evaluation: EvaluationConfig) -> None:
-    for key, known in (("parts", PARTS), ("sources", ("prompter", "roi_align", "crop", "mask_pool"))):
-        unknown = [name for name in getattr(evaluation, key) if name not in known]
-        if unknown:
-            raise ConfigError(f"evaluation.{key}={unknown}: known are {', '.join(known)}")
-    for key, least in (("batch_size", 1), ("bootstrap", 0), ("limit", 0)):
-        if getattr(evaluation, key) < least:
-            raise ConfigError(f"evaluation.{key}={getattr(evaluation, key)}: must be at least {least}")
-
-
 def _check_view(data: DataConfig) -> None:
-    for key, value, known in (("choice", data.choice, CHOICES), ("groups", data.groups, GROUPS)):
-        if value not in known:
-            raise ConfigError(f"data.{key}={value!r}: give {', '.join(known[:-1])} or {known[-1]}")
-    for key in ("min_size", "min_visible", "flip"):
-        if not 0 <= getattr(data, key) <= 1:
-            raise ConfigError(f"data.{key}={getattr(data, key)}: give a share in 0..1")
-    if data.crop is not None and not 0 < data.crop <= 1:
-        raise ConfigError(f"data.crop={data.crop}: give a share of the area above 0 and up to 1, or null")
-    jitter = data.jitter
-    if jitter is not None and (len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5):
-        raise ConfigError(
-            f"data.jitter={jitter}: give four amounts ≥ 0, brightness, contrast, saturation and hue (≤ 0.5), or null"
-        )
+    if data.jitter is not None and data.jitter[3] > 0.5:
+        raise ConfigError(f"data.jitter={data.jitter}: the last, of the hue, is at most 0.5")
 
 
 def register_eval() -> None:

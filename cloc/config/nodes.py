@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from cloc.config.schema import ConfigError
+from cloc.config.domains import ConfigError, check_arguments
 
 
 def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
@@ -22,7 +22,8 @@ def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
         The class, and the arguments.
 
     Raises:
-        ConfigError: no target, one outside this package, or an argument that it does not take.
+        ConfigError: no target, one outside this package, an argument that it does not take, or one outside of its
+            domain.
     """
     target = node.get("_target_")
     if not isinstance(target, str) or not target.startswith("cloc."):
@@ -46,7 +47,9 @@ def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
             raise ConfigError(f"{path}.{key}: {target} has no such argument; {hint}")
-    return found, {key if key in known else f"{key}_": value for key, value in arguments.items()}
+    arguments = {key if key in known else f"{key}_": value for key, value in arguments.items()}
+    check_arguments(found, arguments, path)
+    return found, arguments
 
 
 def instantiate(node: Mapping[str, Any], path: str, **context: Any) -> Any:

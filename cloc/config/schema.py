@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-CHOICES = ("uniform", "score")
+from cloc.config.domains import (
+    Amount,
+    Count,
+    Decay,
+    Devices,
+    Finite,
+    Length,
+    OneOf,
+    PositiveShare,
+    Rate,
+    Seed,
+    Share,
+    Weight,
+)
+
 PARTS = ("image", "region", "grounding", "relations")
-GROUPS = ("all", "one", "skip")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; says which key, its value and what to do."""
+SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16")
 
 
 @dataclass
@@ -38,19 +50,19 @@ class DataConfig:
     """
 
     train: Any = MISSING
-    regions: int = 4
-    negatives: int = 0
-    min_size: float = 0.0
-    choice: str = "uniform"
-    groups: str = "all"
-    crop: float | None = None
-    min_visible: float = 0.5
-    jitter: list[float] | None = None
-    flip: float = 0.0
-    workers: int = 1
-    max_skip_share: float = 0.01
+    regions: Count = 4
+    negatives: Amount = 0
+    min_size: Share = 0.0
+    choice: Annotated[str, OneOf("uniform", "score")] = "uniform"
+    groups: Annotated[str, OneOf("all", "one", "skip")] = "all"
+    crop: PositiveShare | None = None
+    min_visible: Share = 0.5
+    jitter: Annotated[list[Weight], Length(4, "brightness, contrast, saturation and hue")] | None = None
+    flip: Share = 0.0
+    workers: Amount = 1
+    max_skip_share: Share = 0.01
     cache_dir: str | None = None
-    cache_bytes: int = 1 << 36
+    cache_bytes: Amount = 1 << 36
 
 
 @dataclass
@@ -60,8 +72,8 @@ class ModelConfig:
     ``logit_bias`` is the start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for none.
     """
 
-    joint_dim: int = 512
-    logit_bias: float | None = None
+    joint_dim: Count = 512
+    logit_bias: Finite | None = None
     image: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     prompter: dict[str, Any] | None = None
@@ -87,18 +99,18 @@ class OptimConfig:
         layer_decay: each block of a tower has this share of the rate of the block above it; 1 for equal rates.
     """
 
-    name: str = "adamw"
-    lr: float = 5e-4
-    muon_lr: float = 4e-3
-    weight_decay: float = 0.2
-    muon_weight_decay: float = 0.01
+    name: Annotated[str, OneOf("adamw", "muon")] = "adamw"
+    lr: Rate = 5e-4
+    muon_lr: Rate = 4e-3
+    weight_decay: Weight = 0.2
+    muon_weight_decay: Weight = 0.01
     muon_projections: bool = False
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    warmup: int = 65_536
-    final: float = 0.0
-    clip_grad: float = 1.0
-    tower_rate: float = 1.0
-    layer_decay: float = 1.0
+    betas: Annotated[list[Decay], Length(2, "the decays of both moments")] = field(default_factory=lambda: [0.9, 0.98])
+    warmup: Amount = 65_536
+    final: Share = 0.0
+    clip_grad: Weight = 1.0
+    tower_rate: Weight = 1.0
+    layer_decay: PositiveShare = 1.0
 
 
 @dataclass
@@ -123,20 +135,20 @@ class TrainerConfig:
         ema: decay of a moving average of the weights, which checkpoints then hold; 0 for none.
     """
 
-    accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    threads: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 1_000_000
-    keep_last: int = 2
-    max_skipped_steps: int = 10
+    accelerator: Annotated[str, OneOf(*ACCELERATORS)] = "auto"
+    devices: Annotated[Any, Devices()] = 1
+    num_nodes: Count = 1
+    strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
+    threads: Amount = 0
+    log_every: Count = 10
+    checkpoint_every: Count = 1_000_000
+    keep_last: Count = 2
+    max_skipped_steps: Count = 10
     compile: bool = False
     checkpoint_activations: bool = False
-    accumulate: int = 1
-    ema: float = 0.0
+    accumulate: Count = 1
+    ema: Decay = 0.0
 
 
 @dataclass
@@ -190,15 +202,15 @@ class EvaluationConfig:
         bootstrap: resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals.
     """
 
-    every: int = 0
+    every: Amount = 0
     at_start: bool = False
     data: list[str] = field(default_factory=list)
-    limit: int = 500
+    limit: Amount = 500
     best: str | None = None
-    parts: list[str] = field(default_factory=lambda: list(PARTS))
-    sources: list[str] = field(default_factory=lambda: ["prompter", "roi_align", "crop", "mask_pool"])
-    batch_size: int = 64
-    bootstrap: int = 1000
+    parts: list[Annotated[str, OneOf(*PARTS)]] = field(default_factory=lambda: list(PARTS))
+    sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(SOURCES))
+    batch_size: Count = 64
+    bootstrap: Amount = 1000
 
 
 @dataclass
@@ -220,9 +232,9 @@ class TrainConfig:
 
     name: str = MISSING
     run_dir: str = MISSING
-    seed: int = 0
-    samples: int = MISSING
-    batch_size: int = MISSING
+    seed: Seed = 0
+    samples: Count = MISSING
+    batch_size: Count = MISSING
     resume: bool = True
     dry_run: bool = False
     profile: bool = False
@@ -259,9 +271,9 @@ class EvalConfig:
     data: list[str] = field(default_factory=list)
     out: str | None = None
     cache: str | None = None
-    limit: int = 0
-    pictures: int = 12
+    limit: Amount = 0
+    pictures: Amount = 12
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import nn
 
+from cloc.config.domains import ConfigError, Interval, Weight, check_arguments
 from cloc.contracts import Batch, Features, LossTerms
 from cloc.losses.contrastive import global_loss
 from cloc.losses.global_batch import meet
@@ -24,16 +27,19 @@ class ClocLoss(nn.Module):
         threshold: of the cosine rule.
         box: ``l2`` (paper) or ``l1_giou``.
         shared_phrase: ``skip``, ``nearest`` or ``union``.
+
+    Raises:
+        ConfigError: a name that is not known, a weight that is negative or no number, or all of them zero.
     """
 
     def __init__(
         self,
-        global_: float = 1.0,
-        region: float = 1.0,
-        grounding: float = 1.0,
+        global_: Weight = 1.0,
+        region: Weight = 1.0,
+        grounding: Weight = 1.0,
         contrast: str = "softmax",
         conflicts: str = "cosine",
-        threshold: float = 0.9,
+        threshold: Annotated[float, Interval(-1, 1)] = 0.9,
         box: str = "l2",
         shared_phrase: str = "skip",
     ) -> None:
@@ -45,8 +51,13 @@ class ClocLoss(nn.Module):
             ("shared_phrase", shared_phrase, ("skip", "nearest", "union")),
         ):
             if value not in known:
-                raise ValueError(f"loss.{name}={value!r}: give one of {', '.join(known)}")
+                raise ConfigError(f"loss.{name}={value!r}: give one of {', '.join(known)}")
         self.weights = {"global": global_, "region": region, "grounding": grounding}
+        check_arguments(
+            ClocLoss, {"global_": global_, "region": region, "grounding": grounding, "threshold": threshold}, "loss"
+        )
+        if not any(self.weights.values()):
+            raise ConfigError(f"loss: {self.weights}: all weights are zero, nothing would be trained; give one above 0")
         self.contrast, self.conflicts, self.threshold, self.box, self.shared_phrase = (
             contrast,
             conflicts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -16,11 +16,14 @@ from timm.layers import build_sincos2d_pos_embed, set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
 from cloc.models.positions import grid_positions
 from cloc.models.weights import fit_state, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PixelMean = Annotated[Sequence[Finite], Length(3, "of red, green and blue")]
+PixelStd = Annotated[Sequence[Rate], Length(3, "of red, green and blue")]
 
 
 def prefer_plain_attention() -> None:
@@ -94,22 +97,22 @@ class TimmTower(nn.Module):
 
     def __init__(
         self,
-        joint_dim: int,
+        joint_dim: Count,
         name: str,
-        image_size: int = 224,
+        image_size: Count = 224,
         pretrained: bool | str = False,
         options: Mapping[str, Any] | None = None,
         conv_stem: bool = False,
         positions: str = "learned",
         zero_init: bool = False,
-        adapter_depth: int = 0,
-        adapter_width: int = 384,
-        adapter_dropout: float = 0.0,
-        tune_last: int = -1,
-        remember: int = 0,
+        adapter_depth: Amount = 0,
+        adapter_width: Count = 384,
+        adapter_dropout: Decay = 0.0,
+        tune_last: Annotated[int, Interval(-1)] = -1,
+        remember: Amount = 0,
         resize: str = "pad",
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: PixelMean | None = None,
+        std: PixelStd | None = None,
     ) -> None:
         super().__init__()
         prefer_plain_attention()
@@ -340,15 +343,15 @@ class OpenClipTower(nn.Module):
 
     def __init__(
         self,
-        joint_dim: int,
+        joint_dim: Count,
         name: str = "ViT-B-16",
-        image_size: int = 224,
+        image_size: Count = 224,
         pretrained: str | None = None,
         quick_gelu: bool = False,
         options: Mapping[str, Any] | None = None,
         resize: str = "pad",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: PixelMean | None = None,
+        std: PixelStd | None = None,
         frozen: bool = False,
     ) -> None:
         super().__init__()

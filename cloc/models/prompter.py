@@ -6,6 +6,8 @@ answered from its tokens. Three kinds with one interface: ``PaperPrompter``, ``S
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
@@ -50,8 +52,10 @@ class SharedPrompter(nn.Module):
         self, width: int, joint_dim: int, grid: tuple[int, int], heads: int = 4, mlp_ratio: float = 2.0
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"model.prompter.heads={heads} does not divide the tower's width {width}")
+        if not 0 < mlp_ratio < math.inf:
+            raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio}: must be above 0")
         self.heads, self.grid = heads, grid
         self.box_prompt = BoxPrompt(width)
         self.phrase_prompt = nn.Linear(joint_dim, width)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
+from cloc.config.domains import Amount, Count, TextLength
 from cloc.models.weights import open_clip_tower
 
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
@@ -43,12 +44,12 @@ class ClipText(nn.Module):
 
     def __init__(
         self,
-        joint_dim: int,
+        joint_dim: Count,
         name: str = "ViT-B-16",
         pretrained: str | None = None,
         quick_gelu: bool = False,
         tokenizer: str = "open_clip",
-        context_length: int = 77,
+        context_length: TextLength = 77,
         options: Mapping[str, Any] | None = None,
         frozen: bool = False,
     ) -> None:
@@ -192,13 +193,13 @@ class HuggingFaceText(nn.Module):
 
     def __init__(
         self,
-        joint_dim: int,
+        joint_dim: Count,
         name: str,
         pretrained: bool = True,
         frozen: bool = False,
-        hidden: int = 0,
+        hidden: Amount = 0,
         tokenizer: str | None = None,
-        context_length: int = 77,
+        context_length: TextLength = 77,
     ) -> None:
         super().__init__()
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
