@@ -1,7 +1,8 @@
 """A loaded model ready for use: pictures and texts in, embeddings and boxes out. Serves evaluation, export, labeling.
 
-Pictures are PIL images or ``[3,H,W]`` uint8 tensors of any size. Boxes are normalized to the *picture*; the encoder
-maps them to its own padded view and back.
+Pictures are PIL images, ``[3,H,W]`` uint8 tensors, ``[H,W,3]`` arrays or paths, one or many, of any size; a string is
+one text (:mod:`cloc.data.given`). Boxes are normalized to the *picture*; the encoder maps them to its own padded view
+and back.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cloc import __version__
 from cloc.config import ConfigError
-from cloc.data.decode import pillow_rgb
+from cloc.data.given import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
+from cloc.data.given import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.text import Tokenizer
 from cloc.data.views import to_picture, to_view
@@ -28,7 +29,6 @@ from cloc.models.exported import is_exported, read_exported
 from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
 
-Picture = Image.Image | Tensor
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 PAD = Preprocess()
 CROP_PIXELS = 4_000_000  # of the views of one forward pass of crops: 80 at 224 px, 500 at 64 px (at most)
@@ -84,17 +84,18 @@ class Encoder:
         return SOURCES[1:] if getattr(self.model.image, "dense", True) else ("crop",)
 
     @torch.inference_mode()
-    def see(self, pictures: Sequence[Picture]) -> Seen:
+    def see(self, pictures: Picture | Sequence[Picture]) -> Seen:
         """Run the image tower once over B pictures.
 
         Raises:
             ValueError: no picture at all.
+            TypeError: what is no picture.
         """
-        if not pictures:
-            raise ValueError("no picture was given; give at least one")
-        return self._see([to_tensor(picture) for picture in pictures], self.preprocess)
+        return self._see(as_pictures(pictures), self.preprocess)
 
     def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> Seen:
+        if not pictures:
+            raise ValueError("no picture was given; give at least one")
         views, content = zip(*(preprocess(picture, self.model.image.image_size) for picture in pictures), strict=True)
         features = self.model.encode_images(torch.stack(views).to(self.device))
         return Seen(pictures, torch.stack(content).to(self.device), features)
@@ -107,13 +108,25 @@ class Encoder:
             seen.whole = self._see(seen.pictures, PAD)
         return seen.whole
 
-    def encode_image(self, pictures: Sequence[Picture]) -> Tensor:
-        """Embed pictures: ``[B,D]``, unit norm."""
-        return self.see(pictures).features.pooled if pictures else torch.zeros(0, self.model.image.joint_dim)
+    def encode_image(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Embed pictures: ``[B,D]``, unit norm.
+
+        Raises:
+            TypeError: what is no picture.
+        """
+        found = as_pictures(pictures)
+        return self.see(found).features.pooled if found else torch.zeros(0, self.model.image.joint_dim)
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Embed texts: ``[T,D]``, unit norm. Sorted by length inside: short texts are not padded to long ones."""
+    def encode_text(self, texts: str | Sequence[str], batch_size: int = 512) -> Tensor:
+        """Embed texts: ``[T,D]``, unit norm; a string is one text.
+
+        Sorted by length inside: short texts are not padded to long ones.
+
+        Raises:
+            TypeError: what is no text.
+        """
+        texts = as_texts(texts)
         if not texts:
             return torch.zeros(0, self.model.image.joint_dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(self.tokenizer.encode(texts[i])[0]))
@@ -127,7 +140,7 @@ class Encoder:
         return embedded[torch.tensor(order, device=self.device).argsort()]
 
     @torch.inference_mode()
-    def encode_dense(self, pictures: Sequence[Picture]) -> tuple[Tensor, tuple[int, int]]:
+    def encode_dense(self, pictures: Picture | Sequence[Picture]) -> tuple[Tensor, tuple[int, int]]:
         """Patch tokens ``[B,N,C]`` after the last norm, and the grid (rows, columns).
 
         Of views that hold the whole picture: padded, or squeezed where the model wants them so.
@@ -135,22 +148,21 @@ class Encoder:
         Raises:
             ValueError: no picture, or a model without patch tokens.
         """
-        if not pictures:
-            raise ValueError("no picture was given; give at least one")
         if not getattr(self.model.image, "dense", True):
             raise ValueError(f"{self.name} has no patch tokens: its image tower pools in a way of its own")
         preprocess = self.preprocess if self.preprocess.whole else PAD
-        seen = self._see([to_tensor(picture) for picture in pictures], preprocess)
+        seen = self._see(as_pictures(pictures), preprocess)
         return seen.features.tokens, tuple(self.model.grid)
 
     def encode_regions(
-        self, pictures: Sequence[Picture], boxes: Sequence[Any], source: str = "prompter"
+        self, pictures: Picture | Sequence[Picture], boxes: Any, source: str = "prompter"
     ) -> list[Tensor]:
         """Embed boxes.
 
         Args:
             pictures: B pictures.
-            boxes: for each, ``[K_i,4]`` xyxy normalized to the picture (a tensor or nested lists).
+            boxes: for each, ``[K_i,4]`` xyxy normalized to the picture (a tensor, an array or nested lists); for a
+                picture that is not in a list its boxes alone.
             source: ``prompter``, ``roi_align``, ``mask_pool``, or ``crop`` (cut out and encode as a picture).
 
         Returns:
@@ -158,15 +170,16 @@ class Encoder:
 
         Raises:
             ValueError: a box is inverted, not finite or not normalized; or the model lacks the source.
+            TypeError: what is no picture, or no box.
         """
-        if len(pictures) != len(boxes):
-            raise ValueError(f"{len(pictures)} pictures but {len(boxes)} lists of boxes; give one list a picture")
-        checked = [check_boxes(rows, f"boxes[{i}]") for i, rows in enumerate(boxes)]
-        if not pictures:
+        found, checked = as_pictures(pictures), as_boxes(boxes, is_picture(pictures))
+        if len(found) != len(checked):
+            raise ValueError(f"{len(found)} pictures but {len(checked)} lists of boxes; give one list a picture")
+        if not found:
             return []
         if source == "crop":  # what is cut out needs no pass over the whole pictures
-            return self._crops([to_tensor(picture) for picture in pictures], checked)
-        return self.regions(self.see(pictures), checked, source)
+            return self._crops(found, checked)
+        return self.regions(self.see(found), checked, source)
 
     @torch.inference_mode()
     def regions(self, seen: Seen, boxes: Sequence[Tensor], source: str = "prompter") -> list[Tensor]:
@@ -194,26 +207,32 @@ class Encoder:
         rows = torch.cat([torch.zeros(0, self.model.image.joint_dim, device=self.device), *parts])
         return list(rows.split([len(own) for own in boxes]))
 
-    def ground(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[Tensor]:
+    def ground(
+        self, pictures: Picture | Sequence[Picture], phrases: str | Sequence[str] | Sequence[Sequence[str]]
+    ) -> list[Tensor]:
         """Find phrases in pictures.
 
         Args:
             pictures: B pictures.
-            phrases: for each, T_i texts.
+            phrases: for each, T_i texts. A string is looked for in every picture; strings need not be in a second list
+                where there is one picture.
 
         Returns:
             B tensors ``[T_i,4]``, xyxy normalized to the picture.
 
         Raises:
-            ValueError: the model has no grounding head.
+            ValueError: the model has no grounding head, or pictures and lists of phrases are not as many.
+            TypeError: what is no picture, or no text.
         """
-        if len(pictures) != len(phrases):
-            raise ValueError(f"{len(pictures)} pictures but {len(phrases)} lists of phrases; give one list a picture")
-        if not pictures:
+        found = as_pictures(pictures)
+        asked = as_phrases(phrases, len(found), is_picture(pictures))
+        if len(found) != len(asked):
+            raise ValueError(f"{len(found)} pictures but {len(asked)} lists of phrases; give one list a picture")
+        if not found:
             return []
-        flat = [text for texts in phrases for text in texts]
-        embedded = self.encode_text(flat).split([len(texts) for texts in phrases])
-        return self.grounded(self.see(pictures), embedded)
+        flat = [text for texts in asked for text in texts]
+        embedded = self.encode_text(flat).split([len(texts) for texts in asked])
+        return self.grounded(self.see(found), embedded)
 
     @torch.inference_mode()
     def grounded(self, seen: Seen, text: Sequence[Tensor]) -> list[Tensor]:
@@ -230,33 +249,6 @@ class Encoder:
     def can_ground(self) -> bool:
         """Whether :meth:`ground` works."""
         return self.model.grounding is not None
-
-
-def to_tensor(picture: Picture) -> Tensor:
-    """Any picture → upright RGB ``[3,H,W]`` uint8.
-
-    Raises:
-        TypeError: neither a PIL image nor a uint8 tensor ``[3,H,W]``.
-    """
-    if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-            raise TypeError(f"a picture tensor must be [3,H,W] uint8, got {tuple(picture.shape)} {picture.dtype}")
-        return picture
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"a picture must be a PIL image or a tensor, got {type(picture).__name__}")
-    return pillow_rgb(picture)
-
-
-def check_boxes(boxes: Any, name: str) -> Tensor:
-    """Validate ``[K,4]`` normalized xyxy boxes."""
-    rows = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu()
-    if not torch.isfinite(rows).all() or (rows < -0.01).any() or (rows > 1.01).any():
-        raise ValueError(
-            f"{name}={rows.tolist()[:3]}…: boxes must be finite and normalized to 0..1 of the picture, xyxy"
-        )
-    if (rows[:, 2:] <= rows[:, :2]).any():
-        raise ValueError(f"{name}: a box has no area or is inverted; give x0 < x1 and y0 < y1")
-    return rows.clamp(0, 1)
 
 
 def cut(picture: Tensor, box: Sequence[float]) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc.data.given import as_texts
 from cloc.files import into_folder
 
 CACHED_TEXTS = 1 << 15  # about 15 MB in each worker
@@ -65,7 +66,13 @@ class Tokenizer:
         return 0 if self.name == "open_clip" else (self._backend.pad_token_id or 0)
 
     def encode(self, text: str) -> tuple[tuple[int, ...], bool]:
-        """Return the token ids of a text, special tokens included, and whether it was truncated."""
+        """Return the token ids of a text, special tokens included, and whether it was truncated.
+
+        Raises:
+            TypeError: not a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a string, got {type(text).__name__}")
         return self._cached(text)
 
     def _encode(self, text: str) -> tuple[tuple[int, ...], bool]:
@@ -84,9 +91,9 @@ class Tokenizer:
             with into_folder(folder.parent, folder.name) as room:
                 self._backend.save_pretrained(str(room))
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokenize texts to ``[T,L]`` int64, padded to the longest of them."""
-        return pack([self.encode(text)[0] for text in texts], self.pad_id)
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Tokenize texts to ``[T,L]`` int64, padded to the longest of them; a string is one text."""
+        return pack([self.encode(text)[0] for text in as_texts(texts)], self.pad_id)
 
 
 def pack(ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:

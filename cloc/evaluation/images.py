@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from cloc.config import ConfigError, DatasetConfig
+from cloc.data.given import Picture
 from cloc.data.schema import IMAGE_EXTENSIONS
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
-from cloc.encoder import Picture
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cloc.data.given import as_texts
 from cloc.models.text import ClipText
 
 
@@ -30,9 +31,9 @@ class FixedTokenizer:
         """Token ids of a text, padding included."""
         return tuple(self.function([text])[0].tolist()), False
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """``[T,L]`` int64."""
-        return self.function(list(texts))
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """``[T,L]`` int64; a string is one text."""
+        return self.function(as_texts(texts))
 
 
 class ForeignImage(nn.Module):
