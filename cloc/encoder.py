@@ -73,7 +73,7 @@ class Encoder:
         preprocess: Preprocess | None = None,
     ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
-        self.tokenizer = tokenizer or Tokenizer(model.text.tokenizer, model.text.context_length)
+        self.tokenizer = tokenizer or Tokenizer.of(model.text)
         self.preprocess = preprocess or Preprocess(model.image.resize)
 
     @property

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc.data.bpe import quicken
 from cloc.data.given import as_texts
 from cloc.files import into_folder
 
 CACHED_TEXTS = 1 << 15  # about 15 MB in each worker
+CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's names
 
 
 class Tokenizer:
@@ -24,21 +26,29 @@ class Tokenizer:
     Args:
         name: ``open_clip`` (CLIP's own byte-pair encoding) or a folder or hub name of a Hugging Face tokenizer.
         context_length: texts are truncated to this many tokens, special tokens included.
+        clean: what is done to a text first, by open_clip's names: ``whitespace``, ``lower``, or ``canonicalize`` (lower
+            case without punctuation: SigLIP and SigLIP 2). None for ``lower`` with open_clip's encoding, and for
+            nothing beyond the tokenizer's own with others.
 
     Raises:
         FileNotFoundError: ``name`` looks like a path and is not there.
     """
 
-    def __init__(self, name: str = "open_clip", context_length: int = 77) -> None:
+    def __init__(self, name: str = "open_clip", context_length: int = 77, clean: str | None = None) -> None:
         if name != "open_clip" and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise FileNotFoundError(
                 f"model.text.tokenizer={name!r}: no such folder; give a tokenizer folder or 'open_clip'"
             )
-        self.name, self.context_length = name, context_length
+        self.name, self.context_length, self.clean = name, context_length, clean
         self._cached = lru_cache(CACHED_TEXTS)(self._encode)
 
+    @classmethod
+    def of(cls, tower: Any) -> Tokenizer:
+        """That of a text tower, which names it."""
+        return cls(tower.tokenizer, tower.context_length, getattr(tower, "clean", None))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "context_length": self.context_length}
+        return {"name": self.name, "context_length": self.context_length, "clean": self.clean}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -48,8 +58,9 @@ class Tokenizer:
         if self.name == "open_clip":
             from open_clip.tokenizer import SimpleTokenizer
 
-            backend = SimpleTokenizer(context_length=self.context_length)
-            backend.clean_fn = partial(_clean, thorough=backend.clean_fn)
+            backend = quicken(SimpleTokenizer(context_length=self.context_length, clean=self.clean or "lower"))
+            if self.clean in (None, "lower"):
+                backend.clean_fn = partial(_clean, thorough=backend.clean_fn)
             return backend
         from transformers import AutoTokenizer
 
@@ -75,15 +86,26 @@ class Tokenizer:
             raise TypeError(f"a text must be a string, got {type(text).__name__}")
         return self._cached(text)
 
-    def _encode(self, text: str) -> tuple[tuple[int, ...], bool]:
+    def _encode(self, given: str) -> tuple[tuple[int, ...], bool]:
+        text = shorten(given, self.context_length)
+        cut = len(text) < len(given)
         if self.name == "open_clip":
             ids = self._backend.encode(text)
             kept = ids[: self.context_length - 2]
-            return (self._backend.sot_token_id, *kept, self._backend.eot_token_id), len(kept) < len(ids)
+            return (self._backend.sot_token_id, *kept, self._backend.eot_token_id), cut or len(kept) < len(ids)
+        text = self._cleaned(text)
         ids = self._backend(text)["input_ids"]
         if len(ids) <= self.context_length:
-            return tuple(ids), False
+            return tuple(ids), cut
         return tuple(self._backend(text, truncation=True, max_length=self.context_length)["input_ids"]), True
+
+    @cached_property
+    def _cleaned(self) -> Callable[[str], str]:
+        if self.clean is None:
+            return str
+        from open_clip.tokenizer import get_clean_fn
+
+        return get_clean_fn(self.clean)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face tokenizer's files, so that a run folder can be loaded elsewhere."""
@@ -94,6 +116,15 @@ class Tokenizer:
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Tokenize texts to ``[T,L]`` int64, padded to the longest of them; a string is one text."""
         return pack([self.encode(text)[0] for text in as_texts(texts)], self.pad_id)
+
+
+def shorten(text: str, context_length: int) -> str:
+    """Cut a text behind all that its tokens can reach, so that none costs much, whatever it is.
+
+    Tokens of natural text have four or five characters; the longest of CLIP's has 28.
+    """
+    limit = max(8192, 32 * context_length)
+    return text if len(text) <= limit else text.lstrip()[:limit]
 
 
 def pack(ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:

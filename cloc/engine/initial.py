@@ -7,17 +7,20 @@ from pathlib import Path
 from cloc.config import ConfigError
 from cloc.encoder import load
 from cloc.models.model import Cloc
+from cloc.models.weights import stretch_positions
 
 TOWERS = ("image", "text")
 SCALARS = ("log_scales", "biases")
 PARTS = (*TOWERS, "prompter", "grounding", *SCALARS)
+TABLE = "text.tower.positional_embedding"
 
 
 def take_weights(model: Cloc, source: str) -> str:
     """Copy the weights of a trained model, part by part.
 
-    Both towers must fit. The Prompter, the grounding head and the temperatures are taken where the source has them, and
-    start fresh where it does not (a CLIP has no Prompter).
+    Both towers must fit; positions of causal texts are stretched or cut to the model's. The Prompter, the grounding
+    head and the temperatures are taken where the source has them, and start fresh where it does not (a CLIP has no
+    Prompter).
 
     Args:
         model: to be trained.
@@ -32,7 +35,11 @@ def take_weights(model: Cloc, source: str) -> str:
     """
     given = load(Path(source).expanduser()).model.state_dict()
     own = model.state_dict()
-    taken, fresh = [], []
+    taken, fresh, note = [], [], ""
+    if TABLE in own and TABLE in given and model.text.trims and own[TABLE].shape[1:] == given[TABLE].shape[1:]:
+        before, after = len(given[TABLE]), len(own[TABLE])
+        note = f"; positions of texts from {before} to {after}" if before != after else ""
+        given[TABLE] = stretch_positions(given[TABLE], after)
     for part in PARTS:
         names = {name for name in own if name.startswith(f"{part}.")}
         found = {name for name in given if name.startswith(f"{part}.")}
@@ -47,7 +54,7 @@ def take_weights(model: Cloc, source: str) -> str:
     model.load_state_dict(own | fitting)
     missing = [name for name in own if name not in given]
     fresh += [name for part in SCALARS if part in taken for name in missing if name.startswith(f"{part}.")]
-    return f"{', '.join(taken)} from {source}" + (f"; {', '.join(fresh)} fresh" if fresh else "")
+    return f"{', '.join(taken)} from {source}{note}" + (f"; {', '.join(fresh)} fresh" if fresh else "")
 
 
 def _check_fit(source: str, part: str, own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:

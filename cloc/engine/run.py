@@ -214,7 +214,7 @@ def build_stream(config: TrainConfig, module: Pretrain, data: Sources, rank: int
     text = module.model.text
     return Stream(
         data,
-        Tokenizer(text.tokenizer, text.context_length),
+        Tokenizer.of(text),
         make_chooser(config.data, module.model.image.image_size, module.model.image.resize),
         config.batch_size,
         seed=config.seed,
@@ -294,7 +294,7 @@ def _check_data(config: TrainConfig, data: Sources) -> None:
 
 def _check_vocabulary(module: Pretrain) -> None:
     text = module.model.text
-    size, rows = Tokenizer(text.tokenizer, text.context_length).vocab_size, text.vocab_size
+    size, rows = Tokenizer.of(text).vocab_size, text.vocab_size
     if size > rows:
         raise ConfigError(
             f"model.text.tokenizer={text.tokenizer!r} has {size} token ids, the tower's table {rows} rows; "
@@ -306,7 +306,7 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
     """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights: the run loads anywhere."""
     text = module.model.text
     if text.tokenizer != "open_clip":
-        Tokenizer(text.tokenizer, text.context_length).save(folder / "text")
+        Tokenizer.of(text).save(folder / "text")
     if hasattr(text.tower, "config"):
         with into_folder(folder, "text") as room:
             text.tower.config.save_pretrained(room)

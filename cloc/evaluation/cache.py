@@ -20,7 +20,7 @@ from cloc.encoder import Encoder
 from cloc.evaluation.reduce import Ranks
 from cloc.files import make_folder, write_tensors
 
-FORMAT = 1  # raised when the same model and data come to mean other embeddings
+FORMAT = 2  # raised when the same model and data come to mean other embeddings
 
 
 class Cache:

@@ -189,6 +189,8 @@ def notes(encoder: Encoder) -> str:
     """What to know of the inputs and outputs, for the card."""
     size = encoder.model.image.image_size
     own = "open_clip's tokenizer" if encoder.tokenizer.name == "open_clip" else f"the tokenizer in `{TOKENIZER}/`"
+    if encoder.tokenizer.clean:
+        own += f" behind `open_clip.tokenizer.get_clean_fn({encoder.tokenizer.clean!r})`"
     return (
         f"`images` are uint8 RGB `[B,3,{size},{size}]`, {encoder.preprocess.describe(size)}; the graph normalizes. "
         f"`tokens` of the text are ids of {own}, padded with {encoder.tokenizer.pad_id} to "

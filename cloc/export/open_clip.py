@@ -41,11 +41,13 @@ def write(encoder: Encoder, folder: Path) -> None:
     arch = open_clip.get_model_config(node["text"].get("name", "ViT-B-16"))
     text = arch["text_cfg"] | dict(node["text"].get("options") or {})
     text |= {"context_length": model.text.context_length}
+    cleaning = {"clean": encoder.tokenizer.clean} if encoder.tokenizer.clean else {}
     if encoder.tokenizer.name == "open_clip":
         text.pop("hf_tokenizer_name", None)
         text.pop("tokenizer_kwargs", None)
+        text |= {"tokenizer_kwargs": cleaning} if cleaning else {}
     else:  # beside the weights; open_clip asks for any name here and then looks into the folder
-        text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": {}}
+        text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": cleaning}
         encoder.tokenizer.save(folder)
     vision, state = _vision(encoder)
     quick = text_activation(model.text) == QUICK

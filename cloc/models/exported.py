@@ -170,9 +170,9 @@ def open_clip_nodes(config: Mapping[str, Any], view: Mapping[str, Any]) -> tuple
     else:
         image_node = tower_node("image.OpenClipTower", vision, activation)
     image_node |= {"image_size": size} | {key: list(view[key]) for key in ("mean", "std") if key in view}
-    for key in ("hf_tokenizer_name", "tokenizer_kwargs"):  # of the tokenizer, not of the tower
-        text.pop(key, None)
-    text_node = tower_node("text.ClipText", text, activation)
+    text.pop("hf_tokenizer_name", None)
+    clean = text.pop("tokenizer_kwargs", {}).get("clean")
+    text_node = tower_node("text.ClipText", text, activation) | ({"clean": clean} if clean else {})
     text_node["context_length"] = text.pop("context_length", 77)
     return image_node, text_node
 

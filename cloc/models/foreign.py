@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc.data.given import as_texts
+from cloc.data.text import shorten
 from cloc.models.text import ClipText
 
 
@@ -22,18 +23,19 @@ class FixedTokenizer:
 
     Args:
         function: texts → ``[T,L]`` token ids.
+        context_length: L.
     """
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, context_length: int = 77) -> None:
+        self.function, self.context_length = function, context_length
 
     def encode(self, text: str) -> tuple[tuple[int, ...], bool]:
         """Token ids of a text, padding included."""
-        return tuple(self.function([text])[0].tolist()), False
+        return tuple(self([text])[0].tolist()), False
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """``[T,L]`` int64; a string is one text."""
-        return self.function(as_texts(texts))
+        return self.function([shorten(text, self.context_length) for text in as_texts(texts)])
 
 
 class ForeignImage(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from cloc.data.bpe import quicken
 from cloc.data.preprocess import Preprocess, from_hugging_face, from_open_clip
 from cloc.data.text import Tokenizer
 from cloc.models.exported import EXTRA_CONFIG, HF_CONFIG, OPEN_CLIP_CONFIG
@@ -29,6 +30,7 @@ from cloc.models.foreign import (
     TrimmedText,
 )
 from cloc.models.model import Cloc
+from cloc.models.pretrained import siglip_cleaning
 from cloc.models.weights import read_state
 
 PREFIX = "open_clip:"
@@ -191,7 +193,7 @@ def _open_clip_text(model: nn.Module, tokenizer: Any, width: int) -> tuple[nn.Mo
     model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
     length = model.context_length
     text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
-    return text, FixedTokenizer(tokenizer)
+    return text, FixedTokenizer(quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer, length)
 
 
 def load_folder(folder: Path) -> Foreign:
@@ -223,10 +225,10 @@ def _load_hugging_face(folder: Path) -> Foreign:
     mean, std = stored.get("image_mean", [0.5] * 3), stored.get("image_std", [0.5] * 3)
     image = HuggingFaceImage(model.vision_model, vision.image_size, width, mean, std, projection)
     length = model.config.text_config.max_position_embeddings
-    tokenizer: Any = Tokenizer(str(folder.resolve()), length)
+    tokenizer: Any = Tokenizer(str(folder.resolve()), length, siglip_cleaning(folder) if siglip else None)
     head = None if siglip else model.text_projection
     if siglip:  # trained on texts padded to the full length, without a mask
-        tokenizer = FixedTokenizer(_padded(tokenizer, length))
+        tokenizer = FixedTokenizer(_padded(tokenizer, length), length)
     text = HuggingFaceJointText(model.text_model, head, length, width)
     info = {"version": f"transformers {transformers.__version__}", "file": str(folder), "samples_seen": 0}
     info["activation"] = vision.hidden_act

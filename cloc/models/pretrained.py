@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cloc.config.domains import ConfigError
 from cloc.models.exported import (
     HF_CONFIG,
     HF_PROCESSOR,
@@ -27,13 +28,14 @@ from cloc.models.exported import (
     tower_node,
 )
 from cloc.models.layouts import CLIP_VOCABULARY, TANH, from_hf, siglip_to_timm
-from cloc.models.weights import read_state
+from cloc.models.weights import TEXT_LENGTH, read_state, text_length
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 HF_FILES = (HF_WEIGHTS, "pytorch_model.bin")
 PROJECTION = "projection.safetensors"  # beside an exported timm backbone: the matrix to the joint space
 SIGLIP_NAME = "vit_base_patch16_siglip_224"  # only what the options leave open
 ANY = ("image", "text")
+HF_TOKENIZER = "tokenizer_config.json"
 
 
 def complete(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def complete(model: Mapping[str, Any]) -> dict[str, Any]:
         The same, with architecture, activation, mean, std, context length and tokenizer of the weights.
 
     Raises:
-        ValueError: a folder whose model our towers cannot compute, or options that contradict it.
+        ConfigError: a folder whose model our towers cannot compute, options that contradict it, or texts of a length
+            that its text tower cannot take.
         FileNotFoundError: the folder lacks a file.
     """
     done = dict(model)
@@ -58,7 +61,28 @@ def complete(model: Mapping[str, Any]) -> dict[str, Any]:
                 done[part] = _from_folder(node, part, Path(source).expanduser(), model["joint_dim"])
         elif isinstance(source, str) and node["_target_"].endswith(("OpenClipTower", "ClipText")):
             done[part] = _from_tag(node, part, source)
+    text = done["text"]
+    if text["_target_"].endswith("ClipText") and not text.get("context_length", TEXT_LENGTH):
+        done["text"] = text | {"context_length": TEXT_LENGTH}
     return done
+
+
+def _length(node: Mapping[str, Any], own: int, text: Mapping[str, Any]) -> int:
+    """The number of positions that a text tower will have: what is asked for, or the weights' own.
+
+    Args:
+        node: ``model.text``.
+        own: positions of the weights.
+        text: open_clip's configuration of the tower.
+    """
+    asked = node.get("context_length") or own
+    causal = not text.get("no_causal_mask") and text.get("pool_type", "argmax") in ("argmax", "eos")
+    if asked != own and not causal:  # it reads the end of its padding: each position has a meaning of its own
+        raise ConfigError(
+            f"model.text.context_length={asked} does not go with model.text.pretrained={node['pretrained']}, which "
+            f"reads texts padded to {own} tokens; give {own}, or null"
+        )
+    return asked
 
 
 def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
@@ -66,16 +90,20 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
     import open_clip
 
     name = node.get("name", "ViT-B-16")
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})  # an unknown name is told by what builds it
+    if part == "text" and text:
+        node["context_length"] = _length(node, text_length(name, tag), text)
+        clean = node.get("clean") or text.get("tokenizer_kwargs", {}).get("clean")
+        node |= {"clean": clean} if clean else {}
     known = open_clip.get_pretrained_cfg(name, tag)
     if not known:
         return node
-    text = open_clip.get_model_config(name)["text_cfg"]
     if part == "text" and "hf_tokenizer_name" in text and node.get("tokenizer", "open_clip") == "open_clip":
-        raise ValueError(
+        raise ConfigError(
             f"model.text.pretrained={tag}: {name} has a tokenizer of its own, {text['hf_tokenizer_name']!r}; set "
             "model.text.tokenizer to it, or to a folder that holds it"
         )
-    brought = {"quick_gelu": True} if known.get("quick_gelu") else {}
+    brought: dict[str, Any] = {"quick_gelu": True} if known.get("quick_gelu") else {}
     if part == "image":
         brought |= {key: list(known[key]) for key in ("mean", "std") if known.get(key)}
     return node | brought
@@ -85,18 +113,30 @@ def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) 
     found, width = _describe(folder, part)
     key = f"model.{part}"
     if found["_target_"] != node["_target_"]:
-        raise ValueError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
+        raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
     if width is not None and width != joint_dim:
-        raise ValueError(f"{key}.pretrained={folder} has joint width {width}; set model.joint_dim={width}")
+        raise ConfigError(f"{key}.pretrained={folder} has joint width {width}; set model.joint_dim={width}")
     options, own = dict(node.get("options") or {}), found.pop("options", {})
     wrong = [name for name, value in options.items() if own.get(name, value) != value]
     if wrong:
-        raise ValueError(f"{key}.options.{wrong[0]}={options[wrong[0]]!r}: {folder} has {own[wrong[0]]!r}; remove it")
+        raise ConfigError(f"{key}.options.{wrong[0]}={options[wrong[0]]!r}: {folder} has {own[wrong[0]]!r}; remove it")
     found["options"] = options | own
-    if part == "image":
+    if part == "text":
+        found["context_length"] = _length(node, found["context_length"], found["options"])
+    else:
         found["image_size"] = node.get("image_size", found["image_size"])  # the positions are resized
         found |= {name: node[name] for name in ("mean", "std") if node.get(name)}
     return node | found
+
+
+def siglip_cleaning(folder: Path) -> str | None:
+    """What SigLIP's texts pass before their tokenizer: lower case and no punctuation, in training and in open_clip.
+
+    The folders of SigLIP 2 hold Gemma's tokenizer, which does neither. One that is marked as case-sensitive is left so.
+    """
+    file = folder / HF_TOKENIZER
+    stored = read_json(file) if file.is_file() else {}
+    return None if stored.get("do_lower_case") is False else "canonicalize"
 
 
 def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
@@ -107,12 +147,13 @@ def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
         try:
             nodes = dict(zip(ANY, open_clip_nodes(config, stored.get("preprocess_cfg", {})), strict=True))
         except ValueError as error:
-            raise ValueError(f"model.{part}.pretrained={folder}: {error}") from error
+            raise ConfigError(f"model.{part}.pretrained={folder}: {error}") from error
         if "hf_tokenizer_name" in config.get("text_cfg", {}):
             nodes["text"]["tokenizer"] = str(folder)
+            nodes["text"].setdefault("clean", "whitespace")  # open_clip's own default for such tokenizers
         return nodes[part], config["embed_dim"]
     if not (folder / HF_CONFIG).is_file():
-        raise ValueError(
+        raise ConfigError(
             f"model.{part}.pretrained={folder}: no {OPEN_CLIP_CONFIG} and no {HF_CONFIG} there; give a folder of "
             "open_clip, timm or a Hugging Face CLIP or SigLIP, a weight file, or a tag"
         )
@@ -124,7 +165,7 @@ def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
         return _clip_node(config, part, folder)
     if kind in ("siglip", "siglip_vision_model", "siglip_text_model"):
         return _siglip_node(config, part, folder)
-    raise ValueError(
+    raise ConfigError(
         f"model.{part}.pretrained={folder}: model_type={kind!r} is not known; known are open_clip, timm, clip, siglip"
     )
 
@@ -141,7 +182,7 @@ def _clip_node(config: Mapping[str, Any], part: str, folder: Path) -> tuple[dict
     if part == "text" and own["vocab_size"] != CLIP_VOCABULARY:
         node["tokenizer"] = str(folder)
     if "vision_config" not in config:
-        raise ValueError(
+        raise ConfigError(
             f"model.{part}.pretrained={folder} lacks the projection; give the folder of the whole CLIPModel"
         )
     return node, config.get("projection_dim", 512)
@@ -153,13 +194,13 @@ def _section(config: Mapping[str, Any], part: str, folder: Path) -> Mapping[str,
         return config[f"{key}_config"]
     if config["model_type"].endswith(f"_{key}_model"):
         return config
-    raise ValueError(f"model.{part}.pretrained={folder} holds a {config['model_type']}, which has no {part} tower")
+    raise ConfigError(f"model.{part}.pretrained={folder} holds a {config['model_type']}, which has no {part} tower")
 
 
 def _siglip_node(config: Mapping[str, Any], part: str, folder: Path) -> tuple[dict[str, Any], int | None]:
     own = _defaults("siglip", part) | dict(_section(config, part, folder))
     if own["layer_norm_eps"] != 1e-6:
-        raise ValueError(f"{folder}: layer_norm_eps={own['layer_norm_eps']}; SigLIP's 1e-6 is known alone")
+        raise ConfigError(f"{folder}: layer_norm_eps={own['layer_norm_eps']}; SigLIP's 1e-6 is known alone")
     if part == "text":
         options = {
             "width": own["hidden_size"],
@@ -176,6 +217,7 @@ def _siglip_node(config: Mapping[str, Any], part: str, folder: Path) -> tuple[di
         }
         node = tower_node("text.ClipText", options, own["hidden_act"])
         node |= {"context_length": own["max_position_embeddings"], "tokenizer": str(folder)}
+        node["clean"] = siglip_cleaning(folder)
         return node, own.get("projection_size") or own["hidden_size"]
     options = {
         "patch_size": own["patch_size"],

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from cloc.config.domains import Amount, Count, TextLength
+from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
+from cloc.data.text import CLEANINGS
 from cloc.models.weights import open_clip_tower
 
+Cleaning = Annotated[str, OneOf(*CLEANINGS)]
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
 
 
@@ -34,9 +36,11 @@ class ClipText(nn.Module):
             (see :mod:`cloc.models.pretrained`).
         quick_gelu: CLIP's approximate GELU.
         tokenizer: see :class:`cloc.data.text.Tokenizer`.
-        context_length: longest text in tokens.
+        context_length: longest text in tokens; positions of pretrained weights are stretched as Long-CLIP's, or cut.
+            None for the weights' own number, or 77.
         options: overrides of open_clip's text configuration (``width``, ``heads``, ``layers``, ``vocab_size``, …).
         frozen: keep the whole tower as it is, projection included.
+        clean: of texts, see :class:`cloc.data.text.Tokenizer`.
 
     Raises:
         ValueError: a tower with a class token, whose place depends on the padding.
@@ -49,15 +53,16 @@ class ClipText(nn.Module):
         pretrained: str | None = None,
         quick_gelu: bool = False,
         tokenizer: str = "open_clip",
-        context_length: TextLength = 77,
+        context_length: TextLength | None = None,
         options: Mapping[str, Any] | None = None,
         frozen: bool = False,
+        clean: Cleaning | None = None,
     ) -> None:
         super().__init__()
-        options = dict(options or {})
-        if not pretrained or Path(pretrained).expanduser().is_dir():
-            options["context_length"] = context_length
-        self.tower = open_clip_tower("text", name, joint_dim, pretrained, quick_gelu, None, options)
+        self.clean = clean
+        self.tower = open_clip_tower(
+            "text", name, joint_dim, pretrained, quick_gelu, None, dict(options or {}), context_length
+        )
         if self.tower.cls_emb is not None:
             raise ValueError(f"model.text.name={name!r}: text towers with a class token (CoCa's) are not supported")
         self.tokenizer, self.context_length, self.joint_dim = tokenizer, self.tower.context_length, joint_dim
@@ -171,6 +176,15 @@ class Rows:
         return states.flatten(0, 1)[torch.cat(found)]
 
 
+def _most_positions(tower: nn.Module) -> int | None:
+    """Longest text of a Hugging Face encoder; None where its positions are relative."""
+    for name, table in tower.named_modules():
+        if name.endswith(("position_embeddings", "position_embedding", "wpe")) and isinstance(table, nn.Embedding):
+            # RoBERTa and its kin begin to count behind the id of the padding.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None
+
+
 def _padded(tokens: Tensor, length: int, value: int) -> Tensor:
     return pad(tokens, (0, length - tokens.shape[1]), value=value)
 
@@ -189,6 +203,10 @@ class HuggingFaceText(nn.Module):
 
     Padding is attention-masked, so trimming is exact. A frozen encoder is asked once for each distinct text: its pooled
     states are remembered (up to ``MEMORY`` texts), and later steps pay for the projection alone.
+
+    Raises:
+        FileNotFoundError: ``name`` looks like a path and is not there.
+        ConfigError: longer texts than the encoder has positions.
     """
 
     def __init__(
@@ -227,6 +245,11 @@ class HuggingFaceText(nn.Module):
             self.tower.eval()
         self.tokenizer, self.context_length, self.joint_dim = tokenizer or name, context_length, joint_dim
         self.pad_id = self.tower.config.pad_token_id or 0
+        most = _most_positions(self.tower)
+        if most is not None and context_length > most:
+            raise ConfigError(
+                f"model.text.context_length={context_length}: {name} has {most} positions; give at most {most}"
+            )
         self.vocab_size = self.tower.config.vocab_size
 
     def forward(self, *groups: Tensor) -> Tensor:

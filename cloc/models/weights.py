@@ -12,8 +12,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+
+TEXT_LENGTH = 77  # CLIP's, of a text tower that starts without weights
+KEPT = 20  # leading positions that stretching leaves as they are: few texts of CLIP's training were longer
+TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -87,6 +92,42 @@ def resize_positions(table: Tensor, wanted: Tensor) -> Tensor:
     return table
 
 
+def stretch_positions(table: Tensor, length: int) -> Tensor:
+    """Positions of a causal text tower for texts of another length, as Long-CLIP stretches them (2403.15378, Sec. 3.2).
+
+    The first 20 stay, those behind them are interpolated; of CLIP's 77, 248 are made by a factor of four. For shorter
+    texts the table is cut, which changes nothing for a text that fits.
+
+    Args:
+        table: ``[L,C]``.
+        length: to reach.
+    """
+    own = len(table)
+    if length <= own:
+        return table[:length].clone()
+    kept = min(KEPT, own // 2)
+    place = torch.arange(length - kept, dtype=torch.float64) * (own - kept) / (length - kept) + kept
+    before = place.long().clamp(max=own - 2)
+    share = (place - before).to(table).unsqueeze(1)  # above 1 behind the last position, which is extrapolated
+    return torch.cat([table[:kept], table[before] * (1 - share) + table[before + 1] * share])
+
+
+def text_length(name: str, pretrained: str) -> int:
+    """Positions in the text tower of an open_clip tag or weight file."""
+    import open_clip
+
+    own = open_clip.get_model_config(name)["text_cfg"].get("context_length", TEXT_LENGTH)
+    file = Path(pretrained).expanduser()
+    if not file.is_file() or file.suffix in (".npz", ".npy"):  # big_vision's, which open_clip converts
+        return own
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as stored:
+            shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118
+    else:
+        shapes = {key.removeprefix("module."): value.shape for key, value in read_state(file).items()}
+    return next((shapes[key][0] for key in TEXT_TABLES if key in shapes), own)
+
+
 def open_clip_tower(
     part: str,
     name: str,
@@ -95,6 +136,7 @@ def open_clip_tower(
     quick_gelu: bool,
     image_size: int | None,
     options: dict[str, Any],
+    context_length: int | None = None,
 ) -> nn.Module:
     """Build one tower (``visual`` or ``text``) of an open_clip architecture.
 
@@ -106,6 +148,7 @@ def open_clip_tower(
         quick_gelu: CLIP's approximate GELU.
         image_size: side of the view; None for text.
         options: overrides of the tower's configuration.
+        context_length: of a text tower; a pretrained one's positions are stretched or cut to it. None for its own.
 
     Raises:
         ValueError: unknown architecture, or pretrained weights of another joint width.
@@ -130,15 +173,31 @@ def open_clip_tower(
             force_quick_gelu=quick_gelu,
             force_image_size=image_size,
             force_custom_text=True,
+            # open_clip would interpolate the whole table, where it is another than the architecture's.
+            force_context_length=text_length(name, pretrained) if part == "text" else None,
         )
-        return getattr(model, part)
+        tower = getattr(model, part)
+        if part == "text" and context_length not in (None, tower.context_length):
+            _set_length(tower, context_length)
+        return tower
     if part == "visual":
         fields = config["vision_cfg"] | options | {"image_size": image_size}
         tower = _build_vision_tower(joint_dim, CLIPVisionCfg(**fields), quick_gelu)
     else:
+        options["context_length"] = context_length or TEXT_LENGTH
         tower = _build_text_tower(joint_dim, CLIPTextCfg(**(config["text_cfg"] | options)), quick_gelu)
     if pretrained:
         from cloc.models.pretrained import tower_state
 
-        fit_state(tower, tower_state(folder, part), str(folder))
+        state = tower_state(folder, part)
+        if part == "text":
+            state["positional_embedding"] = stretch_positions(state["positional_embedding"], tower.context_length)
+        fit_state(tower, state, str(folder))
     return tower
+
+
+def _set_length(tower: nn.Module, length: int) -> None:
+    """Give a causal text tower of open_clip another number of positions."""
+    tower.positional_embedding = nn.Parameter(stretch_positions(tower.positional_embedding.data, length))
+    tower.num_pos = tower.context_length = length
+    tower.attn_mask = tower.build_causal_mask()
