@@ -19,6 +19,7 @@ from cloc.engine.guard import clip, mark
 from cloc.engine.optim import build_optimizer, rate, set_rate
 from cloc.engine.strategy import is_sharded, prepare, shard
 from cloc.models.build import build_model
+from cloc.models.image import check_covered
 from cloc.models.model import MAX_SCALE
 
 
@@ -34,6 +35,7 @@ class Pretrain(lightning.LightningModule):
         super().__init__()
         self.config, self.resolved = config, resolved
         self.model = build_model(resolved["model"], pretrained=config.init_from is None)
+        check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
         self.samples_seen = 0
         self.cursor = 0

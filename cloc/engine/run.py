@@ -325,8 +325,10 @@ def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain
     model = module.model if module else None
     if model is None:
         from cloc.models.build import build_model
+        from cloc.models.image import check_covered
 
         model = build_model(OmegaConf.to_container(OmegaConf.structured(config.model)), pretrained=False)
+        check_covered(model.image)
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state = 4 * count + 12 * trained

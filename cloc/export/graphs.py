@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 from cloc.encoder import Encoder
 from cloc.export.verify import Probe, last_block, watch
 from cloc.models.model import Cloc, ImageFeatures
+from cloc.models.positions import onto_grid
 from cloc.models.prompter import RoiAlign
 
 IMAGE, TEXT, REGIONS, GROUND = "image", "text", "regions", "ground"
@@ -60,7 +61,8 @@ class _Regions(nn.Module):
 
     def forward(self, tokens: Tensor, boxes: Tensor) -> Tensor:
         if isinstance(self.model.prompter, RoiAlign):
-            return normalize(self.model.prompter.proj(_roi_tokens(tokens, self.model.grid, boxes)), dim=-1)
+            grid, boxes = self.model.grid, onto_grid(boxes, self.model.covered, self.model.grid[0])
+            return normalize(self.model.prompter.proj(_roi_tokens(tokens, grid, boxes)), dim=-1)
         return self.model.encode_boxes(ImageFeatures(tokens, tokens), boxes)
 
 

@@ -53,14 +53,20 @@ BUILD = '''def build() -> RegionSampler:
     shape = {shape!r}
     prompter = {prompter}(**shape, **{prompter_arguments!r})
     grounding = {grounding}
-    return RegionSampler(prompter, grounding, {image_size}, {resize!r})
+    return RegionSampler(prompter, grounding, {image_size}, {resize!r}, shape["grid"], {covered!r})
 '''
 
 
 def write(encoder: Encoder, folder: Path) -> None:
     """Write the module and its weights."""
     model, node = encoder.model, encoder.info["config"]["model"]
-    parts: list[Any] = [positions.fourier, positions.token_centers, positions.grid_positions]
+    parts: list[Any] = [
+        positions.onto_grid,
+        positions.onto_view,
+        positions.fourier,
+        positions.token_centers,
+        positions.grid_positions,
+    ]
     parts += [prompter.BoxPrompt, prompter.token_overlap, prompter._overlap, type(model.prompter)]
     head = "None"
     if model.grounding is not None:
@@ -76,6 +82,7 @@ def write(encoder: Encoder, folder: Path) -> None:
             grounding=head,
             image_size=model.image.image_size,
             resize=model.image.resize,
+            covered=model.covered,
         )
     )
     write_file(folder / FILE, "\n\n\n".join(piece.strip("\n") for piece in text) + "\n")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from cloc.models.positions import onto_grid, onto_view
+
 
 class RegionSampler(nn.Module):
     """Embeddings of boxes, and boxes of phrases, from the patch tokens of the image tower that this was trained with.
@@ -21,12 +23,22 @@ class RegionSampler(nn.Module):
         grounding: turns an answer into a box; None where the model has none.
         image_size: side of the tower's view in pixels.
         resize: how pictures became square in training: ``pad`` or ``squash``.
+        grid: rows and columns of tokens.
+        covered: share of the view's side that the tokens cover.
     """
 
-    def __init__(self, prompter: nn.Module, grounding: nn.Module | None, image_size: int, resize: str) -> None:
+    def __init__(
+        self,
+        prompter: nn.Module,
+        grounding: nn.Module | None,
+        image_size: int,
+        resize: str,
+        grid: tuple[int, int],
+        covered: float = 1.0,
+    ) -> None:
         super().__init__()
         self.prompter, self.grounding = prompter, grounding
-        self.image_size, self.resize = image_size, resize
+        self.image_size, self.resize, self.grid, self.covered = image_size, resize, grid, covered
 
     @classmethod
     def load(cls, folder: str | Path) -> RegionSampler:
@@ -45,6 +57,7 @@ class RegionSampler(nn.Module):
         Returns:
             ``[B,K,D]`` of unit norm, in the space of the text embeddings.
         """
+        boxes = onto_grid(boxes, self.covered, self.grid[0])
         return normalize(self.prompter.boxes(self.prompter.memory(tokens), boxes).float(), dim=-1)
 
     def ground(self, tokens: Tensor, phrases: Tensor) -> Tensor:
@@ -64,7 +77,8 @@ class RegionSampler(nn.Module):
             raise ValueError("this model has no grounding head")
         memory = self.prompter.memory(tokens)
         local = normalize(self.prompter.local(memory).float(), dim=-1)
-        return self.grounding(self.prompter.phrases(memory, phrases), phrases, local, tokens).clamp(0, 1)
+        boxes = self.grounding(self.prompter.phrases(memory, phrases), phrases, local, tokens)
+        return onto_view(boxes, self.covered).clamp(0, 1)
 
     def to_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes ``[...,4]`` in 0..1 of a picture of that many pixels → of its square view."""

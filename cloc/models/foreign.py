@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from cloc.data.given import as_texts
 from cloc.data.text import shorten
+from cloc.models.image import trunk_stride
+from cloc.models.positions import covered_share
 from cloc.models.text import ClipText
 
 
@@ -52,6 +54,7 @@ class ForeignImage(nn.Module):
     Attributes:
         dense: whether patch tokens can be brought into the joint space.
         grid: rows and columns of tokens.
+        covered: share of the view's side under tokens, see :mod:`cloc.models.positions`.
         width: C.
     """
 
@@ -77,6 +80,12 @@ class ForeignImage(nn.Module):
             side = round(tokens.shape[1] ** 0.5)
             self.dense = side * side == tokens.shape[1]
             self.grid, self.width = (side, side), tokens.shape[2]
+        self.covered = covered_share(self.grid[0], self.stride, image_size)
+
+    @property
+    def stride(self) -> int:
+        """Pixels from a token to the next; 0 where it is not known."""
+        return 0
 
 
 class OpenClipImage(ForeignImage):
@@ -91,6 +100,11 @@ class OpenClipImage(ForeignImage):
 
 class OpenClipViT(ForeignImage):
     """open_clip's own ViT."""
+
+    @property
+    def stride(self) -> int:
+        """The side of a patch."""
+        return self.tower.patch_size[0]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B,3,H,W]`` → ``[B,D]`` and patch tokens ``[B,N,C]`` after the last norm."""
@@ -121,6 +135,11 @@ class OpenClipTimm(ForeignImage):
             return pooled, maps[:, self._prefix :]
         last = maps.shape[-1] == self.tower.trunk.num_features
         return pooled, maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)
+
+    @property
+    def stride(self) -> int:
+        """As the trunk says."""
+        return trunk_stride(self.tower.trunk)
 
     @property
     def _prefix(self) -> int:
@@ -175,6 +194,11 @@ class PaddedText(nn.Module):
 
 class HuggingFaceImage(ForeignImage):
     """The vision half of a CLIPModel or SiglipModel; ``projection`` is CLIP's, SigLIP has none."""
+
+    @property
+    def stride(self) -> int:
+        """The side of a patch."""
+        return self.tower.config.patch_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B,3,H,W]`` → ``[B,D]`` and patch tokens ``[B,N,C]`` after the last norm."""

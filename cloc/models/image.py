@@ -16,8 +16,8 @@ from timm.layers import build_sincos2d_pos_embed, set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
-from cloc.models.positions import grid_positions
+from cloc.config.domains import Amount, ConfigError, Count, Decay, Finite, Interval, Length, Rate
+from cloc.models.positions import covered_share, grid_positions
 from cloc.models.weights import fit_state, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,6 +39,22 @@ def _check_resize(resize: str) -> str:
     return resize
 
 
+def check_covered(tower: nn.Module) -> None:
+    """Refuse to train a tower that leaves a border of its view unseen.
+
+    Raises:
+        ConfigError: its patches do not divide the view; names the sizes beside it.
+    """
+    covered = getattr(tower, "covered", 1.0)
+    if covered < 1:
+        size, cells = tower.image_size, tower.grid[0]
+        seen = round(covered * size)
+        raise ConfigError(
+            f"model.image.image_size={size}: patches of {seen // cells} px cover {seen} px, the right and the lower "
+            f"border would not be seen; give {seen} or {seen + seen // cells}"
+        )
+
+
 class ConvStem(nn.Module):
     """Patch embedding by three stride-2 3×3 convolutions and a projection, in place of one large-stride one.
 
@@ -50,6 +66,8 @@ class ConvStem(nn.Module):
         self, img_size: int = 64, patch_size: int = 8, in_chans: int = 3, embed_dim: int = 128, **unused: Any
     ) -> None:
         super().__init__()
+        if img_size % patch_size:
+            raise ConfigError(f"model.image.image_size={img_size}: a convolution stem needs a multiple of {patch_size}")
         strides = patch_size.bit_length() - 1
         if 2**strides != patch_size:
             raise ValueError(f"model.image.patch_size={patch_size}: a convolution stem needs a power of two")
@@ -131,6 +149,7 @@ class TimmTower(nn.Module):
         self.trunk.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and GPU
         self.is_vit = hasattr(self.trunk, "blocks") and hasattr(self.trunk, "num_prefix_tokens")
         self.grid, trunk_width = self._probe()
+        self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
         own = self.trunk.pretrained_cfg
         self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
         if self.is_vit:
@@ -208,6 +227,12 @@ class TimmTower(nn.Module):
         stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
             stage.requires_grad_(True)
+
+
+def trunk_stride(trunk: nn.Module) -> int:
+    """Pixels from a token of a timm backbone to the next; 0 where it does not say."""
+    info = getattr(trunk, "feature_info", None)
+    return int(info[-1]["reduction"]) if info else 0
 
 
 def _load_trunk(trunk: nn.Module, path: Path) -> Tensor | None:
@@ -364,6 +389,7 @@ class OpenClipTower(nn.Module):
         self.visual.output_tokens = True
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
         self.grid = tuple(self.visual.grid_size)
+        self.covered = covered_share(self.grid[0], self.visual.patch_size[0], image_size)
         self.width = self.visual.transformer.width
         self.mean, self.std = tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
         self.frozen = frozen

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
+from cloc.models.positions import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
 
 MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
@@ -80,6 +81,11 @@ class Cloc(nn.Module):
         """Rows and columns of patch tokens."""
         return self.image.grid
 
+    @property
+    def covered(self) -> float:
+        """Share of the view's side under patch tokens, see :mod:`cloc.models.positions`."""
+        return getattr(self.image, "covered", 1.0)
+
     def forward(self, batch: Batch) -> Features:
         """Encode a whole batch; the tower runs once an image, each distinct phrase once a step."""
         image = self.encode_images(batch.images)
@@ -91,7 +97,7 @@ class Cloc(nn.Module):
             text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
             with record_function("prompter"):
                 memory = self.prompter.memory(image.tokens)
-                region = normalize(self.prompter.boxes(memory, batch.boxes).float(), dim=-1)
+                region = normalize(self.prompter.boxes(memory, self._onto_grid(batch.boxes)).float(), dim=-1)
                 if self.grounding is not None:
                     own = phrase[batch.region_phrase]
                     grounded = self._ground(memory, own, image.tokens)
@@ -131,11 +137,13 @@ class Cloc(nn.Module):
         if source == "prompter":
             if self.prompter is None:
                 raise ValueError("source='prompter': this model has no Prompter; use roi_align, mask_pool or crop")
-            return normalize(self.prompter.boxes(self.prompter.memory(image.tokens), boxes).float(), dim=-1)
+            memory = self.prompter.memory(image.tokens)
+            return normalize(self.prompter.boxes(memory, self._onto_grid(boxes)).float(), dim=-1)
         pool = {"roi_align": roi_tokens, "mask_pool": mask_tokens}.get(source)
         if pool is None:
             raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool or crop")
-        return normalize(self.image.project_tokens(pool(image.tokens, self.grid, boxes)).float(), dim=-1)
+        pooled = pool(image.tokens, self.grid, self._onto_grid(boxes))
+        return normalize(self.image.project_tokens(pooled).float(), dim=-1)
 
     def ground(self, image: ImageFeatures, text: Tensor) -> Tensor:
         """Boxes ``[B,K,4]`` of the view for phrase embeddings ``[B,K,D]``.
@@ -149,4 +157,7 @@ class Cloc(nn.Module):
 
     def _ground(self, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
         local = normalize(self.prompter.local(memory).float(), dim=-1)
-        return self.grounding(self.prompter.phrases(memory, text), text, local, tokens)
+        return onto_view(self.grounding(self.prompter.phrases(memory, text), text, local, tokens), self.covered)
+
+    def _onto_grid(self, boxes: Tensor) -> Tensor:
+        return onto_grid(boxes, self.covered, self.grid[0])

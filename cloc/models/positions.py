@@ -1,4 +1,8 @@
-"""Fourier encoding of coordinates, one for token grids and for box prompts: where a prompt points, keys answer."""
+"""Fourier encoding of coordinates, one for token grids and for box prompts: where a prompt points, keys answer.
+
+Prompts, keys and heads count in 0..1 of what the token grid covers, which is the view but where patches do not divide
+it: 27 patches of 14 px cover 378 of SigLIP's 384. :func:`onto_grid` and :func:`onto_view` map boxes between the two.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,36 @@ def fourier(coordinates: Tensor, dim: int) -> Tensor:
     octaves = torch.linspace(0, OCTAVES, dim // 2, device=coordinates.device)
     angles = coordinates.unsqueeze(-1) * (math.pi * 2.0**octaves)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def covered_share(cells: int, stride: int, size: int) -> float:
+    """Share of a view's side that a row of tokens covers; above 1 where the last token reaches beyond it.
+
+    Args:
+        cells: tokens in a row.
+        stride: pixels from a token to the next; 0 where it is not known.
+        size: of the view in pixels.
+    """
+    return cells * stride / size if stride and cells in (size // stride, -(-size // stride)) else 1.0
+
+
+def onto_grid(boxes: Tensor, covered: float, cells: int) -> Tensor:
+    """Boxes ``[...,4]`` of the view → of the part that tokens cover; a box outside of it is half a token at its edge.
+
+    Args:
+        boxes: xyxy in 0..1 of the view.
+        covered: share of the view's side under tokens, from its upper left corner on.
+        cells: tokens in a row.
+    """
+    if covered == 1:
+        return boxes
+    low, high = (boxes / covered).clamp(0, 1).split(2, -1)
+    return torch.cat([low.clamp(max=1 - 0.5 / cells), high], -1)
+
+
+def onto_view(boxes: Tensor, covered: float) -> Tensor:
+    """Boxes of the part that tokens cover → of the view: the inverse of :func:`onto_grid`."""
+    return boxes if covered == 1 else boxes * covered
 
 
 def token_centers(grid: tuple[int, int]) -> Tensor:

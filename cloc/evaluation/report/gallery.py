@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, normalize, pad
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.encoder import PAD, Encoder
@@ -243,7 +243,11 @@ def similarity_maps(encoder: Encoder, image: Any, texts: Tensor) -> tuple[str, l
     else:
         local, how = model.image.project_tokens(tokens), "projection"
     cosines = (normalize(local.float(), dim=-1)[0] @ texts.to(local.device).T).T.unflatten(-1, tuple(model.grid))
-    fine = interpolate(cosines[:, None], size=(HEAT_GRID, HEAT_GRID), mode="bilinear", align_corners=False)[:, 0]
+    fine = interpolate(
+        cosines[:, None], size=[round(HEAT_GRID * model.covered)] * 2, mode="bilinear", align_corners=False
+    )
+    unseen = max(0, HEAT_GRID - fine.shape[-1])  # a border behind the last token shows what that one shows
+    fine = pad(fine, (0, unseen, 0, unseen), mode="replicate")[:, 0]
     left, top, right, bottom = (round(value * HEAT_GRID) for value in content.tolist())
     cut = fine[:, top : max(bottom, top + 1), left : max(right, left + 1)].cpu()
     return f"{encoder.name} · {how}", [own.numpy() for own in cut]
