@@ -37,6 +37,16 @@ def data_convert(
     split: Annotated[str | None, typer.Option(help="coco (val2017), the others but jsonl and grit (val).")] = None,
     split_by: Annotated[str | None, typer.Option(help="refcoco: unc, umd or google, where there are several.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where it is not the usual one.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="jsonl (xyxy_normalized), coco (xywh_pixels): order and unit of the boxes: xyxy, xywh, cxcywh or yxyx "
+            "_ normalized, percent, thousand or pixels."
+        ),
+    ] = None,
+    ignore_crowd_flag: Annotated[
+        bool, typer.Option("--ignore-crowd-flag", help="jsonl, coco: take groups (iscrowd) for ordinary regions.")
+    ] = False,
     train: Annotated[int | None, typer.Option(help="openmoji: training scenes (20,000).")] = None,
     val: Annotated[int | None, typer.Option(help="openmoji: validation scenes (1,000).")] = None,
     test: Annotated[int | None, typer.Option(help="openmoji: test scenes (1,000).")] = None,
@@ -50,6 +60,7 @@ def data_convert(
     workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
     samples_per_shard: Annotated[int, typer.Option(help="Records of every shard but the last.")] = 1000,
     max_skip_share: Annotated[float, typer.Option(help="Share of records that may be left out.")] = 0.01,
+    max_drop_share: Annotated[float, typer.Option(help="Share of regions that may be dropped.")] = 0.1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards of OUT.")] = False,
 ) -> None:
     """Write a data set as shards with a manifest. Interrupted, the same command continues."""
@@ -66,9 +77,12 @@ def data_convert(
         "sprite": sprite,
         "kinds": kinds,
         "seed": seed,
+        "boxes": boxes,
+        "ignore_crowd_flag": ignore_crowd_flag or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    common = {"samples_per_shard": samples_per_shard, "max_skip_share": max_skip_share, "overwrite": overwrite}
+    common = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
+    common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
     convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **given)
 
 
@@ -81,13 +95,15 @@ def data_check(
     ] = None,
     fix: Annotated[Path | None, typer.Option(help="Folder for a copy without what is wrong.", metavar="OUT")] = None,
     index: Annotated[bool, typer.Option(help="Write manifest.json where it is missing.")] = True,
+    max_drop_share: Annotated[float, typer.Option(help="Share of regions that may be unusable.")] = 0.1,
     json: Annotated[
         Path | None, typer.Option(help="File for all that was found; - prints it in place of the table.")
     ] = None,
 ) -> None:
     """Read and decode every sample; print statistics and faults; write the manifest where it is missing.
 
-    Exit code 1 for a broken shard, a bad sample, a key that comes twice, or a picture that --against has too.
+    Exit code 1 for a broken shard, a bad sample, a key that comes twice, too many unusable regions, boxes of another
+    order or unit, or a picture that --against has too.
     """
     from json import dumps
 
@@ -98,7 +114,7 @@ def data_check(
     to_stdout = json == Path("-")
     if json is not None and not to_stdout and (json.is_dir() or not json.absolute().parent.is_dir()):
         raise ValueError(f"--json {json}: no file can be written there; make its folder")
-    found = check(folder, workers=workers, against=against, fix=fix, index=index)
+    found = check(folder, workers=workers, against=against, fix=fix, index=index, max_drop_share=max_drop_share)
     if not to_stdout:
         print_check(found)
     if json is not None:

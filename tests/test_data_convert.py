@@ -60,7 +60,7 @@ def test_jsonl(tmp_path: Path) -> None:
         tmp_path / "in/set.jsonl", {"image": "a/x.1.jpg", **record}, b"", {"image": "b/x.1.png", **record}
     )
     report = convert("jsonl", lines, tmp_path / "out", console=QUIET).report
-    assert report.counts == {"samples": 2, "captions": 2, "regions": 2, "phrases": 4}
+    assert report.counts == {"samples": 2, "captions": 2, "regions": 0, "crowds": 2, "phrases": 4}
     samples = read_all(tmp_path / "out")
     assert list(samples) == ["x_1", "x_1-1"]
     assert samples["x_1"].image == first.read_bytes() and samples["x_1-1"].image == second.read_bytes()
@@ -155,8 +155,8 @@ def make_coco(folder: Path, *, captions: bool = True) -> Path:
 
 
 def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", max_skip_share=0.5, console=QUIET)
-    report = done.report
+    shares = {"max_skip_share": 0.5, "max_drop_share": 0.5}
+    report = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", console=QUIET, **shares).report
     assert capsys.readouterr().out == ""
     assert report.skipped == {"image_unreadable": 1} and report.mended == {"box_empty": 1}
     samples = read_all(tmp_path / "out")

@@ -53,7 +53,8 @@ def read_all(folder: Path) -> dict[str, Sample]:
 
 
 def run(format: str, source: Path, out: Path, **options: Any) -> tuple[Report, dict[str, Sample]]:
-    report = convert(format, source, out, console=QUIET, max_skip_share=0.9, **options).report
+    options = {"max_skip_share": 0.9, "max_drop_share": 0.9} | options
+    report = convert(format, source, out, console=QUIET, **options).report
     assert check(out).ok and report.imbalance() == ""
     return report, read_all(out)
 
@@ -81,10 +82,12 @@ def test_coco_drops_one_bad_box_and_keeps_the_picture(tmp_path: Path) -> None:
     categories = [{"id": 1, "name": "hot_dog"}, {"id": 2, "name": "never seen"}]
     record = {"images": images, "annotations": annotations, "categories": categories}
     write(tmp_path / "in/annotations/instances_mine.json", record)
-    report, samples = run("coco", tmp_path / "in", tmp_path / "out", split="mine", images=tmp_path / "in/pictures")
+    shares = {"max_skip_share": 0.5, "max_drop_share": 1.0}
+    options = {"split": "mine", "images": tmp_path / "in/pictures"}
+    report, samples = run("coco", tmp_path / "in", tmp_path / "out", **options, **shares)
     assert samples["9"].regions == (Region((0.0, 0.0, 0.5, 0.5), ("hot_dog",), "hot_dog"),)
     reasons = {"box_malformed": 3, "box_inverted": 1, "region_without_phrase": 1, "annotation_without_image": 2}
-    assert report.mended == reasons and report.skipped == {"bad_annotation": 1}
+    assert report.mended == reasons and report.skipped == {"image_unreadable": 1}
     assert report.given == {"records": 2, "regions": 6, "captions": 0}
     assert load_manifest(tmp_path / "out").categories == ("hot_dog", "never seen")
 

@@ -48,7 +48,7 @@ def make_source(folder: Path, count: int = 11) -> Path:
 
 
 def settings(**changed: Any) -> dict[str, Any]:
-    return {"samples_per_shard": 2, "max_skip_share": 0.5, "console": QUIET, **changed}
+    return {"samples_per_shard": 2, "max_skip_share": 0.5, "max_drop_share": 0.9, "console": QUIET, **changed}
 
 
 def some_samples(number: int, report: Report) -> Iterator[Sample]:

@@ -24,7 +24,9 @@ from rich.console import Console
 
 from cloc.contracts import Sample
 from cloc.data import duplicates
+from cloc.data.boxes import NORMALIZED
 from cloc.data.console import Bar, progress
+from cloc.data.drops import MAX_DROP_SHARE, RegionFault, region_fault
 from cloc.data.duplicates import Shared
 from cloc.data.jobs import start_worker
 from cloc.data.schema import parse_sample
@@ -61,6 +63,7 @@ class Check:
         shared: what it shares with another set, if one was given.
         fixed: the clean copy that was written.
         seconds: how long reading took.
+        max_drop_share: share of the regions that may be unusable.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class Check:
     shared: Shared | None = None
     fixed: Manifest | None = None
     seconds: float = 0.0
+    max_drop_share: float = MAX_DROP_SHARE
 
     @property
     def samples(self) -> int:
@@ -88,10 +92,21 @@ class Check:
         return Counter(one.reason for one in self.tally.bad)
 
     @property
+    def region_fault(self) -> RegionFault | None:
+        """Why the regions cannot be right, if so."""
+        tally = self.tally
+        return region_fault(tally.given, tally.mended, tally.boxes, NORMALIZED, self.max_drop_share)
+
+    @property
     def ok(self) -> bool:
-        """Every shard and sample can be used, there is one, no key comes twice, and no picture is in the other set."""
+        """Nothing keeps the set from being used as it is meant.
+
+        Every shard and sample can be used, there is one, no key comes twice, nearly all regions can be used and have
+        boxes in 0..1, and no picture is in the other set.
+        """
         leaked = self.shared is not None and bool(self.shared.pictures)
-        return self.usable > 0 and not (self.tally.bad or self.broken or self.duplicates or leaked)
+        faults = self.tally.bad or self.broken or self.duplicates or self.region_fault or leaked
+        return self.usable > 0 and not faults
 
 
 def check(
@@ -101,6 +116,7 @@ def check(
     against: Path | str | None = None,
     fix: Path | str | None = None,
     index: bool = True,
+    max_drop_share: float = MAX_DROP_SHARE,
     console: Console | None = None,
 ) -> Check:
     """Read, parse and decode every sample.
@@ -110,8 +126,10 @@ def check(
         workers: processes; 1 does it all in this one.
         against: another folder of shards, to be searched for the same pictures and captions.
         fix: folder to write a copy to that the same check finds nothing wrong with: without the unusable samples, and
-            the pictures that are in ``against``. Nothing is written to ``folder`` then.
+            the pictures that are in ``against``. Nothing is written to ``folder`` then; and nothing at all where the
+            boxes are of another order or unit, which leaving something out does not mend.
         index: write the manifest where the folder has none and its shards are whole.
+        max_drop_share: share of the regions that may be unusable, 0..1; see ``drops.region_fault``.
         console: where progress goes; standard error where None.
 
     Raises:
@@ -134,14 +152,15 @@ def check(
         tally = _tally(manifest, run, f"checking {folder.name}", console)
         seconds = time.perf_counter() - started
         twice = {key: count for key, count in Counter(tally.keys).items() if count > 1}
-        found = Check(folder, tally, broken, twice, seconds=seconds)
+        found = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
         for path in others:
             other, _ = _open(path, run, console)
             theirs = _tally(other, run, f"checking {path.name}", console)
             found.shared = _compare(tally, theirs, str(path), console)
-    if fix is not None:
+    misread = found.region_fault is not None and found.region_fault.misread
+    if fix is not None and not misread:
         found.fixed = _write_usable(manifest, found, Path(fix), had_manifest, console)
-    elif index and not had_manifest and not broken:
+    elif fix is None and index and not had_manifest and not broken:
         write_manifest(manifest)
         found.manifest_written = True
     return found

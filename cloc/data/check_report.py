@@ -11,10 +11,12 @@ from rich.console import Console
 
 from cloc.data.check import Check
 from cloc.data.console import print_line, print_rows
+from cloc.data.drops import dropped, dropped_regions, mended
 from cloc.data.duplicates import repeated_captions, repeated_files, repeated_looks
 from cloc.data.shards import MANIFEST_NAME
 from cloc.data.tally import Bad
 
+_WRITE_BOXES = "write x0, y0, x1, y1 in 0..1 of the picture, for instance by data convert with --boxes"
 _EXAMPLES = 5  # of each kind that the table names; the JSON names all
 _COMMON = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -32,6 +34,8 @@ def print_check(found: Check, console: Console | None = None) -> None:
     if found.fixed is not None:
         left = f"{found.samples - found.fixed.samples:,} left out"
         print_line(console, f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}, {left}")
+    elif found.region_fault is not None and found.region_fault.misread:
+        print_line(console, f"no copy mends the boxes; {_WRITE_BOXES}", "dim")
     elif faults and found.usable:
         print_line(console, "--fix OUT writes a copy without these", "dim")
     print_line(console, *(("ok", "bold green") if found.ok else ("not ok", "bold red")))
@@ -43,6 +47,10 @@ def _statistics(found: Check) -> Iterator[tuple[str, str]]:
     yield "samples", f"{found.samples:,}, usable {found.usable:,}; {rate:,.0f} samples/s"
     yield "captions a picture", _spread(tally.captions)
     yield "regions a picture", _spread(tally.regions)
+    if tally.crowds:
+        total = sum(number * count for number, count in tally.regions.items())
+        lost = "" if total else "warning: no region is left; "
+        yield "crowds", f"{lost}{tally.crowds:,} groups beside {total:,} regions, not trained on and not measured"
     if tally.phrases:
         yield "phrases", f"{tally.phrases.total():,}, {len(tally.phrases):,} distinct"
         yield "words a phrase", _spread(tally.words)
@@ -56,8 +64,9 @@ def _statistics(found: Check) -> Iterator[tuple[str, str]]:
     ):
         if groups:
             yield label, _groups(groups)
-    for reason, count in tally.mended.most_common():
-        yield f"mended: {reason}", f"{count:,}"
+    for word, counts in (("dropped", dropped(tally.mended)), ("mended", mended(tally.mended))):
+        for reason, count in counts.items():
+            yield f"{word}: {reason}", f"{count:,}"
     if found.shared is not None:
         shared = found.shared
         texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
@@ -67,10 +76,11 @@ def _statistics(found: Check) -> Iterator[tuple[str, str]]:
 
 
 def _faults(found: Check) -> Iterator[tuple[str, str]]:
+    tally = found.tally
     yield from found.broken.items()
     for reason, count in found.bad.most_common():
         yield reason, f"{count:,} {_plural('sample', count)}"
-        named = [one for one in found.tally.bad if one.reason == reason]
+        named = [one for one in tally.bad if one.reason == reason]
         yield from (("", _place(one)) for one in named[:_EXAMPLES])
         if count > _EXAMPLES:
             yield "", f"and {count - _EXAMPLES:,} more; --json FILE names them all"
@@ -83,6 +93,10 @@ def _faults(found: Check) -> Iterator[tuple[str, str]]:
         pairs = ", ".join(f"{match.here[0]} = {match.there[0]}" for match in found.shared.matches[:_EXAMPLES])
         more = ", …" if len(found.shared.matches) > _EXAMPLES else ""
         yield "shared pictures", f"{count:,} of {found.shared.pictures_there:,} there: {pairs}{more}"
+    if found.region_fault is not None:
+        yield "regions", found.region_fault.text
+        lost = dropped_regions(tally.mended)
+        yield from (("", example) for reason in lost for example in tally.examples.get(reason, ()))
     if not found.usable:
         yield "no usable sample", "nothing can be trained on"
 
@@ -104,7 +118,11 @@ def to_json(found: Check) -> dict[str, Any]:
         "bad_samples": [one._asdict() for one in tally.bad],
         "broken_shards": found.broken,
         "duplicate_keys": found.duplicates,
-        "mended": dict(tally.mended),
+        "dropped": dropped(tally.mended),
+        "mended": mended(tally.mended),
+        "dropped_examples": tally.examples,
+        "region_fault": found.region_fault and found.region_fault.text,
+        "crowds": tally.crowds,
         "captions_per_picture": _histogram(tally.captions),
         "regions_per_picture": _histogram(tally.regions),
         "phrases": tally.phrases.total(),

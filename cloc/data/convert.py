@@ -21,10 +21,12 @@ from rich.console import Console
 from cloc import __version__
 from cloc.contracts import Sample
 from cloc.data.console import print_line, print_rows, progress
+from cloc.data.drops import MAX_DROP_SHARE, dropped, mended
 from cloc.data.formats import FORMATS
 from cloc.data.jobs import Job, Task
+from cloc.data.limits import Limits
 from cloc.data.openmoji import SPLITS, Scenes, attribution
-from cloc.data.records import SHOWN_EXAMPLES, Record, Report, Source, build_samples
+from cloc.data.records import Record, Report, Source, build_samples
 from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardError, ShardReader, read_sample_members
 from cloc.data.vocabulary import write_word_tokenizer
@@ -44,12 +46,14 @@ class Conversion:
         manifests: what was written.
         seconds: wall-clock time of this run.
         made: samples that this run wrote.
+        notes: what a user should know of how the source was read, a line each.
     """
 
     report: Report = field(default_factory=Report)
     manifests: list[Manifest] = field(default_factory=list)
     seconds: float = 0.0
     made: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -61,6 +65,7 @@ def convert(
     workers: int = 1,
     overwrite: bool = False,
     max_skip_share: float = 0.01,
+    max_drop_share: float = MAX_DROP_SHARE,
     console: Console | None = None,
     **options: Any,
 ) -> Conversion:
@@ -76,11 +81,15 @@ def convert(
         workers: processes that read, check and write; the result is the same for any number.
         overwrite: replace the shards that ``out`` already holds.
         max_skip_share: share of the records that may be left out, 0..1.
+        max_drop_share: share of the regions that may be dropped from the other records, 0..1; see
+            ``drops.region_fault``.
         console: where progress and the table go; standard error and standard output where None.
         **options: what else the format takes: see ``convert_openmoji`` and the functions of ``FORMATS``.
 
     Raises:
-        ValueError: unknown format or option, or more records were left out than ``max_skip_share`` allows.
+        ValueError: unknown format or option; more records were left out than ``max_skip_share`` allows, more regions
+            dropped than ``max_drop_share``; the boxes are of another order or unit than they are said to be; a picture
+            or class has two meanings.
         FileNotFoundError: the source is missing.
         ShardError: ``out`` is not empty, or was begun from another source or with other options; there is nothing to
             write; the counts do not add up.
@@ -101,8 +110,10 @@ def convert(
     else:
         _check_options(format, FORMATS[format].open, options)
         opened = _open(format, Path(source), options, console)
+        limits = Limits(opened, max_skip_share, max_drop_share, frozenset(_options_of(FORMATS[format].open)))
+        limits.check_start()
         job = Job(Path(out), identity | _fingerprint(Path(source), opened), overwrite=overwrite)
-        done = _convert_source(opened, job, samples_per_shard, workers, max_skip_share, console)
+        done = _convert_source(opened, job, samples_per_shard, workers, limits, console)
     job.close()
     done.seconds = time.perf_counter() - started
     print_conversion(done, result)
@@ -165,6 +176,8 @@ def print_conversion(done: Conversion, console: Console) -> None:
     print_rows(console, "converted", _read_and_written(done))
     for example in itertools.chain(*done.report.examples.values()):
         print_line(console, f"  {example}", "dim")
+    for note in done.notes:
+        print_line(console, note, "yellow")
     for manifest in done.manifests:
         print_line(console, f"wrote {manifest.samples:,} sample{'s' * (manifest.samples != 1)} to {manifest.folder}")
 
@@ -174,26 +187,27 @@ def _read_and_written(done: Conversion) -> Iterator[tuple[str, str]]:
     for unit in ("records", "captions", "regions"):
         if report.given[unit]:
             yield f"source: {unit}", f"{report.given[unit]:,}"
-    for unit in ("samples", "captions", "regions", "phrases"):
-        yield f"written: {unit}", f"{report.counts[unit]:,}"
-    for reason, count in report.skipped.most_common():
-        yield f"left out: {reason}", f"{count:,}"
-    for reason, count in report.mended.most_common():
-        yield f"mended: {reason}", f"{count:,}"
+    for unit in ("samples", "captions", "regions", "crowds", "phrases"):
+        if unit != "crowds" or report.counts[unit]:
+            yield f"written: {unit}", f"{report.counts[unit]:,}"
+    for word, counts in (
+        ("left out", dict(report.skipped.most_common())),
+        ("dropped", dropped(report.mended)),
+        ("mended", mended(report.mended)),
+    ):
+        for reason, count in counts.items():
+            yield f"{word}: {reason}", f"{count:,}"
     yield "samples/s", f"{done.made / max(done.seconds, 1e-9):,.0f}"
 
 
 def _convert_source(
-    source: Source, job: Job, samples_per_shard: int, workers: int, max_skip_share: float, console: Console
+    source: Source, job: Job, samples_per_shard: int, workers: int, limits: Limits, console: Console
 ) -> Conversion:
-    def refuse(report: Report, finished: bool) -> None:
-        if finished or source.total is not None:
-            _refuse_skips(report, source.total or 0, max_skip_share)
-
     chunks = iter(partial(_next_chunk, iter(source.records), samples_per_shard), ())
-    tasks = (Task(partial(build_samples, chunk, source.name, source.parse)) for chunk in chunks)
-    done = _run(job, tasks, source.total, source.name, workers, console, check=refuse)
+    tasks = (Task(partial(build_samples, chunk, source.recipe)) for chunk in chunks)
+    done = _run(job, tasks, source.total, source.name, workers, console, check=limits.check)
     done.report.mended.update(source.mended)
+    done.notes = (*source.notes, *limits.notes(done.report))
     done.manifests = job.place(source.categories)
     return done
 
@@ -232,22 +246,12 @@ def _run(
 def _refuse_imbalance(job: Job, report: Report) -> None:
     """The end check: what was read is written or counted, and what was written can be read."""
     wrong = [report.imbalance()]
-    for unit in ("samples", "regions"):
+    for unit in ("samples", "regions", "crowds"):
         if job.count(unit) != report.counts[unit]:
             wrong.append(f"{report.counts[unit]:,} {unit} written, {job.count(unit):,} read back")
     if any(wrong):
         found = "; ".join(filter(None, wrong))
         raise ShardError(f"{job.out}: the counts do not add up ({found}); start anew with --overwrite, and report this")
-
-
-def _refuse_skips(report: Report, total: int, max_skip_share: float) -> None:
-    """Stop as soon as more records were left out than may be, of ``total`` or of those seen, whichever is more."""
-    skipped, seen = report.skipped.total(), max(total, report.counts["samples"] + report.skipped.total())
-    if skipped > max_skip_share * seen:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in report.skipped.most_common())
-        share = f"{skipped:,} of {seen:,} records were left out, more than max_skip_share={max_skip_share}"
-        shown = "; ".join(itertools.islice(itertools.chain(*report.examples.values()), SHOWN_EXAMPLES))
-        raise ValueError(f"{share} ({reasons}): {shown}. Mend the source, or raise the share (--max-skip-share)")
 
 
 def _open(format: str, source: Path, options: Mapping[str, Any], console: Console) -> Source:
@@ -259,9 +263,13 @@ def _open(format: str, source: Path, options: Mapping[str, Any], console: Consol
         raise ValueError(f"{source}: not {reads}, as published ({type(error).__name__}: {error})") from error
 
 
-def _check_options(format: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _options_of(function: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(function).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _check_options(format: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    known = _options_of(function)
     for name in options:
         if name not in known:
             raise ValueError(

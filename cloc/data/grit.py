@@ -23,6 +23,11 @@ def count_entries(record: Mapping[str, Any]) -> int:
     return len(_entries(record))
 
 
+def grit_boxes(record: Mapping[str, Any]) -> list[Any]:
+    """Return the four numbers of each entry that has as many."""
+    return [entry[2:6] for entry in _entries(record) if isinstance(entry, list) and len(entry) >= _MIN_FIELDS]
+
+
 def grit_regions(record: Mapping[str, Any], counts: Counter[str]) -> list[Any]:
     """Return the region objects of a shard's JSON for GRIT's two lists.
 
@@ -45,7 +50,7 @@ def grit_regions(record: Mapping[str, Any], counts: Counter[str]) -> list[Any]:
         if not isinstance(entry, list) or len(entry) < _MIN_FIELDS:
             regions.append(None)  # counted as region_malformed
             continue
-        phrase = _cut(record.get("caption"), entry[0], entry[1])
+        phrase = cut(record.get("caption"), entry[0], entry[1])
         if phrase is None:
             counts["span_malformed"] += 1
             continue
@@ -69,8 +74,14 @@ def _entries(record: Mapping[str, Any]) -> list[Any]:
     return entries
 
 
-def _cut(caption: Any, start: Any, end: Any) -> str | None:
-    """Return ``caption[start:end]`` without surrounding space, or None where that is no phrase."""
+def cut(caption: Any, start: Any, end: Any) -> str | None:
+    """Return ``caption[start:end]`` without surrounding space, or None where that is no phrase.
+
+    Args:
+        caption: the text; whatever JSON held for it.
+        start: number of the first character; so too.
+        end: number of the one behind the last.
+    """
     if not isinstance(caption, str) or not (_is_offset(start) and _is_offset(end) and start < end <= len(caption)):
         return None
     return caption[int(start) : int(end)].strip() or None

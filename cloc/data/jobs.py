@@ -97,7 +97,7 @@ class Job:
                 on_shard(Report.from_json(result["report"]), False)
 
     def count(self, unit: str) -> int:
-        """Return the ``samples`` or ``regions`` that reading the finished shards again has found."""
+        """Return the ``samples``, ``regions`` or ``crowds`` that reading the finished shards again has found."""
         return sum(info[unit] for result in self.done for info in result["shards"])
 
     def place(self, categories: Iterable[str] | None = None) -> list[Manifest]:

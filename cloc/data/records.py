@@ -8,6 +8,7 @@ and texts has one home.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
@@ -20,13 +21,14 @@ from typing import Any
 from PIL import Image
 
 from cloc.contracts import BadSample, Sample
+from cloc.data.boxes import NORMALIZED, is_number, normalize_box, observe, to_float
+from cloc.data.drops import dropped_regions, has_room, show
+from cloc.data.regions import REGION_LOSSES, count_regions, excerpt, raw_boxes
 from cloc.data.schema import (
     CAPTION_LOSSES,
     IMAGE_EXTENSIONS,
     MAX_MEMBER_BYTES,
-    REGION_LOSSES,
     count_captions,
-    count_regions,
     encode_json,
     image_size,
     parse_object,
@@ -36,10 +38,7 @@ from cloc.data.schema import (
 from cloc.data.shards import MAX_SAMPLE_BYTES
 from cloc.data.tars import read_sample_members
 
-SHOWN_EXAMPLES = 5
-"""Records of each reason that a report names."""
-
-_COUNTERS = ("given", "counts", "skipped", "lost", "mended")  # of a Report
+_COUNTERS = ("given", "counts", "skipped", "lost", "mended", "boxes")  # of a Report
 _SAME_ASPECT = 0.02  # tolerance between width / height of two sizes, beside a pixel of rounding
 
 
@@ -75,6 +74,25 @@ Parse = Callable[[Mapping[str, Any], Counter[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the records of a source become samples, in any process.
+
+    Attributes:
+        source: becomes ``Sample.source``.
+        parse: makes the shard's JSON object of a record's annotations; None where they are one. It counts boxes that
+            joined another's region as ``box_joined``.
+        boxes: what the boxes of that object are, one of ``BOX_KINDS``. In pixels they are of the picture's stated
+            size, or of its own where none is stated.
+        ignore_crowd_flag: take groups for ordinary regions.
+    """
+
+    source: str
+    parse: Parse | None = None
+    boxes: str = NORMALIZED
+    ignore_crowd_flag: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A data set that can be read record by record.
 
@@ -84,9 +102,10 @@ class Source:
         records: read once, in a fixed order.
         total: number of records where it is known beforehand.
         categories: all class names, also those without a box; None for those that occur.
-        parse: makes the shard's JSON object of a record's annotations, in any process; None where they are one. It
-            counts boxes that joined another's region as ``box_joined``.
-        mended: what was already dropped while the source was opened, by reason.
+        parse: see ``Recipe``; so are ``boxes`` and ``ignore_crowd_flag``.
+        mended: what was already dropped or mended while the source was opened, by reason.
+        annotations: how many annotations of its pictures the source counted when it was opened.
+        notes: what a user should know of how the source is read, a line each.
     """
 
     name: str
@@ -96,6 +115,15 @@ class Source:
     categories: tuple[str, ...] | None = None
     parse: Parse | None = None
     mended: Mapping[str, int] = field(default_factory=dict)
+    boxes: str = NORMALIZED
+    ignore_crowd_flag: bool = False
+    annotations: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a process needs to make samples of the records."""
+        return Recipe(self.name, self.parse, self.boxes, self.ignore_crowd_flag)
 
 
 @dataclass(slots=True)
@@ -103,11 +131,12 @@ class Report:
     """What a conversion read, wrote and left out.
 
     Attributes:
-        given: records, captions and regions of the source.
-        counts: samples, captions, regions and phrases written.
+        given: records, captions and regions of the source, groups among the regions.
+        counts: samples, captions, regions, crowds (groups, which are not among the regions) and phrases written.
         skipped: whole records left out, by reason.
         lost: captions and regions of the records left out.
-        mended: captions and regions dropped or mended within kept records, by reason.
+        mended: captions and regions dropped or mended within kept records, by reason; ``drops`` parts the two.
+        boxes: what the boxes can be, the evidence of ``boxes.observe``.
         examples: where the first records of each reason were, with what was wrong.
     """
 
@@ -116,19 +145,29 @@ class Report:
     skipped: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
+    boxes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, error: BadSample, where: str) -> None:
         """Count a record that cannot be used."""
         self.skipped[error.reason] += 1
-        self._show(error.reason, [f"{where}: {error}"])
+        show(self.examples, error.reason, [f"{where}: {error}"])
+
+    def mend(self, counts: Mapping[str, int], where: str, annotations: Mapping[str, Any]) -> None:
+        """Count what was dropped or mended in a record that is kept, and show the first dropped regions."""
+        self.mended.update(counts)
+        for reason in dropped_regions(counts):
+            if has_room(self.examples, reason):
+                show(self.examples, reason, [f"{where}: {reason}: {excerpt(annotations, reason)}"])
 
     def tally(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass samples on, counting what they hold."""
         for sample in samples:
             self.counts["samples"] += 1
             self.counts["captions"] += len(sample.captions)
-            self.counts["regions"] += len(sample.regions)
+            crowds = sum(region.crowd for region in sample.regions)
+            self.counts["regions"] += len(sample.regions) - crowds
+            self.counts["crowds"] += crowds
             self.counts["phrases"] += sum(len(region.phrases) for region in sample.regions)
             yield sample
 
@@ -137,7 +176,7 @@ class Report:
         for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for reason, examples in other.examples.items():
-            self._show(reason, examples)
+            show(self.examples, reason, examples)
 
     def imbalance(self) -> str:
         """Say which counts of the source are not accounted for; empty where all are."""
@@ -145,6 +184,7 @@ class Report:
         found = {"records": self.counts["samples"] + self.skipped.total()}
         for unit, reasons in losses.items():
             found[unit] = self.counts[unit] + self.lost[unit] + sum(self.mended[reason] for reason in reasons)
+        found["regions"] += self.counts["crowds"]
         wrong = [
             f"{self.given[unit]:,} {unit} given, {n:,} found again"
             for unit, n in found.items()
@@ -159,11 +199,7 @@ class Report:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Report:
         """Rebuild a report from ``to_json``."""
-        return cls(**{name: Counter(record[name]) for name in _COUNTERS}, examples=dict(record["examples"]))
-
-    def _show(self, reason: str, examples: list[str]) -> None:
-        shown = self.examples.setdefault(reason, [])
-        shown.extend(examples[: SHOWN_EXAMPLES - len(shown)])
+        return cls(**{name: Counter(record.get(name, {})) for name in _COUNTERS}, examples=dict(record["examples"]))
 
 
 class Keys:
@@ -183,64 +219,99 @@ class Keys:
         return key
 
 
-def build_samples(records: Iterable[Record], source: str, parse: Parse | None, report: Report) -> Iterator[Sample]:
+def build_samples(records: Iterable[Record], recipe: Recipe, report: Report) -> Iterator[Sample]:
     """Read, check and parse records; what cannot be used is counted in ``report``.
 
     Args:
         records: a part of ``Source.records``.
-        source: name of the data set.
-        parse: ``Source.parse``.
+        recipe: ``Source.recipe``.
         report: receives all counts but those of ``Report.tally``.
     """
     for record in records:
         report.given["records"] += 1
         given: Counter[str] = Counter()
         try:
-            sample, mended = _build(record, source, parse, given)
+            build = _build_from_tar if isinstance(record.picture, TarSlice) else _build
+            sample, mended, annotations = build(record, recipe, given, report.boxes)
         except BadSample as error:
             report.skip(error, record.where)
             report.lost.update(given)
         else:
-            report.mended.update(mended)
+            report.mend(mended, record.where, annotations)
             yield sample
         report.given.update(given)
 
 
-def _build(record: Record, source: str, parse: Parse | None, given: Counter[str]) -> tuple[Sample, Counter[str]]:
+_Built = tuple[Sample, Counter[str], Mapping[str, Any]]  # and the shard's JSON object that it was read from
+
+
+def _build(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[str]) -> _Built:
     if record.fault is not None:
         raise BadSample(*record.fault)
-    if isinstance(record.picture, TarSlice):
-        sample, mended = _build_from_tar(record, source, given)
-        size = _check_picture(sample.image, record.where)
-        stated = sample.extra.get("original_width"), sample.extra.get("original_height")
-    else:
-        mended = Counter()
-        annotations = _parse(record, parse, mended)
-        given.update(captions=count_captions(annotations), regions=count_regions(annotations) + mended["box_joined"])
-        extension, image = _read_picture(record.picture)
-        size = _check_picture(image, str(record.picture))
-        stated = annotations.get("width"), annotations.get("height")
-        sample, more = parse_object(annotations, image, extension, record.key, source)
-        mended.update(more)
-    if sample.regions:
-        _check_shape(stated, size, record.where)
+    mended: Counter[str] = Counter()
+    annotations = _parse(record, recipe, mended)
+    given.update(captions=count_captions(annotations), regions=count_regions(annotations) + mended["box_joined"])
+    extension, image = _read_picture(record.picture)
+    size = _check_picture(image, str(record.picture))
+    stated = annotations.get("width"), annotations.get("height")
+    drawn_on = _size(stated) or size
+    observe(raw_boxes(annotations), drawn_on, recipe.boxes, boxes)
+    annotations = _normalize(annotations, recipe.boxes, drawn_on)
+    sample, more = parse_object(annotations, image, extension, record.key, recipe.source)
+    return _finish(sample, stated, size, record.where), mended + more, annotations
+
+
+def _build_from_tar(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[str]) -> _Built:
+    members = _read_members(record.picture)
+    annotations = read_object(members["json"], record.key) if "json" in members else {}
+    captions = count_captions(annotations, members.get("txt"), record.key)
+    given.update(captions=captions, regions=count_regions(annotations))
+    sample, mended = parse_sample(members, record.key, recipe.source)
+    size = _check_picture(sample.image, record.where)
+    observe(raw_boxes(annotations), size, recipe.boxes, boxes)
+    stated = sample.extra.get("original_width"), sample.extra.get("original_height")
+    return _finish(sample, stated, size, record.where), mended, annotations
+
+
+def _finish(sample: Sample, stated: tuple[Any, Any], size: tuple[int, int], where: str) -> Sample:
+    drawn_on = _size(stated)
+    if sample.regions and drawn_on:
+        _check_shape(drawn_on, size, where)
     encode_json(sample)  # or says why it cannot be written
-    return replace(sample, width=size[0], height=size[1]), mended
+    return replace(sample, width=size[0], height=size[1])
 
 
-def _parse(record: Record, parse: Parse | None, counts: Counter[str]) -> dict[str, Any]:
-    if parse is None:
-        return dict(record.annotations)
+def _parse(record: Record, recipe: Recipe, counts: Counter[str]) -> dict[str, Any]:
+    """Make the shard's JSON object, its boxes still as the source has them."""
     try:
-        return parse(record.annotations, counts)
+        annotations = dict(record.annotations) if recipe.parse is None else recipe.parse(record.annotations, counts)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample("bad_annotation", f"{type(error).__name__}: {error}") from error
+    if recipe.ignore_crowd_flag:
+        annotations = _change_regions(annotations, lambda region: {**region, "crowd": False})
+    return annotations
 
 
-def _build_from_tar(record: Record, source: str, given: Counter[str]) -> tuple[Sample, Counter[str]]:
-    where = record.picture
+def _normalize(annotations: dict[str, Any], kind: str, size: tuple[float, float]) -> dict[str, Any]:
+    if kind == NORMALIZED:
+        return annotations
+    return _change_regions(annotations, lambda own: {**own, "box": normalize_box(own["box"], kind, size)}, "box")
+
+
+def _change_regions(
+    annotations: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]], needed: str = ""
+) -> dict[str, Any]:
+    """Change the regions that are objects and have a key; the others are left to the reader of regions."""
+    given = annotations.get("regions")
+    if not isinstance(given, list):
+        return annotations
+    changed = [change(own) if isinstance(own, dict) and (not needed or needed in own) else own for own in given]
+    return {**annotations, "regions": changed}
+
+
+def _read_members(where: TarSlice) -> dict[str, bytes]:
     if where.stop - where.start > MAX_SAMPLE_BYTES:
         raise BadSample(
             "giant_member", f"{where.path} at byte {where.start:,}: the limit is {MAX_SAMPLE_BYTES:,} bytes"
@@ -248,12 +319,9 @@ def _build_from_tar(record: Record, source: str, given: Counter[str]) -> tuple[S
     try:
         with where.path.open("rb") as file:
             raw = os.pread(file.fileno(), where.stop - where.start, where.start)
-        members = read_sample_members(raw)[1]
+        return read_sample_members(raw)[1]
     except OSError as error:
         raise BadSample("unreadable_shard", f"{where.path} at byte {where.start:,}: {error}") from error
-    record_json = read_object(members["json"], record.key) if "json" in members else {}
-    given.update(captions=count_captions(record_json, "txt" in members), regions=count_regions(record_json))
-    return parse_sample(members, record.key, source)
 
 
 def _read_picture(path: Path) -> tuple[str, bytes]:
@@ -286,15 +354,19 @@ def _check_picture(image: bytes, where: str) -> tuple[int, int]:
     return size
 
 
-def _check_shape(stated: tuple[Any, Any], size: tuple[int, int], where: str) -> None:
+def _size(stated: tuple[Any, Any]) -> tuple[float, float] | None:
+    """Return a stated width and height; None where one is unknown, which 0 and null stand for."""
+    width, height = (to_float(side) if is_number(side) else 0.0 for side in stated)
+    return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
+
+
+def _check_shape(stated: tuple[float, float], size: tuple[int, int], where: str) -> None:
     """Refuse boxes of another shape of picture: they belong to the upright one, after EXIF orientation."""
-    if not all(isinstance(side, int | float) and not isinstance(side, bool) and side > 0 for side in stated):
-        return
     width, height = stated
     aspect, tolerance = size[0] / size[1], _SAME_ASPECT + 1 / min(*size, width, height)
     if abs(width / height / aspect - 1) <= tolerance:
         return
-    seen = f"{where}: the picture is {size[0]}×{size[1]} when upright, its boxes are of {width}×{height}"
+    seen = f"{where}: the picture is {size[0]}×{size[1]} when upright, its boxes are of {width:g}×{height:g}"
     if abs(height / width / aspect - 1) <= tolerance:
         raise BadSample("orientation_conflict", f"{seen}; turn them")
     raise BadSample("shape_conflict", f"{seen}; give the pictures that were annotated")

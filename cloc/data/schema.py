@@ -8,51 +8,64 @@ is saved and counted by reason, what cannot raises ``BadSample`` with a reason t
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from cloc.contracts import BadSample, Region, Sample
-from cloc.data.grit import GRIT_KEYS, count_entries, grit_regions
+from cloc.data.boxes import is_number, parse_box
+from cloc.data.regions import (
+    DROPPED_REGIONS,
+    KNOWN_KEYS,
+    MAX_REGIONS,
+    REGION_LOSSES,
+    count_regions,
+    read_regions,
+    read_texts,
+    region_to_json,
+)
+
+__all__ = [
+    "CAPTION_LOSSES",
+    "IMAGE_EXTENSIONS",
+    "MAX_CAPTIONS",
+    "MAX_MEMBER_BYTES",
+    "MAX_PIXELS",
+    "MAX_REGIONS",
+    "REGION_LOSSES",
+    "codec_fault",
+    "count_captions",
+    "count_regions",
+    "encode_json",
+    "image_size",
+    "parse_box",
+    "parse_object",
+    "parse_sample",
+    "read_object",
+    "regions_of",
+    "sample_to_json",
+]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """File name extensions of a sample's picture, tried in this order, in any case."""
-MAX_REGIONS = 1_000
-"""Regions kept of one picture; more are dropped and counted as ``too_many_regions``."""
+MAX_CAPTIONS = 1_000
+"""Lines of a ``txt`` that are read; more are dropped and counted as ``too_many_captions``."""
 MAX_MEMBER_BYTES = 64 * 2**20
 """Largest member of a sample, in bytes."""
 MAX_PIXELS = 64_000_000
 """Largest picture, width × height in pixels: decoding one takes 200 MB."""
-PIXEL_BOX = 1.5
-"""A coordinate beyond this cannot be a rounding error of 0..1: the box is in pixels."""
 
-REGION_LOSSES = (
-    "box_malformed",
-    "box_not_finite",
-    "box_in_pixels",
-    "box_inverted",
-    "box_outside",
-    "box_empty",
-    "region_malformed",
-    "region_without_phrase",
-    "too_many_regions",
-    "box_joined",
-    "span_malformed",
-    "picture_reshaped",
-)
-"""Reasons for which an annotated box is no region of its own in the sample."""
-CAPTION_LOSSES = ("caption_not_text", "empty_caption", "caption_bad_unicode")
+CAPTION_LOSSES = ("caption_not_text", "empty_caption", "caption_bad_unicode", "too_many_captions")
 """Reasons for which a caption is dropped."""
 
-_BOX_DECIMALS = 6  # of a coordinate in 0..1, here and in the JSON: a box is the same before and after it is written
-_KNOWN_KEYS = frozenset({"captions", "caption", "regions", "width", "height", "source", *GRIT_KEYS})
-_FOUR_FLOATS = [float] * 4
+_LINE = re.compile(r"[^\r\n]+")
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _CODEC_NOISE = re.compile(r"\S+\.(?:cpp|h):\d+,? *| ?<_io\.BytesIO[^>]*>")
@@ -67,10 +80,8 @@ def parse_sample(members: Mapping[str, bytes], key: str, source: str) -> tuple[S
         source: name of the data set, used where the JSON names none.
 
     Returns:
-        The sample, and how many captions and regions were dropped or mended, by reason (``box_not_finite``,
-        ``box_malformed``, ``box_in_pixels``, ``box_inverted``, ``box_outside``, ``box_empty``, ``box_clipped``,
-        ``region_malformed``, ``region_without_phrase``, ``empty_caption``, ``caption_not_text``,
-        ``too_many_regions``; of GRIT's lists ``box_joined``, ``span_malformed``, ``picture_reshaped``).
+        The sample, and how many captions and regions were dropped or mended, by reason: ``REGION_LOSSES``,
+        ``CAPTION_LOSSES`` and what leaves a region or a text where it is (``box_clipped``, ``crowd_malformed``, …).
 
     Raises:
         BadSample: ``giant_member``, ``no_image``, ``bad_json``, ``bad_text`` or ``no_caption_and_no_region``.
@@ -92,7 +103,8 @@ def parse_object(
         extension: of the picture's file.
         key: name of the sample.
         source: name of the data set, used where the JSON names none.
-        text: the ``txt`` member, the caption where the JSON has no ``captions``.
+        text: the ``txt`` member, where the JSON has no ``captions``: one of them a line, as CLIP_benchmark writes it,
+            but one in all where the JSON's ``caption`` is the same text, as img2dataset writes both.
 
     Returns:
         As ``parse_sample``.
@@ -102,7 +114,7 @@ def parse_object(
     """
     counts: Counter[str] = Counter()
     captions = _read_captions(record, text, key, counts)
-    regions = _read_regions(record, key, counts)
+    regions = read_regions(record, key, counts)
     if not captions and not regions:
         seen = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none were given"
         raise BadSample("no_caption_and_no_region", f"sample {key!r} of {source!r}: {seen}")
@@ -115,32 +127,31 @@ def parse_object(
         width=_pixels(record, "width", key),
         height=_pixels(record, "height", key),
         source=record["source"] if isinstance(record.get("source"), str) else source,
-        extra={name: value for name, value in record.items() if name not in _KNOWN_KEYS},
+        extra={name: value for name, value in record.items() if name not in KNOWN_KEYS},
     )
     return sample, counts
 
 
-def count_regions(record: Mapping[str, Any]) -> int:
-    """Return how many regions a JSON object lists, usable or not."""
-    given = record.get("regions")
-    if given is None:
-        return count_entries(record)
-    return len(given) if isinstance(given, list) else 0
+def count_captions(record: Mapping[str, Any], text: bytes | None = None, key: str = "") -> int:
+    """Return how many captions a sample has, usable or not.
 
+    Args:
+        record: its JSON object.
+        text: its ``txt`` member.
+        key: its name.
 
-def count_captions(record: Mapping[str, Any], has_text: bool = False) -> int:
-    """Return how many captions a JSON object lists, usable or not; ``has_text``: beside it lies a ``txt`` member."""
-    given = record.get("captions")
-    if isinstance(given, list):
-        return len(given)
-    return int(given is not None or has_text or record.get("caption") is not None)
+    Raises:
+        BadSample: ``bad_text`` where the ``txt`` is not UTF-8.
+    """
+    captions, more = _given_captions(record, text, key)
+    return len(captions) + more
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
     """Return the JSON object of ``sample``: the inverse of ``parse_sample``, all but the picture's bytes."""
     record: dict[str, Any] = {
         "captions": list(sample.captions),
-        "regions": [_region_to_json(region) for region in sample.regions],
+        "regions": [region_to_json(region) for region in sample.regions],
         "width": sample.width,
         "height": sample.height,
     }
@@ -170,12 +181,17 @@ def codec_fault(error: Exception) -> str:
     return _CODEC_NOISE.sub("", str(error).strip().partition("\n")[0])
 
 
-def regions_of(data: bytes, key: str) -> tuple[Region, ...]:
-    """Return the usable regions of a JSON member; none where the JSON itself cannot be used (for indexing)."""
+def regions_of(data: bytes, key: str) -> tuple[tuple[Region, ...], int]:
+    """Return the usable regions of a JSON member, and the number of those that are not, for indexing.
+
+    None and 0 where the JSON itself cannot be used: that is counted where the sample is read for use.
+    """
+    counts: Counter[str] = Counter()
     try:
-        return _read_regions(read_object(data, key), key, Counter())
-    except BadSample:  # counted where the sample is read for use
-        return ()
+        regions = read_regions(read_object(data, key), key, counts)
+    except BadSample:
+        return (), 0
+    return regions, sum(counts[reason] for reason in DROPPED_REGIONS)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -203,59 +219,6 @@ def image_size(data: bytes) -> tuple[int, int]:
     if not fits:
         raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
     return (height, width) if turned else (width, height)
-
-
-def parse_box(values: Any, counts: Counter[str]) -> tuple[float, float, float, float] | None:
-    """Read one xyxy box in 0..1, clipped to the picture.
-
-    Args:
-        values: what the JSON holds under ``box``.
-        counts: receives the reason for dropping the box, or ``box_clipped``.
-
-    Returns:
-        The box, or None where it cannot be used.
-    """
-    if type(values) is list and [*map(type, values)] == _FOUR_FLOATS:
-        x0, y0, x1, y1 = box = tuple([round(value, _BOX_DECIMALS) for value in values])
-        if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:  # nearly every box; the rest is looked at closely
-            return box
-    if not isinstance(values, list | tuple) or len(values) != 4 or not all(_is_number(value) for value in values):
-        counts["box_malformed"] += 1
-        return None
-    x0, y0, x1, y1 = box = tuple(round(_to_float(value), _BOX_DECIMALS) for value in values)
-    reason = _box_fault(x0, y0, x1, y1)
-    if reason:
-        counts[reason] += 1
-        return None
-    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
-    if clipped != box:
-        counts["box_clipped"] += 1
-    return clipped
-
-
-def _box_fault(x0: float, y0: float, x1: float, y1: float) -> str | None:
-    """Name what makes a box unusable; the most telling reason first."""
-    corners = (x0, y0, x1, y1)
-    if not all(math.isfinite(value) for value in corners):
-        return "box_not_finite"
-    if max(abs(value) for value in corners) > PIXEL_BOX:
-        return "box_in_pixels"
-    if x1 < x0 or y1 < y0:
-        return "box_inverted"
-    if x0 >= 1 or y0 >= 1 or x1 <= 0 or y1 <= 0:
-        return "box_outside"
-    return "box_empty" if x1 == x0 or y1 == y0 else None
-
-
-def _to_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # JSON integers have no bound; one beyond float64 is no coordinate
-        return math.inf
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _image_extension(members: Mapping[str, bytes], key: str) -> str:
@@ -287,101 +250,29 @@ def read_object(data: bytes, key: str) -> dict[str, Any]:
 
 
 def _read_captions(record: Mapping[str, Any], text: bytes | None, key: str, counts: Counter[str]) -> tuple[str, ...]:
-    """Take ``captions``; else img2dataset's ``txt`` member, else its ``caption`` key."""
+    """Take ``captions``; else the lines of the ``txt`` member, else img2dataset's ``caption`` key."""
+    given, more = _given_captions(record, text, key)
+    counts.update({"too_many_captions": more} if more else {})
+    return read_texts(given, counts, "caption")
+
+
+def _given_captions(record: Mapping[str, Any], text: bytes | None, key: str) -> tuple[list[Any], int]:
+    """What a sample holds for captions, and how many more there are than are looked at."""
     given = record.get("captions")
-    if given is None and text is not None:
-        try:
-            given = [str(text, "utf-8")]
-        except UnicodeDecodeError as error:
-            raise BadSample("bad_text", f"sample {key!r}: the txt member is not UTF-8: {error}") from error
-    elif given is None and record.get("caption") is not None:
-        given = [record["caption"]]
-    if given is None:
-        return ()
-    return _texts(given if isinstance(given, list) else [given], counts, "caption")
-
-
-def _texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[str, ...]:
-    """Keep the texts that say something, without surrounding space; count the others by reason."""
-    kept = []
-    for value in values:
-        if type(value) is str and value.isascii() and (text := value.strip()):  # nearly every text
-            kept.append(text)
-        elif not isinstance(value, str):
-            counts[f"{kind}_not_text"] += 1
-        elif not value.strip():
-            counts[f"empty_{kind}"] += 1
-        elif not _encodable(value):
-            counts[f"{kind}_bad_unicode"] += 1
-        else:
-            kept.append(value.strip())
-    return tuple(kept)
-
-
-def _encodable(text: str) -> bool:
-    """Tell whether UTF-8 can hold the text: JSON may smuggle in lone surrogates, which no tokenizer takes."""
-    return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
-
-
-def _read_regions(record: Mapping[str, Any], key: str, counts: Counter[str]) -> tuple[Region, ...]:
-    """Read ``regions``; where the object has none, GRIT's lists."""
-    given = record.get("regions")
-    if given is None:
-        given = grit_regions(record, counts)
-    if not isinstance(given, list):
-        raise BadSample("bad_json", f"sample {key!r}: regions must be a list, not {type(given).__name__}")
-    regions = []
-    for index, record in enumerate(given):
-        region = _read_region(record, counts)
-        if region is not None:
-            regions.append(region)
-        if len(regions) == MAX_REGIONS and index + 1 < len(given):
-            counts["too_many_regions"] += len(given) - index - 1
-            break
-    return tuple(regions)
-
-
-def _read_region(record: Any, counts: Counter[str]) -> Region | None:
-    if not isinstance(record, dict):
-        counts["region_malformed"] += 1
-        return None
-    box = parse_box(record.get("box"), counts)
-    if box is None:
-        return None
-    phrases = record.get("phrases")
-    texts = _texts(phrases if isinstance(phrases, list) else [] if phrases is None else [phrases], counts, "phrase")
-    if not texts:
-        counts["region_without_phrase"] += 1
-        return None
-    negatives = record.get("negatives")
-    score = record.get("score")
-    if score is not None and not (_is_number(score) and math.isfinite(score)):
-        counts["score_malformed"] += 1
-        score = None
-    return Region(
-        box=box,
-        phrases=texts,
-        category=record["category"] if isinstance(record.get("category"), str) else None,
-        score=None if score is None else float(score),
-        negatives=_texts(negatives, counts, "negative") if isinstance(negatives, list) else (),
-        crowd=bool(record.get("crowd", record.get("iscrowd", False))),
-    )
-
-
-def _region_to_json(region: Region) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "box": [round(value, _BOX_DECIMALS) for value in region.box],
-        "phrases": list(region.phrases),
-    }
-    if region.category is not None:
-        record["category"] = region.category
-    if region.score is not None:
-        record["score"] = region.score
-    if region.negatives:
-        record["negatives"] = list(region.negatives)
-    if region.crowd:
-        record["crowd"] = True
-    return record
+    if given is not None:
+        return (given if isinstance(given, list) else [given]), 0
+    caption = record.get("caption")
+    if text is None:
+        return ([] if caption is None else [caption]), 0
+    try:
+        whole = str(text, "utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("bad_text", f"sample {key!r}: the txt member is not UTF-8: {error}") from error
+    if isinstance(caption, str) and caption.strip() == whole.strip():  # img2dataset writes one text twice
+        return [whole], 0
+    lines = (line for match in _LINE.finditer(whole) if (line := match[0]).strip())
+    captions = list(itertools.islice(lines, MAX_CAPTIONS))
+    return captions or [whole], sum(1 for _ in lines)
 
 
 def _pixels(record: Mapping[str, Any], name: str, key: str) -> int:
@@ -389,6 +280,6 @@ def _pixels(record: Mapping[str, Any], name: str, key: str) -> int:
     value = record.get(name)
     if value is None:
         return 0
-    if not _is_number(value) or not math.isfinite(value) or value < 0:
+    if not is_number(value) or not math.isfinite(value) or value < 0:
         raise BadSample("bad_json", f"sample {key!r}: {name} is {value!r}, a number of pixels is needed")
     return int(value)

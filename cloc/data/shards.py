@@ -77,8 +77,18 @@ class Manifest:
 
     @property
     def regions(self) -> int:
-        """Number of usable regions in all shards."""
+        """Number of usable regions in all shards, without groups."""
         return sum(shard.regions for shard in self.shards)
+
+    @property
+    def crowds(self) -> int:
+        """Number of usable groups in all shards."""
+        return sum(shard.crowds for shard in self.shards)
+
+    @property
+    def dropped(self) -> int:
+        """Number of regions in all shards that cannot be used."""
+        return sum(shard.dropped for shard in self.shards)
 
     @property
     def bytes(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from cloc.config import ConfigError, DataConfig
+from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.order import GlobalOrder
 from cloc.data.remote import ShardCache, filesystem, is_remote
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, check_size, load_manifest, parse_manifest
@@ -25,6 +26,7 @@ from cloc.data.tars import scan_shard
 from cloc.files import host_lock, make_folder, write_json
 
 _LOG = logging.getLogger(__name__)
+_INDEX_VERSION = 2  # of what scan_shard finds: indexes of another one are made anew
 _READERS = 8  # shards that are fetched at a time while they are indexed
 
 
@@ -62,8 +64,20 @@ class Sources:
 
     @property
     def regions(self) -> int:
-        """Number of usable regions in all sources."""
+        """Number of usable regions in all sources, without groups."""
         return sum(part.manifest.regions for part in self.parts)
+
+    def left_out(self) -> dict[str, str]:
+        """Say how many groups and unusable regions there are, for people; nothing of what there is none."""
+        manifests = [part.manifest for part in self.parts]
+        crowds, dropped = (sum(getattr(one, name) for one in manifests) for name in ("crowds", "dropped"))
+        total = self.regions + crowds + dropped
+        rows = {"crowds": f"{crowds:,} of {total:,} regions are groups, which are not trained on"} if crowds else {}
+        if dropped:
+            loud = "warning: " if dropped > MAX_DROP_SHARE * total else ""
+            why = "python -m cloc data check says why"
+            rows["dropped"] = f"{loud}{dropped:,} of {total:,} regions cannot be used; {why}"
+        return rows
 
     @property
     def digest(self) -> str:
@@ -233,7 +247,7 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
         size = system.size(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url}: no such shard; mend the path or the braces of data.train") from error
-    name = hashlib.sha256(f"{url}\n{size}\n{version}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{url}\n{size}\n{version}\n{_INDEX_VERSION}".encode()).hexdigest()[:32]
     index = cache.folder / "index" / f"{name}.json"
     make_folder(cache.folder, "index")
     with host_lock(index.with_name(f"{index.name}.lock")):

@@ -16,9 +16,12 @@ import numpy as np
 
 from cloc.contracts import BadSample, Sample
 from cloc.data import duplicates
+from cloc.data.boxes import NORMALIZED, observe
 from cloc.data.decode import decode_rgb
+from cloc.data.drops import dropped_regions, has_room, show
 from cloc.data.duplicates import Fingerprints
-from cloc.data.schema import encode_json, parse_sample
+from cloc.data.regions import count_regions, excerpt, raw_boxes
+from cloc.data.schema import encode_json, parse_sample, read_object
 from cloc.data.shards import Manifest, ShardInfo, ShardReader, read_sample_members
 
 _NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
@@ -42,9 +45,13 @@ class Tally:
         samples: how many there are.
         keys: of those that could be read.
         bad: those that cannot be used.
-        mended: captions and regions that were dropped or mended in usable samples, by reason.
+        given: regions that the usable samples list, usable or not.
+        mended: captions and regions that were dropped or mended in usable samples, by reason; ``drops`` parts the two.
+        boxes: what the boxes can be, the evidence of ``boxes.observe``.
+        crowds: usable groups, which are not trained on.
+        examples: of each reason for which regions are dropped the first ones, as they are in the JSON.
         captions: number of captions of each usable sample, as a histogram.
-        regions: number of regions of each usable sample, as a histogram.
+        regions: number of regions of each usable sample, as a histogram; groups aside.
         phrases: how often each phrase names a region.
         words: number of words of each of these, as a histogram.
         areas: share of the picture that each box covers, 0..1.
@@ -54,7 +61,11 @@ class Tally:
     samples: int = 0
     keys: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
+    given: int = 0
     mended: Counter[str] = field(default_factory=Counter)
+    boxes: Counter[str] = field(default_factory=Counter)
+    crowds: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
     captions: Counter[int] = field(default_factory=Counter)
     regions: Counter[int] = field(default_factory=Counter)
     phrases: Counter[str] = field(default_factory=Counter)
@@ -81,6 +92,12 @@ def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
         finally:
             tally.keys += [key] if key else []
         tally.mended.update(mended)
+        record = read_object(members["json"], key) if "json" in members else {}
+        tally.given += count_regions(record)
+        observe(raw_boxes(record), (picture.shape[-1], picture.shape[-2]), NORMALIZED, tally.boxes)
+        for reason in dropped_regions(mended):
+            if has_room(tally.examples, reason):
+                show(tally.examples, reason, [f"{key} ({part.name} #{first + index}): {excerpt(record, reason)}"])
         _count(sample, tally, areas)
         owners += [len(files)] * len(sample.captions)
         captions += map(duplicates.text_hash, sample.captions)
@@ -102,7 +119,11 @@ def join(parts: Sequence[Tally]) -> Tally:
         whole.samples += part.samples
         whole.keys += part.keys
         whole.bad += part.bad
-        for name in ("mended", "captions", "regions", "phrases", "words"):
+        whole.given += part.given
+        whole.crowds += part.crowds
+        for reason, examples in part.examples.items():
+            show(whole.examples, reason, examples)
+        for name in ("mended", "boxes", "captions", "regions", "phrases", "words"):
             getattr(whole, name).update(getattr(part, name))
     if parts:
         whole.areas = np.concatenate([part.areas for part in parts])
@@ -112,8 +133,10 @@ def join(parts: Sequence[Tally]) -> Tally:
 
 def _count(sample: Sample, tally: Tally, areas: list[float]) -> None:
     tally.captions[len(sample.captions)] += 1
-    tally.regions[len(sample.regions)] += 1
-    for region in sample.regions:
+    regions = [region for region in sample.regions if not region.crowd]
+    tally.regions[len(regions)] += 1
+    tally.crowds += len(sample.regions) - len(regions)
+    for region in regions:
         tally.phrases.update(region.phrases)
         tally.words.update(len(phrase.split()) for phrase in region.phrases)
         x0, y0, x1, y1 = region.box

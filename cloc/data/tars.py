@@ -41,10 +41,13 @@ class ShardInfo:
     Attributes:
         name: file name within the folder.
         samples: number of samples, usable or not.
-        regions: number of usable regions.
+        regions: number of usable regions, without groups.
         bytes: size of the file.
         sha256: hash of the file, in hex.
         offsets: ``samples + 1`` byte offsets: where each sample's first header starts, and where the last one ends.
+        crowds: number of usable groups, which are not trained on.
+        dropped: number of regions that cannot be used. Manifests of older versions count neither, and groups as
+            regions.
     """
 
     name: str
@@ -53,6 +56,8 @@ class ShardInfo:
     bytes: int
     sha256: str
     offsets: tuple[int, ...]
+    crowds: int = 0
+    dropped: int = 0
 
 
 def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
@@ -126,7 +131,7 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
     offsets: list[int] = []
     keys: dict[str, set[str]] = {}
     categories: set[str] = set()
-    regions, last, end = 0, None, 0
+    regions, crowds, dropped, last, end = 0, 0, 0, None, 0
     with path.open("rb") as file:
         for member, data in _members(path, file):
             name = _MEMBER_NAME.match(member.name)
@@ -141,13 +146,15 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
             _refuse(extension in keys[key], path, f"member {member.name!r} comes twice", "remove one")
             keys[key].add(extension)
             if extension == "json":
-                found = regions_of(data, key)
-                regions += len(found)
+                found, lost = regions_of(data, key)
+                groups = sum(region.crowd for region in found)
+                regions, crowds, dropped = regions + len(found) - groups, crowds + groups, dropped + lost
                 categories.update(region.category for region in found if region.category is not None)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    info = ShardInfo(path.name, len(offsets), regions, size, digest, (*offsets, end) if offsets else (0,))
+    spans = (*offsets, end) if offsets else (0,)
+    info = ShardInfo(path.name, len(offsets), regions, size, digest, spans, crowds, dropped)
     return info, categories
 
 

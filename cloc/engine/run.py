@@ -286,8 +286,9 @@ def _check_data(config: TrainConfig, data: Sources) -> None:
     wants = {name: config.loss.get(name, 0) for name in ("region", "grounding") if config.loss.get(name, 0)}
     if wants and data.regions == 0:
         weights = ", ".join(f"loss.{name}={value}" for name, value in wants.items())
+        besides = "".join(f"; {name}: {text}" for name, text in data.left_out().items())
         raise ConfigError(
-            f"{weights}, but data.train={config.data.train} holds {data.samples} samples and no region; take "
+            f"{weights}, but data.train={config.data.train} holds {data.samples} samples and no region{besides}; take "
             "data with boxes, or set these weights to 0 and model.prompter=null for a CLIP run"
         )
 
@@ -319,6 +320,7 @@ def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
         **data.plan(config.seed, config.samples, config.trainer.num_nodes),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
+        **data.left_out(),
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
         "precision": f"{config.trainer.precision}, {config.trainer.threads or torch.get_num_threads()} threads",
     }

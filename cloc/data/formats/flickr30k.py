@@ -35,7 +35,8 @@ def open_flickr30k_entities(source: Path, *, split: str = "val", images: Path | 
     folders = need_folder(source / "Annotations", remedy), need_folder(source / "Sentences", remedy)
     root = need_folder(images or source / "flickr30k-images", "name the folder of the pictures with --images")
     ids = listed.read_text(encoding="utf-8").split()
-    return Source(f"flickr30k_{split}", (listed,), _records(ids, *folders, root), len(ids), parse=entities_object)
+    records = _records(ids, *folders, root)
+    return Source(f"flickr30k_{split}", (listed,), records, len(ids), parse=entities_object, boxes="xyxy_pixels")
 
 
 def _records(ids: list[str], annotations: Path, sentences: Path, root: Path) -> Iterator[Record]:
@@ -46,7 +47,7 @@ def _records(ids: list[str], annotations: Path, sentences: Path, root: Path) -> 
 
 
 def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
-    """Make a shard's JSON object of one picture: ``Source.parse`` of this format.
+    """Make a shard's JSON object of one picture: ``Source.parse`` of this format. Boxes are in pixels.
 
     Args:
         annotations: paths of the picture's ``xml`` and ``sentences``.
@@ -70,7 +71,7 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
     boxed = [item for item in tree.findall("object") if item.find("bndbox") is not None]
     regions = [
         {
-            "box": _box(item, width, height),
+            "box": _box(item),
             "phrases": list(
                 dict.fromkeys(phrase for name in item.findall("name") for phrase in phrases.get(name.text, ()))
             ),
@@ -81,10 +82,10 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
     return {"width": width, "height": height, "captions": captions, "regions": regions}
 
 
-def _box(item: ElementTree.Element, width: int, height: int) -> Any:
-    """Read one box. Its corners are pixels counted from 1, both within the box, as in PASCAL VOC."""
+def _box(item: ElementTree.Element) -> Any:
+    """Read one box in pixels. The file counts them from 1, the last one within the box, as in PASCAL VOC."""
     values = [item.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
     if not all(re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) for value in values):
         return values  # counted as box_malformed
     x0, y0, x1, y1 = map(float, values)
-    return [(x0 - 1) / width, (y0 - 1) / height, x1 / width, y1 / height]
+    return [x0 - 1, y0 - 1, x1, y1]

@@ -6,22 +6,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.contracts import BadSample
+from cloc.data.boxes import NORMALIZED, check_kind
 from cloc.data.records import Keys, Record, Source
 from cloc.data.schema import read_object
 
 
-def open_jsonl(source: Path, *, images: Path | None = None) -> Source:
+def open_jsonl(
+    source: Path, *, images: Path | None = None, boxes: str = NORMALIZED, ignore_crowd_flag: bool = False
+) -> Source:
     """Open a ``.jsonl`` file; ``image`` is a path relative to it, the rest of a line is a shard's JSON member.
 
     Args:
         source: the file.
         images: folder that the picture paths are relative to; None for the file's own.
+        boxes: what ``box`` of a region holds, one of ``BOX_KINDS``.
+        ignore_crowd_flag: take groups for ordinary regions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such kind of box.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no file; format 'jsonl' reads one .jsonl file")
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
-    return Source(source.stem, (source,), _records(source, images or source.parent), total)
+    records = _records(source, images or source.parent)
+    own = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
+    return Source(source.stem, (source,), records, total, **own)
 
 
 def _records(source: Path, root: Path) -> Iterator[Record]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cloc.data.formats.coco import file_name, normalize_xywh
+from cloc.data.formats.coco import CATEGORIES, COCO_BOXES, IMAGES, file_name
 from cloc.data.formats.files import json_items, need_file, need_folder
+from cloc.data.formats.ids import Kind, collect, id_of
 from cloc.data.records import Keys, Record, Source
 
+_OBJECTS = Kind(
+    "annotation",
+    lambda item: item.get("bbox"),
+    lambda one, two: all(one.get(name) == two.get(name) for name in ("image_id", "bbox", "category_id")),
+)
 _PICTURES = "images/mscoco/images/train2014"
 
 
@@ -30,33 +36,41 @@ def open_refcoco(
 
     Raises:
         FileNotFoundError: a file is missing, or is there as a pickle only.
-        ValueError: there are several files of references and no ``split_by``; there is no such split.
+        ValueError: there are several files of references and no ``split_by``; there is no such split; an id stands for
+            two pictures, classes or objects.
     """
     refs = _find_refs(source, split_by)
     instances = need_file(source / "instances.json", "it belongs to the same download as the references")
     root = need_folder(
         images or source.parent / _PICTURES, "name the folder of COCO's train2014 pictures with --images"
     )
-    by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    by_image: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     splits: Counter[Any] = Counter()
     for ref in json_items(refs, "item"):
         splits[ref.get("split")] += 1
         if ref.get("split") == split or (split == "test" and str(ref.get("split")).startswith("test")):
-            by_image[ref.get("image_id")].append(ref)
+            by_image[id_of(ref.get("image_id")) or ""].append(ref)
     if not by_image:
         seen = ", ".join(f"{name} ({count:,})" for name, count in splits.items()) or "no reference at all"
         raise ValueError(f"{refs}: no reference of split {split!r}, but {seen}; name one with --split")
-    names = {item["id"]: item["name"] for item in json_items(instances, "categories.item")}
-    known = {item["id"]: item for item in json_items(instances, "images.item") if item["id"] in by_image}
-    wanted = {ref.get("ann_id") for group in by_image.values() for ref in group}
-    objects = {
-        item["id"]: (item.get("bbox"), names.get(item.get("category_id")), bool(item.get("iscrowd")))
-        for item in json_items(instances, "annotations.item")
-        if item["id"] in wanted
-    }
-    records = _records(by_image, known, objects, root)
-    name = f"{source.name}_{split}"
-    return Source(name, (refs, instances), records, len(by_image), tuple(sorted(set(names.values()))), refcoco_object)
+    wanted = {id_of(ref.get("ann_id")) for group in by_image.values() for ref in group} - {None}
+    known: dict[str, dict[str, Any]] = {}
+    categories: dict[str, dict[str, Any]] = {}
+    objects: dict[str, dict[str, Any]] = {}
+    collect(known, _some(instances, "images.item", by_image), instances, IMAGES)
+    collect(categories, json_items(instances, "categories.item"), instances, CATEGORIES)
+    collect(objects, _some(instances, "annotations.item", wanted), instances, _OBJECTS)
+    names = {number: item["name"] for number, item in categories.items()}
+    records = _records(by_image, known, objects, names, root)
+    title, classes = f"{source.name}_{split}", tuple(sorted(set(names.values())))
+    return Source(title, (refs, instances), records, len(by_image), classes, refcoco_object, boxes=COCO_BOXES)
+
+
+def _some(path: Path, prefix: str, wanted: Container[str | None]) -> Iterator[dict[str, Any]]:
+    """Yield the items of wanted ids, without their masks."""
+    for item in json_items(path, prefix):
+        if id_of(item["id"]) in wanted:
+            yield {name: value for name, value in item.items() if name != "segmentation"}
 
 
 def _find_refs(source: Path, split_by: str | None) -> Path:
@@ -75,9 +89,10 @@ def _find_refs(source: Path, split_by: str | None) -> Path:
 
 
 def _records(
-    by_image: Mapping[Any, list[dict[str, Any]]],
-    images: Mapping[Any, dict[str, Any]],
-    objects: Mapping[Any, tuple[Any, str | None, bool]],
+    by_image: Mapping[str, list[dict[str, Any]]],
+    images: Mapping[str, dict[str, Any]],
+    objects: Mapping[str, dict[str, Any]],
+    names: Mapping[str, str],
     root: Path,
 ) -> Iterator[Record]:
     keys = Keys()
@@ -88,31 +103,37 @@ def _records(
             detail = "instances.json has no such picture" if image is None else "it has no file_name"
             yield Record(f"image {number}", fault=("bad_annotation", detail))
             continue
-        told = [(ref.get("ann_id"), ref.get("sentences"), objects.get(ref.get("ann_id"))) for ref in refs]
+        told = []
+        for ref in refs:
+            own = objects.get(id_of(ref.get("ann_id")) or "")
+            if own is not None and id_of(own.get("image_id")) != number:
+                own = None  # an object of another picture is none of this one, whatever the reference says
+            category = names.get(id_of(own.get("category_id")) or "") if own is not None else None
+            told.append((ref.get("sentences"), own, category))
         yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, {"image": image, "refs": told})
 
 
 def refcoco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
-    """Make a shard's JSON object of one picture: ``Source.parse`` of this format.
+    """Make a shard's JSON object of one picture: ``Source.parse`` of this format. Boxes stay in pixels.
 
     Args:
-        annotations: ``image`` (COCO's object) and ``refs``: of each the object's id, the sentences, and the object's
-            box, category and crowd flag.
+        annotations: ``image`` (COCO's object) and ``refs``: of each the sentences, the object (COCO's annotation) and
+            its category.
         counts: receives ``box_joined`` for a second reference to the same object.
     """
     image = annotations["image"]
     regions: dict[Any, Any] = {}
-    for place, (number, sentences, found) in enumerate(annotations["refs"]):
+    for place, (sentences, found, category) in enumerate(annotations["refs"]):
         if found is None:  # counted as region_malformed
             regions[("missing", place)] = None
             continue
-        box, category, crowd = found
+        number = id_of(found["id"])
         if number in regions:
             counts["box_joined"] += 1
         else:
-            box = normalize_xywh(box, image)
+            box, crowd = found.get("bbox"), found.get("iscrowd")
             regions[number] = {"box": box, "phrases": [], "category": category, "crowd": crowd}
         texts = [sentence["sent"] for sentence in sentences]
         regions[number]["phrases"] = list(dict.fromkeys([*regions[number]["phrases"], *texts]))
-    size = {"width": image["width"], "height": image["height"], "coco_id": image["id"]}
+    size = {"width": image.get("width"), "height": image.get("height"), "coco_id": image["id"]}
     return size | {"regions": list(regions.values())}

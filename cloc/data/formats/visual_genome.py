@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cloc.data.formats.coco import normalize_xywh
+from cloc.data.formats.coco import COCO_BOXES
 from cloc.data.formats.files import json_items, need_file
+from cloc.data.formats.ids import Kind, collect, id_of, same_picture
 from cloc.data.records import Keys, Record, Source
 
 _SPLITS = "densecap_splits.json"
+
+
+def _path(picture: Mapping[str, Any]) -> str | None:
+    """Return a picture's path below the folder of the two folders: the last two parts of its URL."""
+    url = picture.get("url")
+    return "/".join(urlsplit(url).path.split("/")[-2:]) if isinstance(url, str) else None
+
+
+_PICTURES = Kind("picture", _path, lambda one, two: same_picture(one, two, _path), "image_id")
 
 
 def open_visual_genome(source: Path, *, split: str | None = None, images: Path | None = None) -> Source:
@@ -29,48 +39,51 @@ def open_visual_genome(source: Path, *, split: str | None = None, images: Path |
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: there is no such split.
+        ValueError: there is no such split; an id stands for two pictures.
     """
     remedy = "download it from the Visual Genome site"
     regions = need_file(source / "region_descriptions.json", remedy)
     data = need_file(source / "image_data.json", remedy)
     files = (regions, data)
-    pictures = {item.get("image_id", item.get("id")): item for item in json_items(data, "item")}
+    pictures: dict[str, dict[str, Any]] = {}
+    items = ({**item, "image_id": item.get("image_id", item.get("id"))} for item in json_items(data, "item"))
+    collect(pictures, items, data, _PICTURES)
     if split is not None:
         files = (*files, need_file(source / _SPLITS, "it comes with DenseCap; leave --split out for all pictures"))
         splits = json.loads((source / _SPLITS).read_text(encoding="utf-8"))
         if split not in splits:
             raise ValueError(f"{source / _SPLITS}: no split {split!r}, but {', '.join(splits)}; name one with --split")
-        wanted = set(splits[split])
+        wanted = {str(id_of(number)) for number in splits[split]}
     else:
         wanted = None
     records = _records(regions, pictures, wanted, images or source)
     total = len(pictures if wanted is None else wanted)
-    return Source(f"visual_genome{'' if split is None else '_' + split}", files, records, total, parse=genome_object)
+    name = f"visual_genome{'' if split is None else '_' + split}"
+    return Source(name, files, records, total, parse=genome_object, boxes=COCO_BOXES)
 
 
-def _records(path: Path, pictures: Mapping[Any, Any], wanted: set[Any] | None, root: Path) -> Iterator[Record]:
+def _records(path: Path, pictures: Mapping[str, Any], wanted: set[str] | None, root: Path) -> Iterator[Record]:
     keys = Keys()
     missing = set(wanted or ())
     for place, item in enumerate(json_items(path, "item")):
-        number = item.get("id") if isinstance(item, dict) else None
+        number = id_of(item.get("id")) if isinstance(item, dict) else None
         if wanted is not None and number not in wanted:
             continue
         missing.discard(number)
         where = f"image {number}, item {place} of {path.name}"
-        picture = pictures.get(number)
-        if picture is None or not isinstance(picture.get("url"), str):
+        picture = pictures.get(number or "")
+        name = _path(picture) if picture is not None else None
+        if name is None:
             yield Record(where, fault=("bad_annotation", "image_data.json has no such picture, or no url of it"))
             continue
-        name = "/".join(urlsplit(picture["url"]).path.split("/")[-2:])
         annotations = {"image": picture, "regions": item.get("regions") or []}
         yield Record(where, keys.unique(Path(name).stem), root / name, annotations)
-    for number in sorted(missing):
+    for number in sorted(missing, key=lambda number: (len(number), number)):
         yield Record(f"image {number}", fault=("bad_annotation", f"{path.name} has no such picture"))
 
 
 def genome_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
-    """Make a shard's JSON object of one picture: ``Source.parse`` of this format.
+    """Make a shard's JSON object of one picture: ``Source.parse`` of this format. Boxes stay in pixels.
 
     Args:
         annotations: ``image``, an item of ``image_data.json``, and ``regions`` of ``region_descriptions.json``.
@@ -84,14 +97,15 @@ def genome_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[
             continue
         box = [region.get(name) for name in ("x", "y", "width", "height")]
         if repr(box) not in regions:
-            regions[repr(box)] = {"box": normalize_xywh(box, image), "phrases": [region.get("phrase")]}
+            regions[repr(box)] = {"box": box, "phrases": [region.get("phrase")]}
             continue
         counts["box_joined"] += 1
         if region.get("phrase") not in regions[repr(box)]["phrases"]:
             regions[repr(box)]["phrases"].append(region.get("phrase"))
-    size = {"width": image["width"], "height": image["height"]}
-    return size | {
-        "vg_id": image.get("image_id", image.get("id")),
+    return {
+        "width": image.get("width"),
+        "height": image.get("height"),
+        "vg_id": image["image_id"],
         "coco_id": image.get("coco_id"),
         "regions": list(regions.values()),
     }

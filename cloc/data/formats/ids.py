@@ -1,0 +1,90 @@
+"""Ids of pictures, classes and annotations: joined as they are meant, refused where they stand for two things.
+
+A picture that takes another one's boxes looks like any other in every count; so what cannot be told apart is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+Item = dict[str, Any]
+
+
+def id_of(value: Any) -> str | None:
+    """Return an id as text, the same for 7, 7.0 and "7"; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+class Kind(NamedTuple):
+    """Things with ids.
+
+    Attributes:
+        what: how an error calls one.
+        name: what people know one by; None where it has no name.
+        same: tells whether two entries with one id are one thing, given twice.
+        key: where an entry has its id.
+    """
+
+    what: str
+    name: Callable[[Item], Any]
+    same: Callable[[Item, Item], bool]
+    key: str = "id"
+
+
+def collect(found: dict[str, Item], items: Iterable[Any], path: Path, kind: Kind) -> None:
+    """Add items by their ids.
+
+    Args:
+        found: receives them; what it holds already stays.
+        items: of one list of a file.
+        path: the file.
+        kind: what they are.
+
+    Raises:
+        ValueError: an item has no id, or the id of another one.
+    """
+    for item in items:
+        number = id_of(item[kind.key])
+        if number is None:
+            raise ValueError(f"{path}: {kind.what} {kind.key} {item[kind.key]!r}; a number or a text is needed")
+        known = found.setdefault(number, item)
+        if known is not item and not kind.same(known, item):
+            both = f"{kind.what} {kind.key} {number} stands for {kind.name(known)!r} and for {kind.name(item)!r}"
+            remedy = f"nobody can know whose its annotations are; give each {kind.what} an id of its own, there too"
+            raise ValueError(f"{path}: {both}; {remedy}")
+
+
+def same_picture(first: Item, second: Item, path_of: Callable[[Item], str | None]) -> bool:
+    """Tell whether two entries are of one file and size; one path may name more of its folders than the other."""
+    sizes = [(item.get("width"), item.get("height")) for item in (first, second)]
+    paths = [PurePosixPath(path_of(item) or "").parts for item in (first, second)]
+    length = min(map(len, paths))
+    stated = all(side is not None for size in sizes for side in size)
+    return (sizes[0] == sizes[1] or not stated) and paths[0][-length:] == paths[1][-length:]
+
+
+def refuse_other_numbers(first: dict[str, Item], second: dict[str, Item], paths: tuple[Path, Path], kind: Kind) -> None:
+    """Refuse two files that number the same things differently; those without a name are not compared.
+
+    Args:
+        first: items of one file by id.
+        second: of the other one.
+        paths: of both.
+        kind: what they are.
+
+    Raises:
+        ValueError: a name has one id here and another one there.
+    """
+    numbers: dict[Any, set[str]] = {}
+    for number, item in first.items():
+        numbers.setdefault(kind.name(item), set()).add(number)
+    for number, item in second.items():
+        name = kind.name(item)
+        own = numbers.get(name) if name is not None else None
+        if own and number not in own:
+            seen = f"{name!r} has id {min(own)} in {paths[0].name} and id {number} in {paths[1].name}"
+            raise ValueError(f"{paths[1]}: {seen}; take files that number each {kind.what} alike")
