@@ -36,7 +36,9 @@ _FOUR_FLOATS = [float] * 4
 _TOLERANCE = 0.02  # of the picture, beside a pixel: what rounding and hasty annotators reach beyond it
 _LEAST_SIDE = 0.9  # pixels; what is smaller was divided once too often
 _FITS = 0.98  # share of the boxes that must fit a kind before it is named
-_SEEN, _SMALL, _REACH = "boxes", "below_a_pixel", " reach"  # entries of the evidence beside the kinds
+_ENOUGH = 10  # boxes, before what fits better is held against what most of them fit
+_SEEN, _SMALL, _FAR = "boxes", "below_a_pixel", "far"  # entries of the evidence beside the kinds
+_REACH, _CLOSE = " reach", " close"  # behind the name of a kind
 
 
 def check_kind(kind: str) -> str:
@@ -117,9 +119,11 @@ def observe(boxes: Iterable[Any], size: tuple[float, float], kind: str, seen: Co
                 name = f"{layout}_{unit}"
                 fits, small, reach = _fit(box, (scale, scale) if scale else size, size)
                 seen[name] += fits
-                seen[name + _REACH] += reach
+                seen[name + _REACH] += round(100 * reach)
+                seen[name + _CLOSE] += reach > 0.9
                 if name == kind:
                     seen[_SMALL] += small
+                    seen[_FAR] += reach > 0.5
 
 
 def fit(seen: Mapping[str, int], kind: str) -> float:
@@ -127,31 +131,57 @@ def fit(seen: Mapping[str, int], kind: str) -> float:
     return seen.get(kind, 0) / seen[_SEEN] if seen.get(_SEEN) else 1.0
 
 
-def small(seen: Mapping[str, int]) -> int:
-    """Return how many of the observed boxes are smaller than a pixel, as what they are said to be."""
-    return seen.get(_SMALL, 0)
+def misfits(seen: Mapping[str, int], kind: str) -> tuple[int, int]:
+    """Return how many boxes cannot be of the kind that they are said to be: not in their picture, below a pixel."""
+    small = seen.get(_SMALL, 0)
+    return seen.get(_SEEN, 0) - seen.get(kind, 0) - small, small
 
 
 def likely_kinds(seen: Mapping[str, int], kind: str) -> tuple[str, ...]:
-    """Name the kinds that nearly all observed boxes can be, the likeliest of each order of numbers.
+    """Name the kinds that nearly all observed boxes can be, the likeliest first.
 
     Args:
         seen: the evidence of :func:`observe`.
         kind: what they are said to be; never named.
 
     Returns:
-        At most two. Of several units the one that fills the pictures most is named: boxes in pixels of a picture of
-        400 px could be in 0..1000 as well. ``yxyx`` only where nothing else fits, since it fits where ``xyxy`` does.
+        At most two, of the unit in which the boxes fill their pictures most: what is in pixels of a picture of 400 px
+        could be in 0..1000 as well. Of two orders that fit, the one that was said comes first.
     """
-    own = _KINDS[kind][0]
-    orders = sorted(_LAYOUTS, key=lambda layout: layout != own)  # stable: the order of _LAYOUTS otherwise
-    found = []
-    for layout in orders:
-        names = [f"{layout}_{unit}" for unit in _UNITS]
-        fitting = [name for name in names if name != kind and seen.get(_SEEN) and fit(seen, name) >= _FITS]
-        if fitting and (layout != "yxyx" or not found):
-            found.append(max(fitting, key=lambda name: seen.get(name + _REACH, 0)))
-    return tuple(found[:2])
+    fitting = [name for name in _KINDS if name != kind and seen.get(_SEEN) and fit(seen, name) >= _FITS]
+    if not fitting:
+        return ()
+    layout, unit = _KINDS[kind][0], _KINDS[max(fitting, key=lambda name: seen.get(name + _REACH, 0))][1]
+    fitting = [name for name in fitting if _KINDS[name][1] == unit]
+    return tuple(sorted(fitting, key=lambda name: _KINDS[name][0] != layout)[:2])  # stable: else in the order of _KINDS
+
+
+def is_likely(seen: Mapping[str, int], kind: str, other: str) -> bool:
+    """Tell whether enough boxes are likelier of another kind than of what they are said to be.
+
+    Args:
+        seen: the evidence of :func:`observe`.
+        kind: what they are said to be.
+        other: the first of ``likely_kinds``. Rows before columns (``yxyx``) fit most of what other orders do, and prove
+            nothing.
+    """
+    return seen.get(_SEEN, 0) >= _ENOUGH and not other.startswith("yxyx")
+
+
+def in_a_corner(seen: Mapping[str, int], kind: str) -> tuple[str, ...]:
+    """Name the likely kinds of boxes that fit and all keep to the upper left, as 0..100 does in a large picture.
+
+    Args:
+        seen: the evidence of :func:`observe`.
+        kind: what they are said to be.
+
+    Returns:
+        As ``likely_kinds``, in a unit in which boxes come close to the far sides; empty where nothing speaks for one.
+    """
+    others = likely_kinds(seen, kind)
+    if not others or seen.get(_FAR) or not seen.get(others[0] + _CLOSE) or _KINDS[others[0]][1] == _KINDS[kind][1]:
+        return ()
+    return others if is_likely(seen, kind, others[0]) else ()
 
 
 def to_float(value: float) -> float:
@@ -186,12 +216,12 @@ def _fault(x0: float, y0: float, x1: float, y1: float) -> str | None:
     return "box_empty" if x1 == x0 or y1 == y0 else None
 
 
-def _fit(box: Corners, scales: tuple[float, float], size: tuple[float, float]) -> tuple[bool, bool, int]:
-    """Whether the box lies in the picture and is of some size; whether it is below a pixel; how far it reaches in %."""
+def _fit(box: Corners, scales: tuple[float, float], size: tuple[float, float]) -> tuple[bool, bool, float]:
+    """Whether the box fits the picture; whether it is smaller than a pixel; how far it reaches, 0..1."""
     across = _along(box[0] / scales[0], box[2] / scales[0], size[0])
     down = _along(box[1] / scales[1], box[3] / scales[1], size[1])
     small = across[1] or down[1]
-    return across[0] and down[0] and not small, small, round(100 * min(max(across[2], down[2], 0.0), 1.0))
+    return across[0] and down[0] and not small, small, min(max(across[2], down[2], 0.0), 1.0)
 
 
 def _along(low: float, high: float, pixels: float) -> tuple[bool, bool, float]:

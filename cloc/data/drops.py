@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloc.data.boxes import fit, likely_kinds, small
+from cloc.data.boxes import fit, in_a_corner, is_likely, likely_kinds, misfits
 from cloc.data.regions import DROPPED_REGIONS
 from cloc.data.schema import CAPTION_LOSSES
 
@@ -84,25 +84,28 @@ def region_fault(
         seen: the evidence of ``boxes.observe``, over all boxes.
         kind: what the boxes are said to be.
         max_drop_share: share of the regions that may be dropped, 0..1. As many boxes may lie outside of their picture
-            or below a pixel before another kind that fits is believed; at least half of them where none does.
+            or below a pixel before another kind that fits is believed; at least half of them where none does, or where
+            there are few. With 1 nothing is held against a source.
     """
     lost = dropped_regions(counts)
     count = sum(lost.values())
     misfit = 1 - fit(seen, kind)
     kinds = likely_kinds(seen, kind) if misfit > max_drop_share else ()
-    # Rows before columns fits most of what other orders do, so it is told and proves nothing.
-    misread = misfit > max(_MOST, max_drop_share) or any(not name.startswith("yxyx") for name in kinds)
+    corner = in_a_corner(seen, kind) if max_drop_share < 1 else ()
+    misread = misfit > max(_MOST, max_drop_share) or (bool(kinds) and is_likely(seen, kind, kinds[0]))
     if count > max_drop_share * given:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in lost.items())
         text = f"{count:,} of {given:,} regions are dropped, more than max_drop_share={max_drop_share} ({reasons})"
         return RegionFault(text + _look(kinds, seen, kind), kinds, misread)
-    if not misread:
-        return None
-    tiny = small(seen)
-    reach = round(misfit * seen["boxes"]) - tiny
-    found = {"smaller than a pixel": tiny, "not within its picture": reach}
-    what = ", ".join(f"{number:,} {name}" for name, number in found.items() if number > 0)
-    return RegionFault(f"of {seen['boxes']:,} boxes {what}" + _look(kinds, seen, kind), kinds, True)
+    if misread:
+        outside, tiny = misfits(seen, kind)
+        found = {"reach out of their pictures": outside, "are smaller than a pixel": tiny}
+        what = ", ".join(f"{number:,} {name}" for name, number in found.items() if number)
+        return RegionFault(f"of {seen['boxes']:,} boxes {what}" + _look(kinds, seen, kind), kinds, True)
+    if corner:
+        text = f"all {seen['boxes']:,} boxes keep to the upper left quarter of their pictures"
+        return RegionFault(text + _look(corner, seen, kind), corner, True)
+    return None
 
 
 def _look(kinds: tuple[str, ...], seen: Mapping[str, int], kind: str) -> str:

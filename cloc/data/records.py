@@ -253,10 +253,9 @@ def _build(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[s
     given.update(captions=count_captions(annotations), regions=count_regions(annotations) + mended["box_joined"])
     extension, image = _read_picture(record.picture)
     size = _check_picture(image, str(record.picture))
-    stated = annotations.get("width"), annotations.get("height")
-    drawn_on = _size(stated) or size
-    observe(raw_boxes(annotations), drawn_on, recipe.boxes, boxes)
-    annotations = _normalize(annotations, recipe.boxes, drawn_on)
+    stated = stated_size(annotations.get("width"), annotations.get("height"))
+    observe(raw_boxes(annotations), stated or size, recipe.boxes, boxes)
+    annotations = normalize_regions(annotations, recipe.boxes, stated or size)
     sample, more = parse_object(annotations, image, extension, record.key, recipe.source)
     return _finish(sample, stated, size, record.where), mended + more, annotations
 
@@ -269,14 +268,13 @@ def _build_from_tar(record: Record, recipe: Recipe, given: Counter[str], boxes: 
     sample, mended = parse_sample(members, record.key, recipe.source)
     size = _check_picture(sample.image, record.where)
     observe(raw_boxes(annotations), size, recipe.boxes, boxes)
-    stated = sample.extra.get("original_width"), sample.extra.get("original_height")
+    stated = stated_size(sample.extra.get("original_width"), sample.extra.get("original_height"))
     return _finish(sample, stated, size, record.where), mended, annotations
 
 
-def _finish(sample: Sample, stated: tuple[Any, Any], size: tuple[int, int], where: str) -> Sample:
-    drawn_on = _size(stated)
-    if sample.regions and drawn_on:
-        _check_shape(drawn_on, size, where)
+def _finish(sample: Sample, stated: tuple[float, float] | None, size: tuple[int, int], where: str) -> Sample:
+    if sample.regions and stated:
+        _check_shape(stated, size, where)
     encode_json(sample)  # or says why it cannot be written
     return replace(sample, width=size[0], height=size[1])
 
@@ -294,7 +292,14 @@ def _parse(record: Record, recipe: Recipe, counts: Counter[str]) -> dict[str, An
     return annotations
 
 
-def _normalize(annotations: dict[str, Any], kind: str, size: tuple[float, float]) -> dict[str, Any]:
+def normalize_regions(annotations: dict[str, Any], kind: str, size: tuple[float, float]) -> dict[str, Any]:
+    """Return a shard's JSON object whose boxes are xyxy in 0..1.
+
+    Args:
+        annotations: the object, its boxes as a source has them.
+        kind: what they are, one of ``BOX_KINDS``.
+        size: (width, height) of the picture that they were drawn on, in pixels.
+    """
     if kind == NORMALIZED:
         return annotations
     return _change_regions(annotations, lambda own: {**own, "box": normalize_box(own["box"], kind, size)}, "box")
@@ -354,10 +359,10 @@ def _check_picture(image: bytes, where: str) -> tuple[int, int]:
     return size
 
 
-def _size(stated: tuple[Any, Any]) -> tuple[float, float] | None:
-    """Return a stated width and height; None where one is unknown, which 0 and null stand for."""
-    width, height = (to_float(side) if is_number(side) else 0.0 for side in stated)
-    return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
+def stated_size(width: Any, height: Any) -> tuple[float, float] | None:
+    """Return the size of a picture as JSON states it; None where a side is unknown, which 0 and null stand for."""
+    across, down = (to_float(side) if is_number(side) else 0.0 for side in (width, height))
+    return (across, down) if 0 < across < math.inf and 0 < down < math.inf else None
 
 
 def _check_shape(stated: tuple[float, float], size: tuple[int, int], where: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cloc.contracts import BadSample, Region
-from cloc.data.boxes import BOX_DECIMALS, is_box, is_number, parse_box
+from cloc.data.boxes import BOX_DECIMALS, is_box, is_number, parse_box, to_float
 from cloc.data.grit import GRIT_KEYS, count_entries, grit_boxes, grit_regions
 
 MAX_REGIONS = 1_000
@@ -95,7 +95,7 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
         return None
     negatives = record.get("negatives")
     score = record.get("score")
-    if score is not None and not (is_number(score) and math.isfinite(score)):
+    if score is not None and not (is_number(score) and math.isfinite(to_float(score))):
         counts["score_malformed"] += 1
         score = None
     return Region(

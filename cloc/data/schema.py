@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cloc.contracts import BadSample, Region, Sample
-from cloc.data.boxes import is_number, parse_box
+from cloc.data.boxes import is_number, parse_box, to_float
 from cloc.data.regions import (
     DROPPED_REGIONS,
     KNOWN_KEYS,
@@ -280,6 +280,6 @@ def _pixels(record: Mapping[str, Any], name: str, key: str) -> int:
     value = record.get(name)
     if value is None:
         return 0
-    if not is_number(value) or not math.isfinite(value) or value < 0:
+    if not is_number(value) or not math.isfinite(to_float(value)) or value < 0:
         raise BadSample("bad_json", f"sample {key!r}: {name} is {value!r}, a number of pixels is needed")
     return int(value)

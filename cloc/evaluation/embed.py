@@ -6,7 +6,9 @@ there is not made again, so that an interrupted run goes on where it stopped. Th
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from rich.progress import Progress
 
 from cloc.contracts import BadSample, Sample
 from cloc.data.decode import decode_rgb
-from cloc.data.formats.coco import file_name, normalize_xywh
-from cloc.data.schema import IMAGE_EXTENSIONS, parse_object, parse_sample
+from cloc.data.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
+from cloc.data.records import normalize_regions, stated_size
+from cloc.data.schema import IMAGE_EXTENSIONS, image_size, parse_object, parse_sample
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
@@ -135,44 +138,38 @@ def open_source(data: Path, images: Path | None = None) -> Source:
 
 
 def _coco(file: Path, images: Path | None) -> Source:
-    """A COCO annotation file: boxes with their category's name, captions where it has some."""
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(stored, dict) or "images" not in stored:
+    """A COCO annotation file, with the boxes, phrases and captions that ``data convert coco`` finds in it."""
+    try:
+        found = read_coco([file])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: no COCO annotation file ({type(error).__name__}: {error})") from error
+    if not found.images:
         raise ValueError(f"{file}: no COCO annotation file (it has no 'images')")
-    folder = images or _coco_folder(file, stored)
-    names = {category["id"]: category["name"] for category in stored.get("categories", [])}
-    own: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in stored["images"]}
-    for annotation in stored.get("annotations", []):
-        own.setdefault(annotation["image_id"], []).append(annotation)
+    numbers = list(found.images)
+    folder = images or _coco_folder(file, str(file_name(found.images[numbers[0]])))
 
     def read(index: int) -> Sample:
-        image = stored["images"][index]
-        path = folder / str(file_name(image))
+        name = str(file_name(found.images[numbers[index]]))
+        path = folder / name
         if not path.is_file():
             raise BadSample("no_image", str(path))
-        annotations = own[image["id"]]
-        boxes = [
-            (normalize_xywh(a["bbox"], image), names.get(a.get("category_id"))) for a in annotations if "bbox" in a
-        ]
-        record = {
-            "captions": [a["caption"] for a in annotations if "caption" in a],
-            "regions": [{"box": box, "phrases": [name]} for box, name in boxes],
-        }
-        shape = (path.read_bytes(), path.suffix.lower().lstrip("."), image["file_name"])
-        if not any(record.values()):
-            return Sample(shape[2], shape[0], shape[1])
-        return parse_object(record, *shape, file.stem)[0]
+        data, extension = path.read_bytes(), path.suffix.lower().lstrip(".")
+        record = coco_object(found.of(numbers[index]), Counter())
+        size = stated_size(record["width"], record["height"]) or image_size(data)
+        if not record["captions"] and not record["regions"]:
+            return Sample(name, data, extension)
+        return parse_object(normalize_regions(record, COCO_BOXES, size), data, extension, name, file.stem)[0]
 
-    return Source(read, len(stored["images"]), digest_of(stored, str(folder)))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Source(read, len(numbers), digest_of(digest, str(folder)))
 
 
-def _coco_folder(file: Path, stored: dict[str, Any]) -> Path:
+def _coco_folder(file: Path, first: str) -> Path:
     """``annotations/instances_val2017.json`` names pictures of ``val2017/`` beside ``annotations/``."""
     split = file.stem.rpartition("_")[2]
     choices = [file.parent, file.parent / "images", file.parent.parent / split, file.parent.parent / "images"]
-    first = str(file_name(stored["images"][0])) if stored["images"] else ""
     found = next((folder for folder in choices if (folder / first).is_file()), None)
-    if found is None or not first:
+    if found is None:
         raise FileNotFoundError(f"{file}: its first picture {first!r} is in none of {[str(c) for c in choices]}")
     return found
 
