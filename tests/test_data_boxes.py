@@ -121,6 +121,13 @@ def test_without_captions_the_records_are_left_out_and_the_kind_is_told(tmp_path
         convert("jsonl", source, tmp_path / "out", console=QUIET)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", ["max_skip_share", "max_drop_share"])
+def test_what_is_no_share(tmp_path: Path, name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={share}: a share is within 0..1"):
+        convert("jsonl", write_jsonl(tmp_path, []), tmp_path / "out", console=QUIET, **{name: share})
+
+
 def test_a_kind_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="boxes='xyxy': there is no such kind of box; the kinds are xyxy_normalized"):
         convert("jsonl", write_jsonl(tmp_path, []), tmp_path / "out", boxes="xyxy", console=QUIET)
@@ -188,9 +195,10 @@ def test_boxes_that_reach_out_a_little_are_no_fault(tmp_path: Path) -> None:
 
 
 def test_another_kind_is_told_after_a_thousand_boxes(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path, *regions_as("xyxy_pixels") * 130)
+    own = [region for (region,) in regions_as("xyxy_pixels")] * 25
+    source = write_jsonl(tmp_path, *[own] * 8)
     with pytest.raises(ValueError, match=r"1,000 of 1,000 regions.*--boxes xyxy_pixels"):
-        convert("jsonl", source, tmp_path / "out", samples_per_shard=200, console=QUIET)
+        convert("jsonl", source, tmp_path / "out", samples_per_shard=1, console=QUIET)
 
 
 @pytest.mark.parametrize(

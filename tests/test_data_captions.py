@@ -32,7 +32,7 @@ TWO_LINES = "a bus\nin the rain"
         ("\r\n".join(FIVE), {}, FIVE),
         ("\n\n a bus \n   \nrain\n\n", {}, ["a bus", "rain"]),
         ("a bus", {}, ["a bus"]),
-        ("a bus\u2028in the\x0brain\x85", {}, ["a bus\u2028in the\x0brain"]),
+        ("a bus\u2028in the\x0brain\x85", {}, ["a bus", "in the", "rain"]),
         (TWO_LINES, {"caption": TWO_LINES}, [TWO_LINES]),
         (f" {TWO_LINES}\n", {"caption": TWO_LINES, "width": None}, [TWO_LINES]),
         ("\n".join(FIVE), {"caption": FIVE[0]}, FIVE),

@@ -26,7 +26,7 @@ from cloc.contracts import Sample
 from cloc.data import duplicates
 from cloc.data.boxes import NORMALIZED
 from cloc.data.console import Bar, progress
-from cloc.data.drops import MAX_DROP_SHARE, RegionFault, region_fault
+from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fault
 from cloc.data.duplicates import Shared
 from cloc.data.jobs import start_worker
 from cloc.data.schema import parse_sample
@@ -138,6 +138,7 @@ def check(
             be written. All this before any sample is read.
     """
     folder, console = Path(folder), console or Console(stderr=True)
+    check_share("max_drop_share", max_drop_share)
     others = [] if against is None else [Path(against)]
     for path in (folder, *others):
         _refuse_no_shards(path)

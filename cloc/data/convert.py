@@ -21,7 +21,7 @@ from rich.console import Console
 from cloc import __version__
 from cloc.contracts import Sample
 from cloc.data.console import print_line, print_rows, progress
-from cloc.data.drops import MAX_DROP_SHARE, dropped, mended
+from cloc.data.drops import MAX_DROP_SHARE, check_share, dropped, mended
 from cloc.data.formats import FORMATS
 from cloc.data.jobs import Job, Task
 from cloc.data.limits import Limits
@@ -96,6 +96,8 @@ def convert(
     """
     result, console = console or Console(), console or Console(stderr=True)
     started = time.perf_counter()
+    check_share("max_skip_share", max_skip_share)
+    check_share("max_drop_share", max_drop_share)
     identity = {"format": format, "cloc": __version__, "samples_per_shard": samples_per_shard}
     plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}
     identity |= {"options": {name: str(value) for name, value in plain.items()}}

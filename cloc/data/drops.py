@@ -47,6 +47,16 @@ class RegionFault:
     misread: bool
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: it is not within 0..1.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: a share is within 0..1")
+
+
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:
     """Return the reasons that cost a text or a region, the most frequent first."""
     return {reason: count for reason, count in Counter(counts).most_common() if count and reason in _DROPPED}

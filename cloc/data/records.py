@@ -158,7 +158,7 @@ class Report:
         self.mended.update(counts)
         for reason in dropped_regions(counts):
             if has_room(self.examples, reason):
-                show(self.examples, reason, [f"{where}: {reason}: {excerpt(annotations, reason)}"])
+                show(self.examples, reason, [f"{where}: {excerpt(annotations, reason)}"])
 
     def tally(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass samples on, counting what they hold."""

@@ -163,17 +163,17 @@ def misnamed_regions(record: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def excerpt(record: Mapping[str, Any], reason: str) -> str:
-    """Show the first region of an object that is dropped for a reason, in one short line."""
-    given = record.get("regions")
+    """Say in one short line which region of an object is the first that is dropped for a reason."""
     if reason == "regions_under_another_key":
         name, _ = misnamed_regions(record)
-        return f"{name!r} holds {record[name]!r:.100}, where regions[].box is read"
+        return f"{reason}: {name!r} holds {record[name]!r:.100}, where regions[].box is read"
+    given = record.get("regions")
     for item in given if isinstance(given, list) else grit_regions(record, Counter()):
         counts: Counter[str] = Counter()
         read_region(item, counts)
         if counts[reason]:
-            return f"{item!r:.160}{_READ.get(reason, '')}"
-    return ""
+            return f"{reason}: {item!r:.160}{_READ.get(reason, '')}"
+    return reason
 
 
 def read_texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[str, ...]:
@@ -205,15 +205,14 @@ def _encodable(text: str) -> bool:
 
 
 def _read_crowd(record: Mapping[str, Any], counts: Counter[str]) -> bool:
-    """Read the flag of a group: true and false, 0 and 1, and these as text."""
-    value = record.get("crowd")
-    value = record.get("iscrowd") if value is None else value
-    if value is None or isinstance(value, bool):
+    """Read the flag of a group: true and false, a number, or these as text. What is neither stays a group."""
+    value = record.get("crowd", record.get("iscrowd"))
+    if value is None or isinstance(value, int | float):
         return bool(value)
-    text = str(value).strip().lower() if isinstance(value, int | float | str) else None
+    text = value.strip().lower() if isinstance(value, str) else repr(value)
     if text not in (*_NO, *_YES):
         counts["crowd_malformed"] += 1
-    return text in _YES
+    return text not in _NO
 
 
 def _count_boxes(value: Any) -> int:

@@ -65,7 +65,7 @@ MAX_PIXELS = 64_000_000
 CAPTION_LOSSES = ("caption_not_text", "empty_caption", "caption_bad_unicode", "too_many_captions")
 """Reasons for which a caption is dropped."""
 
-_LINE = re.compile(r"[^\r\n]+")
+_LINE = re.compile(r"[^\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")  # str.splitlines, by which CLIP_benchmark reads
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _CODEC_NOISE = re.compile(r"\S+\.(?:cpp|h):\d+,? *| ?<_io\.BytesIO[^>]*>")
