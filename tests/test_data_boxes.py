@@ -148,6 +148,7 @@ FOUR = spell(BOXES[0], "xywh_pixels")
         ({"regions": None, "bbox": FOUR}, "regions_under_another_key 1"),
         ({"objects": {"bbox": [FOUR, FOUR], "category": [1, 2]}}, "regions_under_another_key 2"),
         ({"annotations": [{"bbox": FOUR, "label": "a"}]}, "regions_under_another_key 1"),
+        ({"things": [{"bbox": FOUR}, {"Box": FOUR}, {"text": "no box"}]}, "regions_under_another_key 2"),
         ({"objects": [{"x": 1, "y": 2, "width": 3, "height": 4}]}, "regions_under_another_key 1"),
         ({"detections": [{"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}]}, "regions_under_another_key 1"),
         ({"objects": [{"bndbox": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}]}, "regions_under_another_key 1"),
@@ -160,8 +161,9 @@ def test_regions_under_other_names_do_not_vanish(tmp_path: Path, line: dict[str,
     with pytest.raises(ValueError, match=message):
         convert("jsonl", source, tmp_path / "out", console=QUIET)
     folder = write_members(tmp_path / "shards", {"k": {"jpg": jpeg(), "json": {"captions": ["a"]} | line}})
-    found = check(folder)
+    found = check(folder, fix=tmp_path / "copy")
     assert not found.ok and found.usable == 1 and found.region_fault is not None
+    assert found.fixed is None or check(tmp_path / "copy").ok
 
 
 @pytest.mark.parametrize(

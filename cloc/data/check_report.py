@@ -16,7 +16,7 @@ from cloc.data.duplicates import repeated_captions, repeated_files, repeated_loo
 from cloc.data.shards import MANIFEST_NAME
 from cloc.data.tally import Bad
 
-_WRITE_BOXES = "write x0, y0, x1, y1 in 0..1 of the picture, for instance by data convert with --boxes"
+_WRITE_BOXES = "write x0, y0, x1, y1 in 0..1 under regions[].box, for instance by data convert with --boxes"
 _EXAMPLES = 5  # of each kind that the table names; the JSON names all
 _COMMON = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -39,7 +39,7 @@ class RegionFault:
     Attributes:
         text: what was counted.
         kinds: the kinds that the boxes rather look like, likeliest first; empty where nothing fits.
-        misread: the boxes that were kept are wrong too, so that leaving out the others does not mend the set.
+        misread: the boxes are of another kind, or where nobody reads them, so that leaving some out mends nothing.
     """
 
     text: str
@@ -106,7 +106,7 @@ def region_fault(
     if count > max_drop_share * given:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in lost.items())
         text = f"{count:,} of {given:,} regions are dropped, more than max_drop_share={max_drop_share} ({reasons})"
-        return RegionFault(text + _look(kinds, seen, kind), kinds, misread)
+        return RegionFault(text + _look(kinds, seen, kind), kinds, misread or "regions_under_another_key" in lost)
     if misread:
         outside, tiny = misfits(seen, kind)
         found = {"reach out of their pictures": outside, "are smaller than a pixel": tiny}

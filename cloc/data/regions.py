@@ -146,7 +146,8 @@ def raw_boxes(record: Mapping[str, Any]) -> list[Any]:
 def misnamed_regions(record: Mapping[str, Any]) -> tuple[str, int]:
     """Find boxes under a key that nobody reads, in an object without regions.
 
-    A key counts where its name speaks of boxes, objects or the like and its value looks like boxes too.
+    A key counts where its name speaks of boxes, objects or the like and its value looks like boxes too; under any name,
+    where it lists objects that have a box.
 
     Returns:
         The key, and how many boxes it holds; ``("", 0)`` where there is none.
@@ -155,10 +156,11 @@ def misnamed_regions(record: Mapping[str, Any]) -> tuple[str, int]:
     if given or (given is None and count_entries(record)):
         return "", 0
     for name, value in record.items():
-        if name not in KNOWN_KEYS and isinstance(value, list | dict) and _BOX_NAME.search(name):
-            count = _count_boxes(value)
-            if count:
-                return name, count
+        if name in KNOWN_KEYS or not isinstance(value, list | dict):
+            continue
+        count = _count_boxes(value) if _BOX_NAME.search(name) else _count_objects(value)
+        if count:
+            return name, count
     return "", 0
 
 
@@ -220,6 +222,12 @@ def _count_boxes(value: Any) -> int:
     if isinstance(value, list):
         return 1 if is_box(value) else sum(_has_box(item) if isinstance(item, dict) else is_box(item) for item in value)
     return sum(_count_boxes(item) for item in value.values() if isinstance(item, list)) or int(_has_box(value))
+
+
+def _count_objects(value: Any) -> int:
+    """How many objects of a list name a box."""
+    listed = value if isinstance(value, list) else []
+    return sum(isinstance(item, dict) and not _BOX_KEYS.isdisjoint(map(str.lower, item)) for item in listed)
 
 
 def _has_box(record: Mapping[str, Any]) -> bool:

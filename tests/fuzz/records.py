@@ -78,15 +78,13 @@ def _read(members: dict[str, bytes], tokenizer: Tokenizer) -> dict[str, Any]:
 def _reference(members: dict[str, bytes]) -> dict[str, Any]:
     try:
         record = json.loads(members["json"].decode("utf-8"))
-        text = members["txt"].decode("utf-8") if "txt" in members else None
+        if not isinstance(record, dict):
+            raise Unreadable("no object")
+        captions = record.get("captions")
+        if captions is None:
+            captions = members["txt"].decode("utf-8").splitlines() if "txt" in members else record.get("caption")
     except (ValueError, RecursionError) as error:
-        text, record = None, None
         raise Unreadable(str(error)[:80]) from error
-    if not isinstance(record, dict):
-        raise Unreadable("no object")
-    captions = record.get("captions")
-    if captions is None:
-        captions = text.splitlines() if text is not None else record.get("caption")
     captions = captions if isinstance(captions, list) else [captions]
     regions = record.get("regions")
     if regions is None:  # GRIT's lists, whose rules are no ten lines
