@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cloc.config import register_eval
+from cloc.config.secrets import guard_output
 
 register_eval()
 
@@ -26,4 +27,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    guard_output()  # Hydra repeats the command line where it fails
     main()

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from cloc.config.secrets import guard_output
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
@@ -35,4 +37,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    guard_output()  # Hydra repeats the command line where it fails
     main()

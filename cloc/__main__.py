@@ -248,6 +248,9 @@ def sweep_report(
 
 def main() -> None:
     """Run the command line; what the user can mend prints as one line, with exit code 1."""
+    from cloc.config.secrets import guard_output
+
+    guard_output()
     try:
         app()
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from cloc.config.secrets import public
+
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; says which key, its value and what to do."""
+    """A configuration that cannot be run; says which key, its value and what to do.
+
+    Values may be URLs: the message loses their credentials.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(public(message))
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,16 @@ class Length:
 
     def __str__(self) -> str:
         return f"give {self.count} numbers: {self.what}"
+
+
+class Host:
+    """A host of the network, with or without a port."""
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s/:?#@\[\]]+)(:\d{1,5})?", value))
+
+    def __str__(self) -> str:
+        return "give NAME or NAME:PORT"
 
 
 class Devices:

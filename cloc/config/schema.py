@@ -13,6 +13,7 @@ from cloc.config.domains import (
     Decay,
     Devices,
     Finite,
+    Host,
     Length,
     OneOf,
     PositiveShare,
@@ -47,6 +48,8 @@ class DataConfig:
         max_skip_share: stop when more than this share of the samples, or of the shards, of a source is unusable.
         cache_dir: of remote shards; null for ``~/.cache/cloc``.
         cache_bytes: its bound; 0 asks for each remote sample by itself.
+        timeout: seconds that a remote store may be silent; then it is asked again, and counts as lost in the end.
+        redirect_hosts: hosts (``name`` or ``name:port``) that HTTP redirects may lead to besides a URL's own.
     """
 
     train: Any = MISSING
@@ -63,6 +66,8 @@ class DataConfig:
     max_skip_share: Share = 0.01
     cache_dir: str | None = None
     cache_bytes: Amount = 1 << 36
+    timeout: Rate = 30.0
+    redirect_hosts: list[Annotated[str, Host()]] = field(default_factory=list)
 
 
 @dataclass

@@ -22,9 +22,11 @@ from typing import Any, BinaryIO
 
 from webdataset.writer import ShardWriter
 
+from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
-from cloc.data.remote import ShardCache, read_range, read_ranges
+from cloc.data.remote import ShardCache
 from cloc.data.schema import MAX_MEMBER_BYTES, encode_json
+from cloc.data.stores import join_url, read_range, read_ranges
 from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
 from cloc.files import create, hidden, make_folder, publish, remove_parts, write_file
 
@@ -96,8 +98,8 @@ class Manifest:
         return sum(shard.bytes for shard in self.shards)
 
     def location(self, shard_index: int) -> str:
-        """Path or URL of one shard."""
-        return f"{self.remote or self.folder}/{self.shards[shard_index].name}"
+        """Path or URL of one shard, with the credentials that open it."""
+        return join_url(self.remote or str(self.folder), self.shards[shard_index].name)
 
     @property
     def digest(self) -> str:
@@ -130,8 +132,8 @@ class ShardReader:
         shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
         start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
         if stop - start > MAX_SAMPLE_BYTES:
-            detail = f"{where}: sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
-            raise BadSample("giant_member", detail)
+            detail = f"sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
+            raise BadSample("giant_member", f"{public(where)}: {detail}")
         if not self.manifest.remote:
             data = os.pread(self._file(shard_index).fileno(), stop - start, start)
         else:
@@ -161,7 +163,7 @@ class ShardReader:
         shards = self.manifest.shards
         wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
         spans = [(self.manifest.location(shard), *shards[shard].offsets[index : index + 2]) for shard, index in wanted]
-        self._loaded = dict(zip(wanted, read_ranges(spans) if spans else [], strict=True))
+        self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
 
     def _cached(self, shard_index: int) -> bool:
         return self.manifest.shards[shard_index].bytes <= self.cache.limit
@@ -178,7 +180,7 @@ class ShardReader:
         shard = self.manifest.shards[shard_index]
         try:
             if not self._cached(shard_index):
-                return read_range(url, start, stop)
+                return read_range(url, start, stop, self.cache.access)
             # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
             with self.cache.open(url, shard.bytes, shard.sha256) as file:
                 return os.pread(file.fileno(), stop - start, start)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,16 +20,33 @@ from typing import Any
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from cloc.config import ConfigError, DataConfig
+from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.order import GlobalOrder
-from cloc.data.remote import ShardCache, filesystem, is_remote
+from cloc.data.remote import ShardCache
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, check_size, load_manifest, parse_manifest
+from cloc.data.stores import (
+    Access,
+    attempt,
+    filesystem,
+    is_remote,
+    join_url,
+    read_document,
+    split_query,
+    within,
+    without_user,
+)
 from cloc.data.tars import scan_shard
 from cloc.files import host_lock, make_folder, write_json
 
-_LOG = logging.getLogger(__name__)
+MAX_NAMES = 1_000_000
+"""Shards that braces may name."""
+
 _INDEX_VERSION = 2  # of what scan_shard finds: indexes of another one are made anew
 _READERS = 8  # shards that are fetched at a time while they are indexed
+_INNERMOST = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d{1,18}|[^\W\d_])\.\.(-?\d{1,18}|[^\W\d_])(?:\.\.(-?\d{1,18}))?")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +164,7 @@ def open_sources(config: DataConfig) -> Sources:
         FileNotFoundError: there is no shard.
         ShardError: shards cannot be used, or a URL cannot be opened.
     """
-    cache = ShardCache(config.cache_dir, config.cache_bytes)
+    cache = ShardCache(config.cache_dir, config.cache_bytes, Access(config.timeout, tuple(config.redirect_hosts)))
     given = {"train": {"path": config.train}} if isinstance(config.train, str) else config.train
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"data.train={given!r}: give a folder, a pattern, a URL, or sources NAME: {{path, weight}}")
@@ -184,78 +203,107 @@ def open_shards(path: str, cache: ShardCache) -> Manifest:
         ShardError: a shard or manifest is damaged, the URL cannot be opened, or it is a shell command.
     """
     filesystem(path)  # refuses what cannot be opened before braces multiply it
-    try:
-        entries = list(dict.fromkeys(braceexpand(path)))
-    except UnbalancedBracesError as error:
-        raise ShardError(f"{path}: {error}; a pattern looks like shard-{{000000..000009}}.tar") from error
-    if len(entries) == 1 and not is_remote(path) and (not path.endswith(".tar") or Path(path).is_dir()):
+    entries = _expand(path)
+    tars = split_query(path)[0].endswith(".tar")
+    if len(entries) == 1 and not is_remote(path) and (not tars or Path(path).is_dir()):
         folder = Path(path.removeprefix("file://").removeprefix("local://"))
         if not folder.is_dir() or (folder / MANIFEST_NAME).is_file():
             return load_manifest(folder)
     wanted: dict[str, list[str]] = {}  # names of each folder; none for all that it holds
     for entry in entries:
-        folder, _, name = entry.rpartition("/") if entry.endswith(".tar") else (entry.rstrip("/"), "", "")
-        wanted.setdefault(folder or ".", []).extend([name] if name else [])
+        place, query = split_query(entry)
+        folder, _, name = place.rpartition("/") if place.endswith(".tar") else (place.rstrip("/"), "", "")
+        wanted.setdefault((folder or ".") + query, []).extend([name] if name else [])
     return _join([_open_folder(folder, names, cache) for folder, names in wanted.items()])
+
+
+def _expand(path: str) -> list[str]:
+    """The paths that a path with braces stands for."""
+    if _count(path) > MAX_NAMES:  # counted first: ranges are written out before the first path comes
+        raise ShardError(f"{path}: the braces name more than {MAX_NAMES:,} shards; name their folder, or fewer")
+    try:
+        return list(dict.fromkeys(braceexpand(path)))
+    except (UnbalancedBracesError, ValueError) as error:
+        message = f"{path}: {public(str(error))}; a pattern looks like shard-{{000000..000009}}.tar"
+        raise ShardError(message) from None  # its text holds the path
+
+
+def _count(text: str) -> int:
+    """How many paths braces stand for: from the innermost outwards, each pair leaves its number between NULs."""
+    while found := _INNERMOST.search(text):
+        inside = found[1]
+        span = _RANGE.fullmatch(inside)
+        if span:
+            first, last = (int(end) if end.lstrip("-").isdecimal() else ord(end) for end in span.group(1, 2))
+            count = abs(last - first) // max(1, abs(int(span[3] or 1))) + 1
+        else:
+            count = sum(_count(part) for part in inside.split(","))
+        text = f"{text[: found.start()]}\0{count}\0{text[found.end() :]}"
+    return math.prod(int(count) for count in text.split("\0")[1::2])
 
 
 def _open_folder(url: str, names: list[str], cache: ShardCache) -> Manifest:
     """Some shards of one folder, or all of them, from its manifest or from an index made here."""
-    system, path = filesystem(url)
-    path = path.rstrip("/")
+    system, path = filesystem(url, cache.access)
     remote = url if is_remote(url) else ""
-    folder = Path(path) if not remote else Path(PurePosixPath(path).name)
+    folder = Path(path) if not remote else Path(PurePosixPath(split_query(path)[0]).name)
+    shown, place = public(url), join_url(url, MANIFEST_NAME)
     try:
-        stored = parse_manifest(system.cat_file(f"{path}/{MANIFEST_NAME}"), f"{url}/{MANIFEST_NAME}", folder, remote)
+        stored = parse_manifest(read_document(place, cache.access), public(place), folder, remote)
     except FileNotFoundError:
         stored = Manifest(folder, (), (), remote)
-    except ShardError:
-        raise
-    except Exception as error:  # every backend has exceptions of its own: no access, no network
-        raise ShardError(f"{url}: cannot be opened ({error!r}); check the address and your credentials") from error
     indexed = {shard.name: shard for shard in stored.shards}
     if not names:
-        names = list(indexed) or _listing(system, path, url)
+        names = list(indexed) or _listing(system, path, shown, cache.access)
     for name in [] if remote else names:  # remote ones are checked when they are fetched
         if name in indexed:
             check_size(folder / name, indexed[name])
     missing = [name for name in names if name not in indexed]
     if missing:
-        _LOG.warning("%s: no index of %d shards; reading them all to make one", url, len(missing))
+        _LOG.warning("%s: no index of %d shards; reading them all to make one", shown, len(missing))
     with ThreadPoolExecutor(_READERS) as pool:
-        scans = list(pool.map(lambda name: _scan(system, f"{path}/{name}", f"{url}/{name}", cache), missing))
+        scans = list(pool.map(lambda name: _scan(system, join_url(path, name), join_url(url, name), cache), missing))
     indexed |= {info.name: info for info, _ in scans}
     categories = set(stored.categories).union(*(found for _, found in scans))
     return Manifest(folder, tuple(indexed[name] for name in names), tuple(sorted(categories)), remote)
 
 
-def _listing(system: Any, path: str, url: str) -> list[str]:
+def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
     try:
-        names = sorted(PurePosixPath(found).name for found in system.ls(path, detail=False))
+        paths = attempt(shown, "cannot be listed", lambda: within(system, access.timeout, lambda: _ls(system, path)))
     except FileNotFoundError:
-        names = []
+        paths = []
+    names = sorted(PurePosixPath(found).name for found in paths)
     found = [name for name in names if name.endswith(".tar")]
     if not found:
-        raise FileNotFoundError(f"{url}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
+        raise FileNotFoundError(f"{shown}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
     return found
+
+
+def _ls(system: Any, path: str) -> list[str]:
+    return system.ls(path, detail=False)
 
 
 def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInfo, set[str]]:
     """Index of one shard, kept in the cache folder for the next time: until its size, date or tag changes."""
+    shown, seconds = public(url), cache.access.timeout
     try:
-        version = system.ukey(path)
-        size = system.size(path)
+        size, version = attempt(
+            shown,
+            "cannot be opened",
+            lambda: within(system, seconds, lambda: (system.size(path), system.ukey(path))),
+        )
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{url}: no such shard; mend the path or the braces of data.train") from error
-    name = hashlib.sha256(f"{url}\n{size}\n{version}\n{_INDEX_VERSION}".encode()).hexdigest()[:32]
+        raise FileNotFoundError(f"{shown}: no such shard; mend the path or the braces of data.train") from error
+    # Another query may be another file, whatever it is for; the name does not tell it.
+    facts = f"{without_user(url)}\n{size}\n{version}\n{_INDEX_VERSION}"
+    name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     index = cache.folder / "index" / f"{name}.json"
     make_folder(cache.folder, "index")
     with host_lock(index.with_name(f"{index.name}.lock")):
-        if index.is_file():
-            record = json.loads(index.read_text(encoding="utf-8"))
-            return ShardInfo(**record["shard"] | {"offsets": tuple(record["shard"]["offsets"])}), set(
-                record["categories"]
-            )
+        known = _read_index(index)
+        if known is not None:
+            return known
         if not is_remote(url):
             info, categories = scan_shard(Path(path))
         elif size is None or size > cache.limit:
@@ -265,9 +313,21 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
             )
         else:
             info, categories = scan_shard(cache.fetch(url, size))
-            info = ShardInfo(**asdict(info) | {"name": PurePosixPath(path).name})
-        write_json(index, {"shard": asdict(info), "categories": sorted(categories)}, None)
+            info = ShardInfo(**asdict(info) | {"name": PurePosixPath(split_query(path)[0]).name})
+        write_json(index, {"shard": asdict(info), "categories": sorted(categories)}, indent=None)
     return info, categories
+
+
+def _read_index(index: Path) -> tuple[ShardInfo, set[str]] | None:
+    """What :func:`_scan` wrote; None where there is nothing, or nothing whole."""
+    try:
+        record = json.loads(index.read_text(encoding="utf-8"))
+        return ShardInfo(**record["shard"] | {"offsets": tuple(record["shard"]["offsets"])}), set(record["categories"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        _LOG.warning("%s is damaged; the shard is indexed again", index)
+        return None
 
 
 def _join(parts: list[Manifest]) -> Manifest:
@@ -276,7 +336,10 @@ def _join(parts: list[Manifest]) -> Manifest:
         return parts[0]
     if len({bool(part.remote) for part in parts}) > 1:
         raise ShardError("a pattern mixes local and remote shards; make them sources of their own in data.train")
-    places = [(part.remote or str(part.folder)).split("/") for part in parts]
+    places, queries = zip(*(split_query(part.remote or str(part.folder)) for part in parts), strict=True)
+    if len(set(queries)) > 1:
+        raise ShardError("a pattern mixes folders with other queries; make them sources of their own in data.train")
+    places = [place.split("/") for place in places]
     shared = len(os.path.commonprefix(places))
     root = "/".join(places[0][:shared])
     shards = [
@@ -286,5 +349,5 @@ def _join(parts: list[Manifest]) -> Manifest:
     ]
     categories = sorted(set().union(*(part.categories for part in parts)))
     if parts[0].remote:
-        return Manifest(Path(places[0][shared - 1]), tuple(shards), tuple(categories), root)
+        return Manifest(Path(places[0][shared - 1]), tuple(shards), tuple(categories), root + queries[0])
     return Manifest(Path(root or "/"), tuple(shards), tuple(categories))

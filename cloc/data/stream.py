@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from cloc.config.secrets import public
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.collate import Candidate, Chooser, Item, collate
 from cloc.data.decode import decoder
@@ -125,6 +126,7 @@ class Stream(IterableDataset):
         self.mixture = Mixture([part.weight for part in data.parts])
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor, self.max_skip_share = cursor, max_skip_share
+        self.cache, self.damaged = data.cache, 0  # shards of the cache that were told of in a batch
 
     def __iter__(self) -> Iterator[Batch | Parcel]:
         worker = get_worker_info()
@@ -161,6 +163,9 @@ class Stream(IterableDataset):
             own = images[start : start + TOGETHER]
             items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, own, strict=True)])
         end = position + self.batch_size
+        if self.cache.damaged > self.damaged:
+            stats["cached_shards_damaged"] += self.cache.damaged - self.damaged
+            self.damaged = self.cache.damaged
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
@@ -258,7 +263,7 @@ class Stream(IterableDataset):
 
 
 def _where(source: _Reading) -> str:
-    return f"data.train {source.name!r} ({source.manifest.remote or source.manifest.folder})"
+    return f"data.train {source.name!r} ({public(source.manifest.remote) or source.manifest.folder})"
 
 
 def peak_memory() -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
+from cloc.config.secrets import public
 from cloc.data.schema import MAX_MEMBER_BYTES, regions_of
 
 _Raw = TypeVar("_Raw", bytes, memoryview)
@@ -27,7 +28,10 @@ _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: 
 
 
 class ShardError(ValueError):
-    """A shard or its manifest cannot be used."""
+    """A shard or its manifest cannot be used. The message loses the credentials of the URLs in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(public(message))
 
 
 class ShardReadError(ShardError, OSError):

@@ -14,21 +14,29 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 from rich.console import Console
 
 from cloc.config import ConfigError
+from cloc.config.secrets import public
+from cloc.data.stores import SLOWEST, filesystem, tell, within
 from cloc.engine.checkpoint import in_order, list_checkpoints
 from cloc.files import discard, make_folder, new_path, open_lock, publish
 
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
+T = TypeVar("T")
 console = Console()
+
+
+class StoreError(ConfigError, OSError):
+    """The store of a run cannot be read or written; says why, without credentials."""
 
 
 class RunFolder:
@@ -36,19 +44,28 @@ class RunFolder:
 
     Args:
         location: a path, or a URL that fsspec knows.
+        timeout: seconds that a store may be silent.
 
     Attributes:
+        location: the same without credentials, to be shown.
         local: folder that files are written to; that of the run itself, or its copy on this machine.
         checkpoints: local folder of checkpoints.
+
+    Raises:
+        ConfigError: a URL that cannot be written.
+        StoreError: every method, where the store fails.
     """
 
-    def __init__(self, location: str) -> None:
-        self.location = location
+    def __init__(self, location: str, timeout: float = 30.0) -> None:
+        self.location, self.timeout = public(location), timeout
         self.is_remote = get_protocol(location) != "file"
         if self.is_remote:
-            self.store, self.root = url_to_fs(location)
-            # One copy a machine and user, so that its processes share it, and so does the run's next life.
-            name = hashlib.sha256(location.encode()).hexdigest()[:16]
+            if location.startswith(("http://", "https://")):
+                raise ConfigError(f"run_dir={location}: HTTP is read, not written; give a path or an object store")
+            self.store, self.root = filesystem(location)
+            # One copy a machine and user, so that its processes share it, and so does the run's next life, whatever
+            # its credentials are then.
+            name = hashlib.sha256(self.location.encode()).hexdigest()[:16]
             self.local = Path(tempfile.gettempdir()) / f"cloc-{os.getuid()}" / name
         else:
             self.local = Path(location)
@@ -58,8 +75,9 @@ class RunFolder:
         """Make the local folder; a copy lies where only this user can write."""
         if self.is_remote:
             parent = make_folder(self.local.parent.parent, self.local.parent.name, private=True)
-            if parent.stat().st_uid != os.getuid():
-                raise ConfigError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
+            found = parent.stat()
+            if found.st_uid != os.getuid() or found.st_mode & 0o022:
+                raise ConfigError(f"{parent} is open to other users; set TMPDIR to a folder of your own")
         make_folder(self.local)
 
     def names(self) -> list[str]:
@@ -67,34 +85,53 @@ class RunFolder:
         if not self.is_remote:
             return list_checkpoints(self.checkpoints)
         folder = f"{self.root}/{CHECKPOINTS}"
-        self.store.invalidate_cache()
-        found = self.store.ls(folder, detail=False) if self.store.exists(folder) else []
+
+        def listed() -> list[str]:
+            self.store.invalidate_cache()
+            return self.store.ls(folder, detail=False) if self.store.exists(folder) else []
+
+        found = self._ask("its checkpoints cannot be listed", listed)
         return in_order([path.rstrip("/").rpartition("/")[2] for path in found])
 
     def fetch(self, name: str) -> Path:
         """Local path of a checkpoint; a remote one is downloaded."""
         path = self.checkpoints / name
         if self.is_remote:
-            discard(path)
-            make_folder(self.local, CHECKPOINTS)
-            with new_path(path) as part:
-                self.store.get(f"{self.root}/{CHECKPOINTS}/{name}", str(part), recursive=True)
+            self._fetch(path, f"{self.root}/{CHECKPOINTS}/{name}")
         return path
+
+    def _fetch(self, path: Path, source: str) -> None:
+        discard(path)
+        make_folder(self.local, CHECKPOINTS)
+        files = self._ask(f"{path.name} cannot be found", lambda: self.store.find(source, detail=True))
+        if any(".." in file.removeprefix(source).split("/") for file in files):  # fsspec would write where it leads
+            raise StoreError(f"{self.location}: {path.name} holds files that lead out of it; remove it from the store")
+        size = sum(file["size"] or 0 for file in files.values())
+        with new_path(path) as part:
+            fetched = partial(self.store.get, source, str(part), recursive=True)
+            self._ask(f"{path.name} cannot be fetched", fetched, size)
 
     def publish(self, name: str) -> None:
         """Upload a complete checkpoint and then every other file. Nothing to do for a local run.
 
         Raises:
-            OSError: the store does not take it, or holds another size afterwards.
+            StoreError: the store does not take it, or holds another size afterwards.
         """
         if not self.is_remote:
             return
         path, target = self.checkpoints / name, f"{self.root}/{CHECKPOINTS}/{name}"
-        self.store.makedirs(f"{self.root}/{CHECKPOINTS}", exist_ok=True)
-        self.store.put(str(path), target, recursive=path.is_dir())
-        self.store.invalidate_cache()
-        if path.is_file() and self.store.size(target) != path.stat().st_size:
-            raise OSError(f"{target} has {self.store.size(target)} bytes after the upload, not {path.stat().st_size}")
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+        def uploaded() -> int | None:
+            self.store.makedirs(f"{self.root}/{CHECKPOINTS}", exist_ok=True)
+            self.store.put(str(path), target, recursive=path.is_dir())
+            self.store.invalidate_cache()
+            return self.store.size(target) if path.is_file() else None
+
+        there = self._ask(f"{name} cannot be uploaded", uploaded, sum(file.stat().st_size for file in files))
+        if path.is_file() and there != path.stat().st_size:
+            size = path.stat().st_size
+            raise StoreError(f"{self.location}: {name} has {there} bytes after the upload, not {size}")
         self.push()
 
     def push(self) -> None:
@@ -102,24 +139,35 @@ class RunFolder:
         for path in sorted(self.local.rglob("*")) if self.is_remote else []:
             name = path.relative_to(self.local).as_posix()
             if path.is_file() and not name.startswith(CHECKPOINTS) and name != LOCK:
-                self.store.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
-                self.store.put_file(str(path), f"{self.root}/{name}")
+                self._ask(f"{name} cannot be uploaded", partial(self._put, path, name), path.stat().st_size)
+
+    def _put(self, path: Path, name: str) -> None:
+        self.store.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
+        self.store.put_file(str(path), f"{self.root}/{name}")
 
     def pull(self) -> None:
         """Download what :meth:`push` uploaded, so that logs go on where they ended."""
-        for path in self.store.find(self.root) if self.is_remote and self.store.exists(self.root) else []:
+        if not self.is_remote:
+            return
+
+        def listed() -> dict[str, dict[str, Any]]:
+            return self.store.find(self.root, detail=True) if self.store.exists(self.root) else {}
+
+        for path, about in self._ask("its files cannot be listed", listed).items():
             name = path.removeprefix(self.root).lstrip("/")
-            if not name.startswith(CHECKPOINTS):
+            if not name.startswith(CHECKPOINTS) and name != LOCK:
                 *folders, file = name.split("/")
                 with new_path(make_folder(self.local, *folders) / file) as part:
-                    self.store.get_file(path, str(part))
+                    fetched = partial(self.store.get_file, path, str(part))
+                    self._ask(f"{name} cannot be fetched", fetched, about["size"] or 0)
 
     def set_aside(self, name: str) -> str:
         """Rename a damaged checkpoint, so that it neither counts nor is lost."""
         other = f"damaged-{name}"
         if self.is_remote:
             folder = f"{self.root}/{CHECKPOINTS}"
-            self.store.mv(f"{folder}/{name}", f"{folder}/{other}", recursive=True)
+            moved = partial(self.store.mv, f"{folder}/{name}", f"{folder}/{other}", recursive=True)
+            self._ask(f"{name} cannot be renamed", moved)
         else:
             publish(self.checkpoints / name, self.checkpoints / other)
         return other
@@ -127,7 +175,16 @@ class RunFolder:
     def remove(self, name: str) -> None:
         """Remove a checkpoint of the store; the local one is the caller's."""
         if self.is_remote:
-            self.store.rm(f"{self.root}/{CHECKPOINTS}/{name}", recursive=True)
+            removed = partial(self.store.rm, f"{self.root}/{CHECKPOINTS}/{name}", recursive=True)
+            self._ask(f"{name} cannot be removed", removed)
+
+    def _ask(self, what: str, call: Callable[[], T], size: int = 0) -> T:
+        """What a call of the store returns that moves ``size`` bytes; ``what`` says what is not so when it fails."""
+        try:
+            return within(self.store, self.timeout + size / SLOWEST, call)
+        except Exception as error:  # every backend has exceptions of its own, which mean the same here
+            failure = StoreError(f"{self.location}: {what} ({tell(error)})")
+        raise failure  # outside of the handler: the store's own error may hold the URL
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from cloc import __version__
 from cloc.config import ConfigError, TrainConfig, instantiate
+from cloc.config.secrets import public_tree
 from cloc.contracts import Batch, LossTerms
 from cloc.engine.accumulation import accumulated
 from cloc.engine.guard import clip, mark
@@ -28,12 +29,12 @@ class Pretrain(lightning.LightningModule):
 
     Args:
         config: validated.
-        resolved: the same as plain containers, stored in every checkpoint.
+        resolved: the same as plain containers, stored in every checkpoint, without credentials.
     """
 
     def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         super().__init__()
-        self.config, self.resolved = config, resolved
+        self.config, self.resolved = config, public_tree(resolved)
         self.model = build_model(resolved["model"], pretrained=config.init_from is None)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")

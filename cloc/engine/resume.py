@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from cloc.config import ConfigError, TrainConfig
+from cloc.config.secrets import public_tree
 from cloc.engine.checkpoint import CheckpointError, Stored, inspect, read
 from cloc.engine.folder import CHECKPOINTS, RunFolder, locked
 from cloc.engine.module import Pretrain
@@ -96,7 +97,7 @@ def check_fit(stored: Stored, config: TrainConfig, module: Pretrain, digest: str
     Raises:
         ConfigError: the model or the optimizer is another one; names what differs.
     """
-    old, new = _flat(stored.info["config"]), _flat(module.resolved)
+    old, new = _flat(public_tree(stored.info["config"])), _flat(module.resolved)  # other credentials are no change
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE]
     lines = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in changed]
     _check_model(stored, module, lines)
@@ -104,7 +105,7 @@ def check_fit(stored: Stored, config: TrainConfig, module: Pretrain, digest: str
     versions = folder.local / "versions.json"
     before = json.loads(versions.read_text())["data"] if versions.is_file() else digest
     if before != digest:
-        lines.append(f"the shards of {config.data.train}: other content than before")
+        lines.append(f"the shards of {module.resolved['data']['train']}: other content than before")
     if lines:
         console.print("[bold]not as in the checkpoint[/]; the new values hold from here on:")
         for line in lines:

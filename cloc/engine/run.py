@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloc.config import ConfigError, TrainConfig, validate
+from cloc.config.secrets import public
 from cloc.data.collate import make_chooser
 from cloc.data.handover import forget_the_dead
 from cloc.data.sources import Sources, open_sources
@@ -48,7 +49,7 @@ from cloc.engine.runtime import (
 )
 from cloc.engine.saving import STOPPED, Checkpoints, RandomState, StopAtSignal, requeue
 from cloc.engine.strategy import AveragedWeights, build_strategy
-from cloc.engine.sweep import job_folder, note_overrides, refuse_torchrun
+from cloc.engine.sweep import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.files import into_folder, make_folder
 from cloc.models.pretrained import complete
 
@@ -80,7 +81,7 @@ def train(composed: DictConfig) -> Path | None:
     use_threads(config.trainer.threads)
     lightning.seed_everything(config.seed, verbose=False)
     rank, world = rank_and_world()
-    folder = RunFolder(config.run_dir)
+    folder = RunFolder(config.run_dir, config.data.timeout)
     parts = world * config.trainer.accumulate
     if config.batch_size % parts:
         micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
@@ -192,6 +193,7 @@ def _one_folder_a_job(composed: DictConfig) -> DictConfig:
         return composed
     refuse_torchrun()
     job = HydraConfig.get()
+    hide_secrets(Path(job.sweep.dir) / "multirun.yaml")
     run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
     if not RunFolder(run_dir).is_remote:
         make_folder(Path(composed.run_dir), Path(run_dir).name)
@@ -316,7 +318,7 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
 def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None) -> None:
     """The arithmetic of a run, before it starts."""
     rows: dict[str, Any] = {
-        "run folder": config.run_dir,
+        "run folder": public(config.run_dir),
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
         **data.plan(config.seed, config.samples, config.trainer.num_nodes),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",

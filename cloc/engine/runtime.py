@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException as ShardError  # noqa: F401  (for `saving`)
 
 from cloc.config import ConfigError
+from cloc.config.secrets import public_tree
 from cloc.config.versions import versions
 from cloc.files import create, hidden, make_folder, publish, write_file, write_json
 
@@ -27,9 +28,9 @@ CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
 
 
 def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> None:
-    """Write ``config.yaml`` and ``versions.json`` into the run folder."""
+    """Write ``config.yaml``, without credentials, and ``versions.json`` into the run folder."""
     make_folder(folder)
-    write_file(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    write_file(folder / "config.yaml", yaml.safe_dump(public_tree(resolved), sort_keys=False, allow_unicode=True))
     write_json(folder / "versions.json", versions() | {"data": data_digest})
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloc.config import ConfigError
+from cloc.config.secrets import public
 from cloc.engine.runtime import cluster
 from cloc.files import make_folder, write_file
 
@@ -64,7 +65,7 @@ def job_folder(run_dir: str, number: int, overrides: Sequence[str]) -> str:
     The same sweep again finds its folders and goes on in them. A sweep that proposes new values each time it is started
     (Optuna) counts from 0 again, and must not take an old job's weights for its own.
     """
-    text = "\n".join(sorted(overrides))
+    text = _overrides_text(overrides)
     own = Path(run_dir) / str(number) / "overrides.txt"
     if own.is_file() and own.read_text() != text:
         return f"{run_dir}/{number}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
@@ -73,7 +74,19 @@ def job_folder(run_dir: str, number: int, overrides: Sequence[str]) -> str:
 
 def note_overrides(folder: Path, overrides: Sequence[str]) -> None:
     """Write down what made a job what it is, for :func:`job_folder`."""
-    write_file(make_folder(folder) / "overrides.txt", "\n".join(sorted(overrides)))
+    write_file(make_folder(folder) / "overrides.txt", _overrides_text(overrides))
+
+
+def _overrides_text(overrides: Sequence[str]) -> str:
+    """Overrides without credentials: a job with others is the same job."""
+    return "\n".join(sorted(public(override) for override in overrides))
+
+
+def hide_secrets(path: Path) -> None:
+    """Take the credentials out of a text file that Hydra has written: ``multirun.yaml`` repeats the command line."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if public(text) != text:
+        write_file(path, public(text))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
