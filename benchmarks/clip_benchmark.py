@@ -37,7 +37,7 @@ from cloc.encoder import Encoder, load
 from cloc.evaluation.retrieval import owners, recall
 from cloc.evaluation.sets import load_eval_set
 from cloc.export.run import export
-from cloc.models.exported import OPEN_CLIP_CONFIG
+from cloc.models.folders import OPEN_CLIP_CONFIG
 
 KS = (1, 5, 10)
 BATCH = 64

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str, device: str = "cpu") -> Any:
+def load(path: str, device: str = "cpu", trusted: Sequence[type] = ()) -> Any:
     """Load a trained model ready for use: a run folder, a checkpoint, or an exported folder.
 
-    See :func:`cloc.encoder.load`.
+    It may come from strangers: no code in it runs, and no network is asked. ``trusted`` are classes of your own that it
+    may name as parts. See :func:`cloc.encoder.load`.
     """
     from cloc.encoder import load as load_encoder
 
-    return load_encoder(path, device)
+    return load_encoder(path, device, trusted=trusted)

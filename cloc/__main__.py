@@ -183,6 +183,10 @@ AverageOption = Annotated[int, typer.Option(help="Mean over so many of the run's
 RawOption = Annotated[bool, typer.Option("--raw", help="The trained weights, not their moving average (trainer.ema).")]
 BaseOption = Annotated[Path | None, typer.Option(help="Model to blend with: (1 - alpha) · base + alpha · RUN.")]
 AlphaOption = Annotated[float | None, typer.Option(help="Share of RUN in the blend, in 0..1.")]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Class of your own that RUN may name (mypackage.towers.MyTower); once or more.", metavar="CLASS"),
+]
 UnfinishedOption = Annotated[bool, typer.Option("--unfinished", help="RUN need not have reached its budget.")]
 
 
@@ -198,11 +202,14 @@ def _export_command(format: str, description: str) -> None:
         base: BaseOption = None,
         alpha: AlphaOption = None,
         unfinished: UnfinishedOption = False,
+        trust: TrustOption = None,
     ) -> None:
+        from cloc.config import find_class
         from cloc.export.run import export
         from cloc.export.source import Choice
 
-        choice = Choice(average, raw, base, alpha, unfinished)
+        trusted = [find_class(name, "--trust") for name in trust or ()]
+        choice = Choice(average, raw, base, alpha, unfinished, trusted)
         typer.echo(f"wrote {export(format, run, out, pictures, choice)}")
 
     export_app.command(format, help=description)(command)
@@ -225,11 +232,14 @@ def embed_command(
     source: Annotated[str, typer.Option(help="Of box embeddings; the model's first by default.")] = "",
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures of a COCO file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    trust: TrustOption = None,
 ) -> None:
     """Write embeddings of pictures, boxes and texts. Several processes: torchrun -m cloc embed …."""
+    from cloc.config import find_class
     from cloc.evaluation.embed import embed
 
-    embed(run, data, out, format, source, device, images)
+    trusted = [find_class(name, "--trust") for name in trust or ()]
+    embed(run, data, out, format, source, device, images, trusted)
 
 
 @sweep_app.command("report")

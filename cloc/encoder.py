@@ -28,6 +28,7 @@ from cloc.models.build import build_model
 from cloc.models.exported import is_exported, read_exported
 from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
+from cloc.models.trust import admit
 
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 PAD = Preprocess()
@@ -259,8 +260,12 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
     return picture[:, top:bottom, left:right]
 
 
-def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encoder:
+def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: Sequence[type] = ()) -> Encoder:
     """Load a run folder, a checkpoint file, an exported folder, or a model of others.
+
+    What is loaded may come from strangers: it is built from the parts of :mod:`cloc.models.trust` alone, no code in it
+    runs, and no network is asked. ``open_clip:ARCHITECTURE:TAG`` and ``open_clip:hf-hub:REPOSITORY`` download, by the
+    caller's word.
 
     Args:
         path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, a folder that ``export hf`` or
@@ -269,18 +274,21 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encode
         device: where to run.
         averaged: take the moving average of the weights where a checkpoint holds one (``trainer.ema``); False takes the
             trained weights beside it.
+        trusted: classes of your own that the file may name besides, such as ``[MyTower]``.
 
     Raises:
         FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
         ValueError: not a checkpoint of this project, damaged, of another version, without what ``averaged=False`` asks
-            for, or one that holds more than tensors and plain containers.
-        ConfigError: its configuration names what this version does not have.
+            for, or one that holds more than tensors and plain containers; a configuration that says more than an
+            architecture.
+        ConfigError: its configuration names a class that is neither one of ours nor trusted, or what this version does
+            not have.
     """
     if str(path).startswith(PREFIX):
         return _foreign(load_open_clip(str(path)), Path("runs") / str(path).replace("/", "_"), device)
     path = Path(path)
     if path.is_dir() and is_exported(path):
-        return _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device)
+        return _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -298,14 +306,10 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encode
     if key not in stored:
         raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
     run = file.parent.parent
-    config = {key: value for key, value in info["config"]["model"].items()}
-    if (run / "text" / "tokenizer_config.json").is_file():  # a run folder carries its own tokenizer and architecture
-        config["text"] = config["text"] | {"tokenizer": str(run / "text")}
-    if (run / "text" / "config.json").is_file():
-        config["text"] = config["text"] | {"name": str(run / "text")}
     weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
+    admitted = admit(_beside(info["config"]["model"], run / "text"), file, trusted)
     try:
-        model = build_model(config, pretrained=False)
+        model = build_model(admitted.config, pretrained=False, known=admitted.known)
         model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
     except (RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else error
@@ -317,6 +321,13 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> Encode
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
     return Encoder(model, info, device, name=run.name)
+
+
+def _beside(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A stored model with the tokenizer and the architecture of its text tower that a run folder carries."""
+    found = {"tokenizer": "tokenizer_config.json", "name": "config.json"}
+    own = {key: str(folder) for key, name in found.items() if (folder / name).is_file()}
+    return model | {"text": model["text"] | own} if own else model
 
 
 def _check_version(file: Path, version: str) -> None:
@@ -333,9 +344,10 @@ def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
     return Encoder(found.model, info, device, found.name, found.tokenizer, found.preprocess)
 
 
-def _load_exported(folder: Path, device: str) -> Encoder:
+def _load_exported(folder: Path, device: str, trusted: Sequence[type]) -> Encoder:
     exported = read_exported(folder)
-    model = build_model(exported.config, pretrained=False)
+    admitted = admit(exported.config, folder, trusted)
+    model = build_model(admitted.config, pretrained=False, known=admitted.known)
     model.load_state_dict(exported.state)
     info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}
     return Encoder(model, info | {"run": str(folder)}, device, name=folder.name)

@@ -1,14 +1,14 @@
 """Typed schema of ``conf/``: unknown keys and contradictions fail with the key's name, before anything is built.
 
 Fixed groups are dataclasses (``schema``). Parts that can be exchanged (towers, Prompter, loss, …) are nodes with a
-``_target_`` inside this package (``nodes``); their keys are checked against the target's signature, so that adding a
-part needs no change here. ``domains`` says which values a leaf may have, ``checks`` what the values of one run must
-agree on.
+``_target_``, a class of ours or of the user's (``nodes``); their keys are checked against the target's signature, so
+that adding a part needs no change here. ``domains`` says which values a leaf may have, ``checks`` what the values of
+one run must agree on.
 """
 
 from cloc.config.checks import check_keys, data_config, register_eval, validate
 from cloc.config.domains import ConfigError, check_arguments
-from cloc.config.nodes import instantiate, resolve
+from cloc.config.nodes import find_class, instantiate, resolve
 from cloc.config.schema import (
     DataConfig,
     DatasetConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "check_arguments",
     "check_keys",
     "data_config",
+    "find_class",
     "instantiate",
     "register_eval",
     "resolve",

@@ -1,59 +1,80 @@
-"""Exchangeable parts: a ``_target_`` node → a class of this package with its arguments."""
+"""Exchangeable parts: a ``_target_`` node → a class with its arguments.
+
+A user's own configuration may name any class that Python can import. What a file of others says is held to the classes
+that ``known`` lists, and nothing is imported for it.
+"""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from cloc.config.domains import ConfigError, check_arguments
 
 
-def resolve(node: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
+def find_class(name: Any, key: str) -> type:
+    """Import a class that the user names.
+
+    Args:
+        name: dotted, ``mypackage.towers.MyTower``.
+        key: of the configuration, for messages.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no class.
+    """
+    if not isinstance(name, str) or "." not in name:
+        raise ConfigError(f"{key}={name!r}: must name a class with its module, such as mypackage.towers.MyTower")
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"{key}={name!r}: {error}; is its folder on PYTHONPATH, or its package installed?") from error
+    if not inspect.isclass(found):
+        raise ConfigError(f"{key}={name!r}: a {type(found).__name__}; must name a class")
+    return found
+
+
+def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None = None) -> tuple[type, dict[str, Any]]:
     """Find a node's target and check its keys.
 
     Args:
-        node: has ``_target_``, a dotted name inside the ``cloc`` package, and the target's arguments.
+        node: has ``_target_``, the dotted name of a class, and the target's arguments.
         path: of the node, for messages.
+        known: the only classes that may be named; None for a user's own configuration, which may name any.
 
     Returns:
         The class, and the arguments.
 
     Raises:
-        ConfigError: no target, one outside this package, an argument that it does not take, or one outside of its
-            domain.
+        ConfigError: no target, one that is not known or cannot be imported, an argument that it does not take, or one
+            outside of its domain.
     """
     target = node.get("_target_")
-    if not isinstance(target, str) or not target.startswith("cloc."):
-        # A checkpoint carries its configuration: a free choice of target would let a file run any code.
-        raise ConfigError(f"{path}._target_={target!r}: must name a class inside the cloc package")
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path}._target_={target!r}: {error}") from error
-    if not inspect.isclass(found) or found.__module__ != module:
-        # Nor what a module of the package imported, nor its functions, some of which write and delete files.
-        raise ConfigError(f"{path}._target_={target!r}: must name a class inside the cloc package, by its own module")
+    if known is None:
+        found = find_class(target, f"{path}._target_")
+    elif target in known:
+        found = known[target]
+    else:
+        raise ConfigError(f"{path}._target_={target!r}: known are {', '.join(known)}")
     arguments = {key: value for key, value in node.items() if key != "_target_"}
-    known = inspect.signature(found).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+    parameters = inspect.signature(found).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return found, arguments
     for key in arguments:
         # `global` is a Python keyword; its argument is spelled `global_`.
-        if key not in known and f"{key}_" not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+        if key not in parameters and f"{key}_" not in parameters:
+            close = difflib.get_close_matches(key, parameters, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(parameters)}"
             raise ConfigError(f"{path}.{key}: {target} has no such argument; {hint}")
-    arguments = {key if key in known else f"{key}_": value for key, value in arguments.items()}
+    arguments = {key if key in parameters else f"{key}_": value for key, value in arguments.items()}
     check_arguments(found, arguments, path)
     return found, arguments
 
 
-def instantiate(node: Mapping[str, Any], path: str, **context: Any) -> Any:
+def instantiate(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None = None, **context: Any) -> Any:
     """Build a node's target with its own arguments and those of the context (``joint_dim``, …)."""
-    found, arguments = resolve(node, path)
-    known = inspect.signature(found).parameters
-    return found(**{key: value for key, value in context.items() if key in known} | arguments)
+    found, arguments = resolve(node, path, known)
+    parameters = inspect.signature(found).parameters
+    return found(**{key: value for key, value in context.items() if key in parameters} | arguments)

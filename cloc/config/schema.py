@@ -262,6 +262,7 @@ class EvalConfig:
     Attributes:
         checkpoint: the model on trial, as :func:`cloc.encoder.load` takes it.
         baseline: models beside it.
+        trusted: classes besides ours that they may name (mypackage.towers.MyTower).
         data: names of ``datasets``, or folders of shards.
         out: folder of the results; null for the checkpoint's parent folder.
         cache: folder of embeddings, by model and data; null for none.
@@ -273,6 +274,7 @@ class EvalConfig:
 
     checkpoint: str = MISSING
     baseline: list[str] = field(default_factory=list)
+    trusted: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     out: str | None = None
     cache: str | None = None

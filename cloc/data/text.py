@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,7 @@ class Tokenizer:
             if self.clean in (None, "lower"):
                 backend.clean_fn = partial(_clean, thorough=backend.clean_fn)
             return backend
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(Path(self.name).expanduser()))
+        return open_tokenizer(self.name)
 
     @property
     def vocab_size(self) -> int:
@@ -125,6 +124,41 @@ def shorten(text: str, context_length: int) -> str:
     """
     limit = max(8192, 32 * context_length)
     return text if len(text) <= limit else text.lstrip()[:limit]
+
+
+def open_tokenizer(name: str, **options: Any) -> Any:
+    """A tokenizer of transformers, none of whose own code runs.
+
+    Args:
+        name: folder, which then asks no network, or hub name.
+        options: further arguments of ``AutoTokenizer.from_pretrained``.
+
+    Raises:
+        ValueError: it is a Python file of the folder or repository.
+    """
+    from transformers import AutoTokenizer
+
+    with refusing_code(name):
+        return AutoTokenizer.from_pretrained(str(Path(name).expanduser()), **without_code(name), **options)
+
+
+def without_code(name: str | Path) -> dict[str, bool]:
+    """Arguments for transformers: no Python file of a folder or repository is run, and a folder asks no network."""
+    return {"trust_remote_code": False, "local_files_only": Path(name).expanduser().is_dir()}
+
+
+@contextmanager
+def refusing_code(name: str | Path) -> Iterator[None]:
+    """Turn transformers' refusal to run code into one line; its own goes on to recommend running it."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: needs a Python file of its own (auto_map), and no code of a folder or repository is run; give "
+            "one that a class of transformers reads"
+        ) from error
 
 
 def pack(ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:

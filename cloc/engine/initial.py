@@ -33,7 +33,7 @@ def take_weights(model: Cloc, source: str) -> str:
         ConfigError: a part of the source has another architecture.
         FileNotFoundError: the source is not there.
     """
-    given = load(Path(source).expanduser()).model.state_dict()
+    given = load(Path(source).expanduser(), trusted=model.classes).model.state_dict()
     own = model.state_dict()
     taken, fresh, note = [], [], ""
     if TABLE in own and TABLE in given and model.text.trims and own[TABLE].shape[1:] == given[TABLE].shape[1:]:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloc.config import ConfigError, DatasetConfig, EvalConfig
+from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class
 from cloc.config.versions import versions
 from cloc.encoder import Encoder, load
 from cloc.evaluation.bootstrap import difference, intervals, resample
@@ -151,7 +151,8 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[
 
 
 def _load_models(config: EvalConfig, device: str) -> list[Encoder]:
-    encoders = [load(path, device) for path in [config.checkpoint, *config.baseline]]
+    trusted = [find_class(name, "trusted") for name in config.trusted]
+    encoders = [load(path, device, trusted=trusted) for path in [config.checkpoint, *config.baseline]]
     names = [encoder.name for encoder in encoders]
     for encoder in encoders:
         if names.count(encoder.name) > 1:  # the same run name twice: the parent folder tells them apart

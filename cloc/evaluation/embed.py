@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def embed(
     source: str = "",
     device: str = "auto",
     images: Path | None = None,
+    trusted: Sequence[type] = (),
 ) -> dict[str, int]:
     """Embed pictures, their boxes and their texts, on the ranks that torchrun started.
 
@@ -71,6 +72,7 @@ def embed(
         source: of the boxes' embeddings; empty takes the Prompter, or RoI-Align for a model without, or crops.
         device: ``auto`` or PyTorch's name.
         images: folder of the pictures that a COCO file names; None for its own.
+        trusted: classes besides ours that the model may name (see :func:`cloc.encoder.load`).
 
     Returns:
         Rows of each file, and ``skipped``.
@@ -86,7 +88,7 @@ def embed(
         _arrow()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with together() as ranks:
-        encoder = load(run, device)
+        encoder = load(run, device, trusted=trusted)
         source = source or encoder.sources[0]
         if source not in encoder.sources:
             raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cloc.data.text import open_tokenizer
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.class_token import ClassTokenViT, activation, describe
@@ -151,11 +152,11 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _tokenizer(encoder: Encoder) -> Any:
     """open_clip's as transformers has it, or the model's own."""
-    from transformers import AutoTokenizer, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     length = encoder.model.text.context_length
     if encoder.tokenizer.name != "open_clip":
-        return AutoTokenizer.from_pretrained(encoder.tokenizer.name, model_max_length=length)
+        return open_tokenizer(encoder.tokenizer.name, model_max_length=length)
     vocabulary, merges = _vocabulary()
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
@@ -189,7 +190,7 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
 @torch.inference_mode()
 def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) -> list[Row]:
     """Rows of the vision folder, image processor, tokenizer, and ``cloc.load``."""
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModel
+    from transformers import AutoImageProcessor, CLIPVisionModel
 
     ours = read(folder, probe)
     seen = CLIPVisionModel.from_pretrained(folder / VISION).eval()(probe.pixels, output_hidden_states=True)
@@ -197,7 +198,7 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
     rows = compare(ours, states, tolerance, prefix="vision/: ")
     pixels = AutoImageProcessor.from_pretrained(folder)(probe.pictures, return_tensors="pt").pixel_values
     rows += compare_views(encoder, probe, pixels, tolerance)
-    tokenizer, length = AutoTokenizer.from_pretrained(folder), encoder.model.text.context_length
+    tokenizer, length = open_tokenizer(str(folder)), encoder.model.text.context_length
     theirs = tokenizer(list(probe.texts), truncation=True, max_length=length)["input_ids"]
     ours = [list(encoder.tokenizer.encode(text)[0]) for text in probe.texts]
     rows.append(compare_tokens(ours, [list(ids) for ids in theirs]))

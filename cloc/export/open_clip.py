@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cloc.data.text import without_code
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.class_token import describe
@@ -28,7 +29,8 @@ from cloc.export.verify import (
     watch,
 )
 from cloc.files import write_json, write_tensors
-from cloc.models.exported import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from cloc.models.exported import OPEN_CLIP_WEIGHTS
+from cloc.models.folders import OPEN_CLIP_CONFIG
 from cloc.models.image import OpenClipTower
 from cloc.models.layouts import QUICK, TANH
 
@@ -137,7 +139,8 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
 
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     rows = compare_views(encoder, probe, torch.stack([preprocess(picture) for picture in probe.pictures]), None)
-    theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(list(probe.texts))
+    own = {} if encoder.tokenizer.name == "open_clip" else without_code(folder)
+    theirs = open_clip.get_tokenizer(f"local-dir:{folder}", **own)(list(probe.texts))
     rows.append(compare_tokens(probe.whole_tokens.tolist(), theirs.tolist()))
     return rows + compare_reloaded(encoder, probe, folder, tolerance)
 

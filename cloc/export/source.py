@@ -29,6 +29,7 @@ class Choice:
             arXiv 2109.01903, Eq. 1).
         alpha: share of the run.
         unfinished: a run that has not reached its budget may be exported.
+        trusted: classes besides ours that the run and the base may name (see :func:`cloc.encoder.load`).
     """
 
     average: int = 1
@@ -36,6 +37,7 @@ class Choice:
     base: Path | None = None
     alpha: float | None = None
     unfinished: bool = False
+    trusted: Sequence[type] = ()
 
 
 def load_source(run: Path, choice: Choice) -> Encoder:
@@ -56,7 +58,7 @@ def load_source(run: Path, choice: Choice) -> Encoder:
         raise ExportError(f"--alpha {choice.alpha}: a share in 0..1; 1 is RUN itself, 0 the base")
     if choice.average < 1:
         raise ExportError(f"--average {choice.average}: at least 1 checkpoint")
-    encoder = load(run, averaged=not choice.raw)
+    encoder = load(run, averaged=not choice.raw, trusted=choice.trusted)
     if "config" not in encoder.info:
         raise ExportError(
             f"{run} is a model of another library; cloc exports what it has trained. Start a run from it "
@@ -72,7 +74,7 @@ def load_source(run: Path, choice: Choice) -> Encoder:
         said = [f"mean of {', '.join(names)}", *said]
     if choice.base is not None:
         state, apart = blend(
-            _state(choice.base, encoder), state or encoder.model.state_dict(), choice.alpha, choice.base
+            _state(choice.base, encoder, choice.trusted), state or encoder.model.state_dict(), choice.alpha, choice.base
         )
         kept = f"; {', '.join(apart)} of the run alone" if apart else ""
         said.append(f"{choice.alpha} of the run and {1 - choice.alpha:.6g} of {choice.base.name}{kept}")
@@ -103,7 +105,8 @@ def _averaged(run: Path, choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
             f"({', '.join(file.name for file in files) or 'none'}); train with a larger trainer.keep_last"
         )
     files = files[: choice.average]
-    return average([load(file, averaged=not choice.raw).model.state_dict() for file in files]), [f.name for f in files]
+    states = [load(file, averaged=not choice.raw, trusted=choice.trusted).model.state_dict() for file in files]
+    return average(states), [file.name for file in files]
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -116,9 +119,9 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _state(base: Path, encoder: Encoder) -> dict[str, Tensor]:
+def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:
     """Weights of the base under our names; of another library's folder, those that a run would start with."""
-    found = load(base)
+    found = load(base, trusted=trusted)
     if "config" in found.info:
         return found.model.state_dict()
     node = encoder.info["config"]["model"]

@@ -5,24 +5,18 @@ One of the writers (``matrix → graphs → torch → verify → card``).
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from cloc.encoder import Encoder
+from cloc.export.archive import REMEDY, check_archive
 from cloc.export.graphs import TOKENIZER, ask, notes, trace
 from cloc.export.verify import Probe, Row
 from cloc.files import new_path
-
-# All that an archive without compiled code consists of.
-PLAIN = ("models", "extra", "archive_format", "archive_version", "byteorder", ".data")
-DATA = (("data", "weights"), ("data", "constants"), ("data", "sample_inputs"))
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -35,41 +29,24 @@ def write(encoder: Encoder, folder: Path) -> None:
 
 
 def load_program(file: Path) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """Load a program, and the names of its outputs; nothing is unpickled freely and no compiled code is loaded.
+    """Load a program, and the names of its outputs, from an archive that holds nothing but a program of tensors.
 
-    ``torch.export.load`` alone unpickles whatever the archive declares as a pickle.
+    ``torch.export.load`` alone runs what an archive says: it evaluates its expressions, calls functions that it names
+    and unpickles. Here everything in it is checked before (see :mod:`cloc.export.archive`); what then runs are
+    operators of tensors.
 
     Raises:
-        ValueError: the archive holds a pickle that is more than tensors, or compiled code.
+        ValueError: the archive is damaged, or holds what could be code.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            if len(set(names)) < len(names):
-                raise ValueError(f"{file}: a member comes twice, so it is not known what would be loaded")
-            for name in names:
-                _check_member(file, archive, PurePosixPath(name))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{file} is damaged or no torch.export program: {error}") from error
+    check_archive(file)
     extra = {"outputs": ""}
-    program = torch.export.load(file, extra_files=extra)
-    return program, tuple(json.loads(extra["outputs"]))
-
-
-def _check_member(file: Path, archive: zipfile.ZipFile, path: PurePosixPath) -> None:
-    own = path.parts[1:]  # behind the archive's own name
-    if not own or not (own[0] in PLAIN or own[:2] in DATA):
-        raise ValueError(f"{file}: {path} is not part of a plain program (compiled code, or an old format)")
-    if own[:2] in DATA[:2] and path.suffix == ".json":
-        payloads = json.loads(archive.read(str(path))).get("config", {})
-        pickled = [key for key, entry in payloads.items() if entry.get("use_pickle")]
-        if pickled:
-            raise ValueError(f"{file}: {pickled[0]} is stored as a pickle, which can run code; export the model again")
-    if own[:2] == DATA[2]:
-        try:
-            torch.load(io.BytesIO(archive.read(str(path))), weights_only=True)
-        except (RuntimeError, UnpicklingError) as error:
-            raise ValueError(f"{file}: {path} would run code when it is loaded; export the model again") from error
+    try:
+        program = torch.export.load(file, extra_files=extra)
+        names = json.loads(extra["outputs"])
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{file} is damaged or of another version of PyTorch ({reason}); {REMEDY}") from error
+    return program, tuple(names)
 
 
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
@@ -102,7 +79,7 @@ embedding, tokens, *hidden = image(images=views)"""
         example += """
 regions = torch.export.load("FOLDER/regions.pt2").module()(tokens=tokens, boxes=boxes)"""
     warning = (
-        " `torch.export.load` unpickles what an archive declares as a pickle. These hold none; for archives that you "
-        "do not trust take `cloc.export.torch.load_program`, which refuses them."
+        " `torch.export.load` runs code that an archive may hold. These hold none; for archives that you do not trust "
+        "take `cloc.export.torch.load_program`, which refuses all but a program of tensors."
     )
     return example, notes(encoder) + warning

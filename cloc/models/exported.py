@@ -6,7 +6,6 @@ and goes to ``foreign_load.py``. Weights are safetensors, never pickles.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, read_json
 from cloc.models.layouts import ACTIVATIONS, CLIP_VOCABULARY, QUICK, TANH, from_hf
 from cloc.models.weights import read_state
 
-OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-HF_CONFIG, HF_WEIGHTS = "config.json", "model.safetensors"
+OPEN_CLIP_WEIGHTS, HF_WEIGHTS = "open_clip_model.safetensors", "model.safetensors"
 HF_PROCESSOR = "preprocessor_config.json"
 EXTRA_CONFIG, EXTRA_WEIGHTS = "cloc.json", "prompter.safetensors"
 LOADABLE = ("hf", "open_clip")  # formats that hold the whole model
@@ -76,18 +75,6 @@ def read_exported(folder: Path) -> Exported:
         state |= _weights(folder / EXTRA_WEIGHTS)
     info = {"samples_seen": extra.get("samples_seen", 0), "version": extra.get("version", "unknown")}
     return Exported(config, state, info)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Content of a JSON file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error}); export or download the model again") from error
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
@@ -199,6 +186,7 @@ def split_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     stored = read_json(folder / OPEN_CLIP_CONFIG)
+    check_open_clip(stored.get("model_cfg", {}), folder / OPEN_CLIP_CONFIG)
     try:
         image_node, text_node = open_clip_nodes(stored["model_cfg"], stored["preprocess_cfg"])
     except (KeyError, ValueError) as error:

@@ -6,7 +6,6 @@ not known.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch.nn.functional import pad
 
 from cloc.data.bpe import quicken
 from cloc.data.preprocess import Preprocess, from_hugging_face, from_open_clip
-from cloc.data.text import Tokenizer
-from cloc.models.exported import EXTRA_CONFIG, HF_CONFIG, OPEN_CLIP_CONFIG
+from cloc.data.text import Tokenizer, refusing_code, without_code
+from cloc.models.exported import EXTRA_CONFIG
+from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.foreign import (
     FixedTokenizer,
     ForeignImage,
@@ -34,6 +34,7 @@ from cloc.models.pretrained import siglip_cleaning
 from cloc.models.weights import read_state
 
 PREFIX = "open_clip:"
+KINDS = {"clip": "CLIP", "siglip": "Siglip"}  # transformers' names of their classes begin so
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -62,17 +63,18 @@ def is_foreign(folder: Path) -> bool:
         return False
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return True
-    return json.loads((folder / HF_CONFIG).read_text(encoding="utf-8")).get("model_type") in ("clip", "siglip")
+    return read_json(folder / HF_CONFIG).get("model_type") in KINDS
 
 
 def load_open_clip(name: str) -> Foreign:
-    """Load a model of open_clip.
+    """Load a model of open_clip. What it names of its own (another text tower, a tokenizer) runs no code.
 
     Args:
         name: ``open_clip:ARCHITECTURE:WEIGHTS``, WEIGHTS a tag of open_clip (downloaded) or a local file; or
-            ``open_clip:local-dir:FOLDER``, ``open_clip:hf-hub:REPOSITORY``.
+            ``open_clip:local-dir:FOLDER`` (asks no network), ``open_clip:hf-hub:REPOSITORY``.
 
     Raises:
+        FolderError: a folder or repository whose configuration holds more than an architecture and a tokenizer.
         ValueError: an unknown architecture or tag, no weights, or weights of another resolution or activation.
         FileNotFoundError: no such file.
     """
@@ -81,11 +83,12 @@ def load_open_clip(name: str) -> Foreign:
     rest = name.removeprefix(PREFIX)
     architecture, _, weights = rest.partition(":")
     if architecture in ("local-dir", "hf-hub"):
-        model = open_clip.create_model(rest, require_pretrained=True)
+        _check_configuration(rest)
+        model = open_clip.create_model(rest, require_pretrained=True, weights_only=True)
         identity, title = rest, weights.rstrip("/").rpartition("/")[2]
     else:
         quick = _check_weights(architecture, weights, name)
-        custom = {"force_custom_text": True, "force_quick_gelu": quick}
+        custom = {"force_custom_text": True, "force_quick_gelu": quick, "weights_only": True}
         model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True, **custom)
         stem = Path(weights).name.rsplit(".", 1)[0] if Path(weights).is_file() else weights
         identity, title = architecture, f"{architecture}/{stem}"
@@ -93,13 +96,44 @@ def load_open_clip(name: str) -> Foreign:
     preprocess = open_clip.get_model_preprocess_cfg(model)
     width = _joint_dim(identity, model)
     image = _open_clip_image(model.visual, _side(preprocess["size"]), width, preprocess)
-    tokenizer = open_clip.get_tokenizer(identity)
-    text, tokenizer = _open_clip_text(model, tokenizer, width)
+    text, tokenizer = _open_clip_text(model, _open_clip_tokenizer(identity), width)
     info = {"version": f"open_clip {open_clip.__version__}", "file": name, "samples_seen": 0}
     if identity == architecture:
         quick = quick or bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
         info["activation"] = "quick_gelu" if quick else "gelu"
     return Foreign(Cloc(image, text), tokenizer, from_open_clip(preprocess), title, info)
+
+
+def _check_configuration(identity: str) -> None:
+    """Hold what a folder or repository says to an architecture and a tokenizer.
+
+    The text tower of a repository may be another one's, which is fetched by the caller's word; its code is not run.
+    """
+    import open_clip
+
+    schema, _, place = identity.partition(":")
+    if schema == "local-dir":
+        stored = read_json(Path(place) / OPEN_CLIP_CONFIG)
+        check_open_clip(stored.get("model_cfg", {}), Path(place) / OPEN_CLIP_CONFIG)
+        return
+    config = open_clip.get_model_config(identity)
+    check_open_clip(config, identity, hub=True)
+    name = config.get("text_cfg", {}).get("hf_model_name")
+    if name:
+        from transformers import AutoConfig
+
+        with refusing_code(name):  # open_clip opens it without saying that its code is not run
+            AutoConfig.from_pretrained(name, **without_code(name))
+
+
+def _open_clip_tokenizer(identity: str) -> Any:
+    """open_clip's tokenizer of a model; of one that transformers reads, no code runs and a folder asks no network."""
+    import open_clip
+
+    config = open_clip.get_model_config(identity) or {}
+    safe = without_code(identity.removeprefix("local-dir:")) if config["text_cfg"].get("hf_tokenizer_name") else {}
+    with refusing_code(identity):
+        return open_clip.get_tokenizer(identity, **safe)
 
 
 def _check_weights(architecture: str, weights: str, name: str) -> bool:
@@ -163,7 +197,7 @@ def _joint_dim(identity: str, model: nn.Module) -> int:
 
     schema, _, folder = identity.partition(":")
     if schema == "local-dir":
-        return json.loads((Path(folder) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"]["embed_dim"]
+        return read_json(Path(folder) / OPEN_CLIP_CONFIG)["model_cfg"]["embed_dim"]
     if schema == "hf-hub":
         return int(model.text.output_dim if hasattr(model, "text") else model.text_projection.shape[1])
     return open_clip.get_model_config(identity)["embed_dim"]
@@ -211,12 +245,15 @@ def load_folder(folder: Path) -> Foreign:
 def _load_hugging_face(folder: Path) -> Foreign:
     try:
         import transformers
-        from transformers import AutoModel
     except ImportError as error:
         raise ImportError(f"{folder} needs transformers: pip install 'cloc-pretrain[transformers]'") from error
-    stored = _processor(folder)
-    model = AutoModel.from_pretrained(folder, dtype="float32").eval().requires_grad_(False)
-    vision, siglip = model.config.vision_config, model.config.model_type == "siglip"
+    check_hugging_face(folder)
+    stored, kind = _processor(folder), KINDS[read_json(folder / HF_CONFIG)["model_type"]]
+    safe = without_code(folder)
+    config = getattr(transformers, f"{kind}Config").from_pretrained(folder, **safe)
+    model = getattr(transformers, f"{kind}Model").from_pretrained(folder, config=config, dtype="float32", **safe)
+    model = model.eval().requires_grad_(False)
+    vision, siglip = model.config.vision_config, kind == "Siglip"
     preprocess = from_hugging_face(stored, vision.image_size)
     width = vision.hidden_size if siglip else model.config.projection_dim
     if siglip and not getattr(model.vision_model, "use_head", True):
@@ -239,7 +276,7 @@ def _processor(folder: Path) -> dict[str, Any]:
     """The image processor's settings; newer releases of transformers keep them inside the whole processor's."""
     for name in PROCESSORS:
         if (folder / name).is_file():
-            stored = json.loads((folder / name).read_text(encoding="utf-8"))
+            stored = read_json(folder / name)
             return stored.get("image_processor", stored)
     raise FileNotFoundError(f"{folder}: none of {PROCESSORS}, so it is not known how the model wants its pictures")
 

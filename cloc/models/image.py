@@ -95,7 +95,8 @@ class TimmTower(nn.Module):
         image_size: side of the view in pixels.
         pretrained: False, True (timm's own download), a local file of weights under timm's names, or a folder (see
             :mod:`cloc.models.pretrained`).
-        options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …).
+        options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …); weights are
+            named by ``pretrained``, never here.
         conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
         positions: ``learned`` as timm initializes them, or ``sincos`` / ``fourier`` as initial values.
         zero_init: start every residual branch of the blocks at zero.
@@ -135,6 +136,8 @@ class TimmTower(nn.Module):
         super().__init__()
         prefer_plain_attention()
         kwargs: dict[str, Any] = dict(options or {})
+        if "checkpoint_path" in kwargs:  # timm before 1.0.31 unpickles it
+            raise ValueError("model.image.options.checkpoint_path: give the file as model.image.pretrained")
         if conv_stem:
             kwargs["embed_layer"] = ConvStem
         if "vit" in name or "img_size" in kwargs:

@@ -77,6 +77,11 @@ class Cloc(nn.Module):
         self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1) * 255, persistent=False)
 
     @property
+    def classes(self) -> list[type]:
+        """Classes of the parts: what a file of a model of the same making may name."""
+        return [type(part) for part in (self.image, self.text, self.prompter, self.grounding) if part is not None]
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patch tokens."""
         return self.image.grid

@@ -16,18 +16,17 @@ from torch import Tensor
 
 from cloc.config.domains import ConfigError
 from cloc.models.exported import (
-    HF_CONFIG,
     HF_PROCESSOR,
     HF_WEIGHTS,
-    OPEN_CLIP_CONFIG,
     hf_image_node,
     hf_text_node,
     open_clip_nodes,
-    read_json,
     split_open_clip,
     tower_node,
 )
+from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, read_json
 from cloc.models.layouts import CLIP_VOCABULARY, TANH, from_hf, siglip_to_timm
+from cloc.models.trust import PARTS, check_node, name_of
 from cloc.models.weights import TEXT_LENGTH, read_state, text_length
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -112,6 +111,7 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
 def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) -> dict[str, Any]:
     found, width = _describe(folder, part)
     key = f"model.{part}"
+    check_node(found, part, folder, next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"]))
     if found["_target_"] != node["_target_"]:
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
     if width is not None and width != joint_dim:
@@ -144,6 +144,7 @@ def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         stored = read_json(folder / OPEN_CLIP_CONFIG)
         config = stored["model_cfg"]
+        check_open_clip(config, folder / OPEN_CLIP_CONFIG)
         try:
             nodes = dict(zip(ANY, open_clip_nodes(config, stored.get("preprocess_cfg", {})), strict=True))
         except ValueError as error:

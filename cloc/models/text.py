@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
-from cloc.data.text import CLEANINGS
+from cloc.data.text import CLEANINGS, refusing_code, without_code
+from cloc.models.folders import check_hugging_face
 from cloc.models.weights import open_clip_tower
 
 Cleaning = Annotated[str, OneOf(*CLEANINGS)]
@@ -194,7 +195,7 @@ class HuggingFaceText(nn.Module):
 
     Args:
         joint_dim: D.
-        name: folder or hub name.
+        name: folder or hub name; no Python file of either is run.
         pretrained: load the weights too; False builds the architecture alone.
         frozen: keep the encoder as it is and train the projection only.
         hidden: width of a hidden layer in the projection; 0 for a linear one.
@@ -224,11 +225,16 @@ class HuggingFaceText(nn.Module):
             raise FileNotFoundError(f"model.text.name={name!r}: no such folder")
         from transformers import AutoConfig, AutoModel
 
-        folder = str(Path(name).expanduser())
-        if pretrained:
-            self.tower = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        else:
-            self.tower = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            check_hugging_face(folder)
+        safe = without_code(folder)
+        with refusing_code(name):
+            config = AutoConfig.from_pretrained(str(folder), **safe)
+            if pretrained:
+                self.tower = AutoModel.from_pretrained(str(folder), config=config, dtype=torch.float32, **safe)
+            else:
+                self.tower = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
         if hasattr(self.tower, "encoder") and getattr(self.tower.config, "is_encoder_decoder", False):
             self.tower = self.tower.encoder
         if getattr(self.tower, "pooler", None) is not None:

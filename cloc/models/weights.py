@@ -19,6 +19,11 @@ from torch import Tensor, nn
 TEXT_LENGTH = 77  # CLIP's, of a text tower that starts without weights
 KEPT = 20  # leading positions that stretching leaves as they are: few texts of CLIP's training were longer
 TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
+# A tower's section in an open_clip architecture, the key that names another library's model, and what builds that here.
+OPEN_CLIP_PARTS = {
+    "visual": ("vision_cfg", "timm_model_name", "model.image._target_=cloc.models.image.TimmTower and its name"),
+    "text": ("text_cfg", "hf_model_name", "model.text._target_=cloc.models.text.HuggingFaceText and its name"),
+}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -159,6 +164,10 @@ def open_clip_tower(
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"{name!r} is not an open_clip architecture; `open_clip.list_models()` names them")
+    section, foreign, ours = OPEN_CLIP_PARTS[part]
+    fields = config[section] | options
+    if fields.get(foreign):  # open_clip would fetch it by that name
+        raise ValueError(f"{name} with {foreign}={fields[foreign]!r}: another library's tower; set {ours} to it")
     quick_gelu = quick_gelu or config.get("quick_gelu", False)  # some architectures are defined with it
     folder = Path(pretrained).expanduser() if pretrained else None
     if pretrained and not folder.is_dir():
@@ -175,17 +184,17 @@ def open_clip_tower(
             force_custom_text=True,
             # open_clip would interpolate the whole table, where it is another than the architecture's.
             force_context_length=text_length(name, pretrained) if part == "text" else None,
+            weights_only=True,
         )
         tower = getattr(model, part)
         if part == "text" and context_length not in (None, tower.context_length):
             _set_length(tower, context_length)
         return tower
     if part == "visual":
-        fields = config["vision_cfg"] | options | {"image_size": image_size}
-        tower = _build_vision_tower(joint_dim, CLIPVisionCfg(**fields), quick_gelu)
+        tower = _build_vision_tower(joint_dim, CLIPVisionCfg(**fields | {"image_size": image_size}), quick_gelu)
     else:
-        options["context_length"] = context_length or TEXT_LENGTH
-        tower = _build_text_tower(joint_dim, CLIPTextCfg(**(config["text_cfg"] | options)), quick_gelu)
+        fields = fields | {"context_length": context_length or TEXT_LENGTH}
+        tower = _build_text_tower(joint_dim, CLIPTextCfg(**fields), quick_gelu)
     if pretrained:
         from cloc.models.pretrained import tower_state
 
