@@ -71,7 +71,9 @@ def theirs(exported: Path, data: Path, work: Path) -> dict[str, float]:
     command += ["--recall_k", *map(str, KS), "--num_workers", "0", "--batch_size", str(BATCH)]
     command += ["--output", str(work / "result.json")]
     start = "import sys; from clip_benchmark.cli import main; sys.argv = sys.argv[1:]; main()"
-    done = subprocess.run([sys.executable, "-c", start, *command], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", start, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"clip_benchmark failed:\n{done.stderr[-2000:]}")
     found = json.loads((work / "result.json").read_text())["metrics"]
