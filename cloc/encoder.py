@@ -323,11 +323,12 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     return Encoder(model, info, device, name=run.name)
 
 
-def _beside(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _beside(model: Any, folder: Path) -> Any:
     """A stored model with the tokenizer and the architecture of its text tower that a run folder carries."""
     found = {"tokenizer": "tokenizer_config.json", "name": "config.json"}
     own = {key: str(folder) for key, name in found.items() if (folder / name).is_file()}
-    return model | {"text": model["text"] | own} if own else model
+    text = model.get("text") if isinstance(model, dict) else None
+    return model | {"text": text | own} if own and isinstance(text, dict) else model
 
 
 def _check_version(file: Path, version: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import json
 import socket
@@ -14,19 +15,21 @@ import pytest
 import torch
 
 import cloc
-from cloc.config import ConfigError, EvalConfig, find_class, instantiate, validate
+from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class, instantiate, validate
 from cloc.data.text import Tokenizer
 from cloc.data.vocabulary import write_word_tokenizer
+from cloc.evaluation.images import load_images
 from cloc.models.build import build_model
 from cloc.models.image import TimmTower
 from cloc.models.pretrained import complete
 from cloc.models.prompter import SharedPrompter
 from cloc.models.text import HuggingFaceText
 from cloc.models.trust import PARTS, name_of, timm_arguments
-from tests.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, save, stored
+from tests.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, make_run, save, stored
 from tests.resuming import configure, make_squares
 
 HUB = "stranger/model"
+TEXT = TEXT | {"options": TEXT["options"] | {"vocab_size": 512}}
 TOWERS = {"image": OPEN_CLIP, "text": TEXT, "prompter": SHARED, "grounding": SPATIAL}
 
 
@@ -147,10 +150,10 @@ def test_the_caller_passes_a_class_of_his_own(checkpoint: Callable[..., Path]) -
         cloc.load(str(path), trusted=[OwnPrompter])
 
 
-def test_an_export_names_parts_of_the_registry_only(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_export_names_parts_of_the_registry_only(tmp_path: Path) -> None:
     from cloc.export.run import export
 
-    folder = export("open_clip", checkpoint(), tmp_path / "out")
+    folder = export("open_clip", make_run(tmp_path / "run", prompter=SHARED, grounding=SPATIAL), tmp_path / "out")
     content = json.loads((folder / "cloc.json").read_text())
     for change in (
         {"prompter": {"_target_": "cloc.engine.folder.RunFolder", "location": "http://127.0.0.1/"}},
@@ -159,6 +162,20 @@ def test_an_export_names_parts_of_the_registry_only(checkpoint: Callable[..., Pa
     ):
         (folder / "cloc.json").write_text(json.dumps(content | change))
         refused(folder, next(iter(change)))
+
+
+def test_a_name_of_a_folder_becomes_no_source(tmp_path: Path) -> None:
+    """``export regions`` writes a Python file, and imports it to prove it."""
+    from cloc.export.regions import write
+
+    witness = tmp_path / "RAN"
+    name = 'run"""\nfrom pathlib import Path\nPath("RAN").touch()\n"""'
+    encoder = cloc.load(str(make_run(tmp_path / name, text=TEXT, prompter=SHARED, grounding=SPATIAL)))
+    assert encoder.name == name
+    write(encoder, tmp_path)
+    found = ast.parse((tmp_path / "regions.py").read_text())
+    assert isinstance(found.body[1], ast.ImportFrom) and found.body[1].module == "__future__"
+    assert not any(isinstance(node, ast.Expr) for node in found.body[1:]) and not witness.exists()
 
 
 # --- a user's own configuration ---------------------------------------------------------------------------------------
@@ -181,7 +198,14 @@ def test_a_name_that_is_no_class_is_told_in_a_line(name: Any, told: str) -> None
     assert str(caught.value).startswith("model.image._target_=") and "\n" not in str(caught.value)
 
 
-def test_a_users_configuration_names_any_class(trap: Path, tmp_path: Path) -> None:
+def test_a_users_configuration_names_any_class(trap: Path) -> None:
+    node = {"_target_": "trap_of_tests.Mine"}
+    model = build_model({"joint_dim": 32, **TOWERS, "prompter": node})
+    assert trap.exists() and [cls.__name__ for cls in model.classes][2] == "Mine"
+
+
+@pytest.mark.slow
+def test_a_run_of_a_users_class(trap: Path, tmp_path: Path) -> None:
     """Trained, resumed and loaded: by the command's word, and by the class that the caller passes."""
     from cloc.engine import run
 
@@ -202,6 +226,11 @@ def test_a_users_configuration_names_any_class(trap: Path, tmp_path: Path) -> No
     assert (run.train(more) / "checkpoints/last.ckpt").exists()
 
 
+def test_a_set_that_is_read_through_a_pickle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LSUN is read through a pickle"):
+        load_images("x", DatasetConfig(images=f"torchvision:LSUN:{tmp_path}"))
+
+
 def test_known_classes_are_the_only_ones() -> None:
     known = {"a.B": TimmTower}
     with pytest.raises(ConfigError, match="model.image._target_='cloc.models.image.TimmTower': known are a.B"):
@@ -217,7 +246,7 @@ def test_the_evaluation_and_the_commands_take_classes_by_name(trap: Path, tmp_pa
     assert config.trusted == ["trap_of_tests.Mine"]
     for command in (["embed", "x", "y", "z"], ["export", "torch", "x", "y"]):
         found = CliRunner().invoke(app, [*command, "--trust", "os.system"])
-        assert isinstance(found.exception, ConfigError) and "--trust='os.system'" in str(found.exception)
+        assert "--trust='os.system'" in str(found.exception)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

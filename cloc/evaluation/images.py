@@ -19,6 +19,7 @@ from cloc.evaluation.cache import digest_of
 from cloc.evaluation.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
 
 TORCHVISION = "torchvision:"
+UNPICKLED = ("LSUN", "LSUNClass")  # torchvision unpickles their index without a checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ def _torchvision(source: str, key: str) -> ImageSet:
 
     name, _, folder = source.removeprefix(TORCHVISION).partition(":")
     kind = getattr(sets, name, None)
+    if name in UNPICKLED:
+        raise ConfigError(f"{key}={source!r}: {name} is read through a pickle, which can run code; give a folder of it")
     if not inspect.isclass(kind) or not folder:
         raise ConfigError(f"{key}={source!r}: give {TORCHVISION}NAME:FOLDER with a class of torchvision.datasets")
     found = _held_out(kind, folder, key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +60,7 @@ BUILD = '''def build() -> RegionSampler:
 
 def write(encoder: Encoder, folder: Path) -> None:
     """Write the module and its weights."""
-    model, node = encoder.model, encoder.info["config"]["model"]
+    model = encoder.model
     parts: list[Any] = [
         positions.onto_grid,
         positions.onto_view,
@@ -71,14 +72,15 @@ def write(encoder: Encoder, folder: Path) -> None:
     head = "None"
     if model.grounding is not None:
         parts.append(type(model.grounding))
-        head = f"{type(model.grounding).__name__}(**shape, **{_arguments(node, 'grounding')!r})"
-    text = [HEADER.format(name=encoder.name, version=__version__, octaves=positions.OCTAVES, outside=prompter.OUTSIDE)]
+        head = f"{type(model.grounding).__name__}(**shape, **{_arguments(encoder, 'grounding')!r})"
+    name = re.sub(r"[^\w .+-]", "_", encoder.name)  # a folder's name is whoever's made it, and this becomes source
+    text = [HEADER.format(name=name, version=__version__, octaves=positions.OCTAVES, outside=prompter.OUTSIDE)]
     text += [inspect.getsource(part) for part in [*parts, RegionSampler]]
     text.append(
         BUILD.format(
             shape={"width": model.image.width, "joint_dim": model.image.joint_dim, "grid": tuple(model.grid)},
             prompter=type(model.prompter).__name__,
-            prompter_arguments=_arguments(node, "prompter"),
+            prompter_arguments=_arguments(encoder, "prompter"),
             grounding=head,
             image_size=model.image.image_size,
             resize=model.image.resize,
@@ -90,8 +92,9 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_file(folder / WEIGHTS, lambda file: torch.save(plain(state), file))
 
 
-def _arguments(node: dict[str, Any], part: str) -> dict[str, Any]:
-    return resolve(node[part], f"model.{part}")[1]
+def _arguments(encoder: Encoder, part: str) -> dict[str, Any]:
+    node = encoder.info["config"]["model"][part]
+    return resolve(node, f"model.{part}", {node["_target_"]: type(getattr(encoder.model, part))})[1]
 
 
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cloc.encoder import Encoder, load
 from cloc.export.matrix import ExportError
 from cloc.models.build import build_model
+from cloc.models.text import HuggingFaceText
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,13 @@ def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, T
     found = load(base, trusted=trusted)
     if "config" in found.info:
         return found.model.state_dict()
+    if isinstance(encoder.model.text, HuggingFaceText):  # what it names is fetched, and no CLIP has it
+        raise ExportError(f"--base {base} has another text tower; give the model that the run was fine-tuned from")
     node = encoder.info["config"]["model"]
     towers = {part: {**node[part], "pretrained": str(base)} for part in ("image", "text")}
-    model = build_model({"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers})
+    known = {part: {node[part]["_target_"]: type(getattr(encoder.model, part))} for part in towers}
+    config = {"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers}
+    model = build_model(config, known=known)
     return {name: value for name, value in model.state_dict().items() if name.startswith(("image.", "text."))}
 
 
