@@ -54,7 +54,7 @@ BUILD = '''def build() -> RegionSampler:
     shape = {shape!r}
     prompter = {prompter}(**shape, **{prompter_arguments!r})
     grounding = {grounding}
-    return RegionSampler(prompter, grounding, {image_size}, {resize!r}, shape["grid"], {covered!r})
+    return RegionSampler(prompter, grounding, {image_size!r}, {resize!r}, shape["grid"], {covered!r})
 '''
 
 
