@@ -8,6 +8,8 @@ where ``cloc`` writes, so:
 - below the folder that the user named, folders that ``cloc`` makes itself (``report``, ``checkpoints``) are refused
   where they are links: :func:`make_folder`. Links on the way to the folder that the user named are his own;
 - what grows (logs) or is held open (locks) is refused where it is anything but a file of its own.
+
+What others named is read through :func:`open_file`, which takes files alone: opening a pipe would wait for ever.
 """
 
 from __future__ import annotations
@@ -252,6 +254,28 @@ def host_lock(path: Path, timeout: float = -1) -> BaseFileLock:
     return FileLock(path, timeout=timeout)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading: a regular one, or a link to one. Never waits for the other end of a pipe.
+
+    Raises:
+        OSError: it is not there or may not be read; ``EINVAL`` for a folder, a pipe, a device or a socket.
+    """
+    _need_file(path, os.stat(path).st_mode)  # first: opening some devices does something
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _need_file(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file; errors as :func:`open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
 def discard(path: Path) -> None:
     """Remove a file, link or folder. A folder loses its name first: half of it never looks like the whole."""
     if path.is_dir() and not path.is_symlink():
@@ -352,6 +376,11 @@ def _open_own(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise LinkError(f"{path} is a file with a second name elsewhere, which would change with it; remove it")
     return descriptor
+
+
+def _need_file(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder, pipe, device or socket, not a file", str(path))
 
 
 def _refuse(path: Path, wanted: Callable[[int], bool]) -> None:

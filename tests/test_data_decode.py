@@ -126,7 +126,7 @@ def test_transparent_pixels_become_white() -> None:
 
 def test_a_decompression_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("L", (9000, 8000)), "PNG")
-    monkeypatch.setattr(decode, "decode_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "pillow_rgb", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadSample, match="9000×8000") as caught:
         decode_rgb(data)
     assert caught.value.reason == "decompression_bomb"

@@ -36,14 +36,16 @@ from cloc.data.shards import (
     ShardError,
     ShardInfo,
     ShardReader,
-    check_size,
+    check_file,
     parse_manifest,
+    read_manifest_text,
     read_sample_members,
     write_manifest,
     write_shards,
 )
 from cloc.data.tally import Tally, join, tally_part
 from cloc.data.tars import index_damaged, scan_shard
+from cloc.files import open_file
 
 _PART = 128  # samples of a task: few enough that all processes end at about the same time
 _UNSAFE = re.compile(r"[./\\\x00\ud800-\udfff]")
@@ -222,7 +224,7 @@ def _open(folder: Path, run: _Run, console: Console) -> tuple[Manifest, dict[str
     """
     paths = sorted(folder.glob("*.tar"))
     if (folder / MANIFEST_NAME).is_file():
-        manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME), folder)
+        manifest = parse_manifest(read_manifest_text(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), folder)
         calls = [(folder / shard.name, shard) for shard in manifest.shards]
         with progress(console, f"hashing {folder.name}", len(calls), "shards") as bar:
             faults = _all(run(_file_fault, calls), bar)
@@ -249,10 +251,10 @@ def _all(results: Iterator[tuple[int, Any]], bar: Bar) -> list[Any]:
 def _file_fault(path: Path, shard: ShardInfo) -> str:
     """What is wrong with a file that the manifest describes; empty where nothing is."""
     try:
-        check_size(path, shard)
+        check_file(path, shard)
     except ShardError as error:
         return str(error).removeprefix(f"{path}: ")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found == shard.sha256:
         return ""

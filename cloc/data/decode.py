@@ -1,38 +1,55 @@
-"""Encoded bytes → upright RGB uint8 tensor (``order → decode → views → collate → stream``)."""
+"""Encoded bytes → upright RGB uint8 tensor (``order → decode → views → collate → stream``).
+
+The one way from a picture's bytes to its pixels: conversion, ``data check``, training, evaluation and export take it,
+so that what one accepts the others accept. A file's name does not count.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 
 import torch
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.contracts import BadSample
+from cloc.data.picture_headers import (
+    plain_jpeg,
+    plain_webp,
+    refuse_costly_jpeg2000,
+    refuse_large_tile,
+    refuse_many_scans,
+)
 from cloc.data.schema import MAX_PIXELS, codec_fault
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+"""Pillow's names of the formats that are decoded. Others are never tried: some start programs (EPS)."""
 
 with warnings.catch_warnings():
     # PyTorch warns, once a process, of a tensor over bytes, which nobody may write to. Decoders only read.
     warnings.simplefilter("ignore")
     torch.frombuffer(b" ", dtype=torch.uint8)
 
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are no frames
+_TURNED = range(2, 9)  # values of the EXIF orientation that are not "as it lies"
+_TILE_TAGS = (322, 323)  # TIFF's TileWidth and TileLength
 
 
 def decode_rgb(data: bytes) -> Tensor:
-    """Decode a JPEG, PNG or WebP file.
+    """Decode a picture of one of ``FORMATS``.
 
     Args:
         data: the file's bytes.
 
     Returns:
-        ``[3,H,W]`` uint8, upright (EXIF orientation applied); gray, CMYK, 16-bit and alpha pictures become RGB.
+        ``[3,H,W]`` uint8, upright (EXIF orientation applied), the first frame of an animation; gray, CMYK, 16-bit and
+        palette pictures become RGB, transparent pixels white.
 
     Raises:
         BadSample: ``decompression_bomb`` or ``corrupt_image``.
@@ -41,75 +58,104 @@ def decode_rgb(data: bytes) -> Tensor:
 
 
 def decoder(data: bytes) -> Callable[[], Tensor]:
-    """Look at the header alone, and say how to decode the rest: what is called returns as ``decode_rgb`` does.
+    """Look at what can be told from the header alone, and say how to decode the rest, as ``decode_rgb`` does.
 
     Apart, for a reader prepares many pictures, then decodes them in a row (see ``stream.TOGETHER``).
 
     Raises:
-        BadSample: ``decompression_bomb`` or ``corrupt_image``; the latter also by what is returned.
+        BadSample: ``decompression_bomb`` or ``corrupt_image``, here or by what is returned.
     """
-    width, height, plain = _jpeg_header(data) or _pillow_header(data)
-    if width * height > MAX_PIXELS:
-        raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
-    if not plain:
-        return partial(_decode_pillow, data)
-    return partial(_decode, torch.frombuffer(data, dtype=torch.uint8))
+    jpeg, webp = plain_jpeg(data), plain_webp(data)
+    if jpeg is not None:
+        width, height, exif = jpeg
+        _refuse_bomb(width, height)
+        if not exif or _is_upright(data):
+            return partial(_by_torchvision, decode_jpeg, data, (width, height))
+    elif webp is not None:
+        _refuse_bomb(*webp)
+        return partial(_by_torchvision, decode_webp, data, webp)
+    return partial(_by_pillow, data)
 
 
-def _decode(buffer: Tensor) -> Tensor:
-    try:
-        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
-        raise BadSample("corrupt_image", codec_fault(error)) from error
-    # A 16-bit PNG comes as it is, whatever the mode.
-    return image if image.dtype == torch.uint8 else tv.to_dtype(image, torch.uint8, scale=True)
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and "gray or three colors" of a JPEG; None for what is none, or has an odd header.
-
-    Pillow needs 20 times as long, which is felt at a thousand pictures a second.
-    """
-    position = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while position + 10 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in _FRAME_MARKERS:
-            height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return width, height, components in (1, 3)
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
-
-
-def _pillow_header(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether torchvision makes the same RGB of it as Pillow."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit here is stricter
-            with Image.open(io.BytesIO(data)) as header:
-                # torchvision leaves a WebP as it lies
-                upright = header.format != "WEBP" or "exif" not in header.info
-                return *header.size, upright and header.mode in ("RGB", "L")
-    except Image.DecompressionBombError as error:
-        raise BadSample("decompression_bomb", str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadSample("corrupt_image", codec_fault(error)) from error
-
-
-def _decode_pillow(data: bytes) -> Tensor:
-    """Modes that torchvision refuses or leaves unscaled (16-bit, CMYK, palettes, alpha): Pillow knows them all."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return pillow_rgb(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadSample("corrupt_image", codec_fault(error)) from error
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright picture, as it decodes; errors as ``decode_rgb``."""
+    height, width = decode_rgb(data).shape[1:]
+    return width, height
 
 
 def pillow_rgb(picture: Image.Image) -> Tensor:
     """Pillow image of any mode → upright RGB ``[3,H,W]`` uint8; transparent pixels become white."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        picture = picture.point(lambda value: value / 257).convert("L")
+    if picture.mode.startswith("I"):  # 16 bits, in whatever order of bytes
+        picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
     return tv.pil_to_tensor(picture.convert("RGB"))
+
+
+def _by_torchvision(decode: Callable[[Tensor, ImageReadMode], Tensor], data: bytes, size: tuple[int, int]) -> Tensor:
+    """Decode a plain JPEG or WebP, in less than half of Pillow's time.
+
+    torchvision's PNG decoder is none to use: one flipped bit ends the process.
+    """
+    try:
+        image = decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise BadSample("corrupt_image", codec_fault(error)) from error
+    if image.shape != (3, size[1], size[0]):
+        raise BadSample("corrupt_image", f"its header says {size[0]}×{size[1]}, it decodes to {tuple(image.shape)}")
+    return image
+
+
+def _by_pillow(data: bytes) -> Tensor:
+    with _opened(data) as picture:
+        _refuse_bomb(*picture.size)
+        if picture.format in ("JPEG", "MPO"):
+            refuse_many_scans(data, picture.width * picture.height)
+        elif picture.format == "JPEG2000":
+            refuse_costly_jpeg2000(bytes(data))
+        elif picture.format == "TIFF":
+            across, down = (int(picture.tag_v2.get(tag, 0)) for tag in _TILE_TAGS)
+            refuse_large_tile((across, down), picture.size)
+        elif picture.format == "PNG":
+            with _opened(data) as chunks:
+                chunks.verify()  # decoding compares no checksum of the pixels' chunks
+        return pillow_rgb(picture)
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+
+
+def _is_upright(data: bytes) -> bool:
+    """Whether a JPEG lies as it is to be seen; False also where that cannot be read, which Pillow then says."""
+    try:
+        with _opened(data) as picture:
+            return picture.getexif().get(Base.Orientation) not in _TURNED
+    except BadSample:
+        return False
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a picture with Pillow; what goes wrong while it is open is the picture's fault."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, where the limit here is stricter, and of odd metadata
+            with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+                yield picture
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("decompression_bomb", str(error)) from error
+    except Exception as error:  # damaged files raise nearly all that there is, from struct.error to AssertionError
+        raise BadSample("corrupt_image", codec_fault(error) or type(error).__name__) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from cloc.data.boxes import is_box, is_number, to_float
+
 GRIT_KEYS = ("ref_exps", "noun_chunks")
 """Keys of the two lists, in the order in which their phrases are listed."""
 
@@ -45,7 +47,7 @@ def grit_regions(record: Mapping[str, Any], counts: Counter[str]) -> list[Any]:
         counts["picture_reshaped"] += len(entries)
         return []
     regions: list[Any] = []
-    by_box: dict[tuple[Any, ...], dict[str, Any]] = {}
+    by_box: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         if not isinstance(entry, list) or len(entry) < _MIN_FIELDS:
             regions.append(None)  # counted as region_malformed
@@ -54,7 +56,8 @@ def grit_regions(record: Mapping[str, Any], counts: Counter[str]) -> list[Any]:
         if phrase is None:
             counts["span_malformed"] += 1
             continue
-        box = tuple(map(repr, entry[2:6]))  # repr: an entry may hold anything, also what cannot be hashed
+        # An entry may hold anything, also what cannot be compared: only boxes of numbers are joined.
+        box = tuple(map(to_float, entry[2:6])) if is_box(entry[2:6]) else len(regions)
         if box in by_box:
             counts["box_joined"] += 1
             if phrase not in by_box[box]["phrases"]:
@@ -94,7 +97,8 @@ def _is_offset(value: Any) -> bool:
 
 def _reshaped(record: Mapping[str, Any]) -> bool:
     sides = [record.get(name) for name in ("width", "height", "original_width", "original_height")]
-    if not all(isinstance(side, int | float) and side > 0 for side in sides):
+    sides = [to_float(side) if is_number(side) else 0.0 for side in sides]
+    if min(sides) <= 0:
         return False
     width, height, original_width, original_height = sides
     tolerance = _SAME_ASPECT + 1 / width + 1 / height

@@ -7,21 +7,18 @@ and texts has one home.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cloc.contracts import BadSample, Sample
 from cloc.data.boxes import NORMALIZED, is_number, normalize_box, observe, to_float
+from cloc.data.decode import upright_size
 from cloc.data.drops import dropped_regions, has_room, show
 from cloc.data.regions import REGION_LOSSES, count_regions, excerpt, raw_boxes
 from cloc.data.schema import (
@@ -30,13 +27,13 @@ from cloc.data.schema import (
     MAX_MEMBER_BYTES,
     count_captions,
     encode_json,
-    image_size,
     parse_object,
     parse_sample,
     read_object,
 )
 from cloc.data.shards import MAX_SAMPLE_BYTES
 from cloc.data.tars import read_sample_members
+from cloc.files import open_file
 
 _COUNTERS = ("given", "counts", "skipped", "lost", "mended", "boxes")  # of a Report
 _SAME_ASPECT = 0.02  # tolerance between width / height of two sizes, beside a pixel of rounding
@@ -283,7 +280,7 @@ def _parse(record: Record, recipe: Recipe, counts: Counter[str]) -> dict[str, An
     """Make the shard's JSON object, its boxes still as the source has them."""
     try:
         annotations = dict(record.annotations) if recipe.parse is None else recipe.parse(record.annotations, counts)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample("bad_annotation", f"{type(error).__name__}: {error}") from error
@@ -322,7 +319,7 @@ def _read_members(where: TarSlice) -> dict[str, bytes]:
             "giant_member", f"{where.path} at byte {where.start:,}: the limit is {MAX_SAMPLE_BYTES:,} bytes"
         )
     try:
-        with where.path.open("rb") as file:
+        with open_file(where.path) as file:
             raw = os.pread(file.fileno(), where.stop - where.start, where.start)
         return read_sample_members(raw)[1]
     except OSError as error:
@@ -335,12 +332,10 @@ def _read_picture(path: Path) -> tuple[str, bytes]:
     if extension not in IMAGE_EXTENSIONS:
         raise BadSample("no_image", f"{path}: the name ends in none of {IMAGE_EXTENSIONS}")
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-            raise BadSample("image_unreadable", f"{path}: not a file")
-        if found.st_size > MAX_MEMBER_BYTES:
-            raise BadSample("giant_member", f"{path}: the limit is {MAX_MEMBER_BYTES:,} bytes")
-        return extension, path.read_bytes()
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_MEMBER_BYTES:
+                raise BadSample("giant_member", f"{path}: the limit is {MAX_MEMBER_BYTES:,} bytes")
+            return extension, file.read()
     except BadSample:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -348,15 +343,11 @@ def _read_picture(path: Path) -> tuple[str, bytes]:
 
 
 def _check_picture(image: bytes, where: str) -> tuple[int, int]:
-    """Decode the picture whole, since a file that is cut off has a header like any other; return the upright size."""
-    size = image_size(image)
+    """Decode the picture as training does; return the upright width and height."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            picture.draft("L", (1, 1))  # a JPEG's coefficients are all read, but not all turned into pixels
-            picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadSample("corrupt_image", f"{where}: {error}") from error
-    return size
+        return upright_size(image)
+    except BadSample as error:
+        raise BadSample(error.reason, f"{where}: {error.detail}") from error
 
 
 def stated_size(width: Any, height: Any) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from typing import Any
 from cloc.contracts import BadSample, Region
 from cloc.data.boxes import BOX_DECIMALS, is_box, is_number, parse_box, to_float
 from cloc.data.grit import GRIT_KEYS, count_entries, grit_boxes, grit_regions
+from cloc.data.json_values import shown
 
 MAX_REGIONS = 1_000
 """Regions kept of one picture; more are dropped and counted as ``too_many_regions``."""
@@ -93,7 +94,9 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     if not texts:
         counts["region_without_phrase"] += 1
         return None
-    negatives = record.get("negatives")
+    negatives, category = record.get("negatives"), record.get("category")
+    if category is not None and not is_name(category):
+        counts["category_malformed"] += 1
     score = record.get("score")
     if score is not None and not (is_number(score) and math.isfinite(to_float(score))):
         counts["score_malformed"] += 1
@@ -101,7 +104,7 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     return Region(
         box=box,
         phrases=texts,
-        category=record["category"] if isinstance(record.get("category"), str) else None,
+        category=category if is_name(category) else None,
         score=None if score is None else float(score),
         negatives=read_texts(negatives, counts, "negative") if isinstance(negatives, list) else (),
         crowd=_read_crowd(record, counts),
@@ -201,6 +204,11 @@ def read_texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[
     return tuple(kept)
 
 
+def is_name(value: Any) -> bool:
+    """Tell whether a name can be used: a text that UTF-8 can hold."""
+    return isinstance(value, str) and _encodable(value)
+
+
 def _encodable(text: str) -> bool:
     """Tell whether UTF-8 can hold the text: JSON may smuggle in lone surrogates, which no tokenizer takes."""
     return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
@@ -211,7 +219,7 @@ def _read_crowd(record: Mapping[str, Any], counts: Counter[str]) -> bool:
     value = record.get("crowd", record.get("iscrowd"))
     if value is None or isinstance(value, int | float):
         return bool(value)
-    text = value.strip().lower() if isinstance(value, str) else repr(value)
+    text = value.strip().lower() if isinstance(value, str) else shown(value)
     if text not in (*_NO, *_YES):
         counts["crowd_malformed"] += 1
     return text not in _NO

@@ -7,26 +7,23 @@ is saved and counted by reason, what cannot raises ``BadSample`` with a reason t
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from cloc.contracts import BadSample, Region, Sample
-from cloc.data.boxes import is_number, parse_box, to_float
+from cloc.data.boxes import is_number, parse_box
+from cloc.data.json_values import MAX_DEPTH, is_deep, parse_json, shown
 from cloc.data.regions import (
     DROPPED_REGIONS,
     KNOWN_KEYS,
     MAX_REGIONS,
     REGION_LOSSES,
     count_regions,
+    is_name,
     read_regions,
     read_texts,
     region_to_json,
@@ -44,7 +41,6 @@ __all__ = [
     "count_captions",
     "count_regions",
     "encode_json",
-    "image_size",
     "parse_box",
     "parse_object",
     "parse_sample",
@@ -66,8 +62,7 @@ CAPTION_LOSSES = ("caption_not_text", "empty_caption", "caption_bad_unicode", "t
 """Reasons for which a caption is dropped."""
 
 _LINE = re.compile(r"[^\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")  # str.splitlines, by which CLIP_benchmark reads
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)
+_MAX_SIDE = 2**31  # of a picture, in pixels
 _CODEC_NOISE = re.compile(r"\S+\.(?:cpp|h):\d+,? *| ?<_io\.BytesIO[^>]*>")
 
 
@@ -118,6 +113,9 @@ def parse_object(
     if not captions and not regions:
         seen = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none were given"
         raise BadSample("no_caption_and_no_region", f"sample {key!r} of {source!r}: {seen}")
+    extra = {name: value for name, value in record.items() if name not in KNOWN_KEYS}
+    if is_deep(extra):
+        raise BadSample("bad_json", f"sample {key!r}: lists or objects are nested deeper than {MAX_DEPTH}")
     sample = Sample(
         key=key,
         image=image,
@@ -126,8 +124,8 @@ def parse_object(
         regions=regions,
         width=_pixels(record, "width", key),
         height=_pixels(record, "height", key),
-        source=record["source"] if isinstance(record.get("source"), str) else source,
-        extra={name: value for name, value in record.items() if name not in KNOWN_KEYS},
+        source=record["source"] if is_name(record.get("source")) else source,
+        extra=extra,
     )
     return sample, counts
 
@@ -164,10 +162,13 @@ def encode_json(sample: Sample) -> bytes:
     """Return the JSON member of ``sample``.
 
     Raises:
-        BadSample: ``bad_text`` for lone surrogates, which UTF-8 cannot hold; ``parse_sample`` leaves them in names of
-            categories and in ``extra``.
+        BadSample: ``bad_text`` for lone surrogates, which UTF-8 cannot hold; ``parse_sample`` leaves them in ``extra``.
+            ``bad_json`` for what is nested too deep.
     """
-    text = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))
+    except RecursionError as error:
+        raise BadSample("bad_json", f"sample {sample.key!r}: nested too deep to be written ({error})") from error
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -194,33 +195,6 @@ def regions_of(data: bytes, key: str) -> tuple[tuple[Region, ...], int]:
     return regions, sum(counts[reason] for reason in DROPPED_REGIONS)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) in pixels of the upright picture, from the header alone.
-
-    Args:
-        data: encoded file; EXIF orientation is applied.
-
-    Raises:
-        BadSample: ``corrupt_image`` for a file without a readable header, ``decompression_bomb`` for more than
-            ``MAX_PIXELS`` pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                width, height = picture.size
-                known = picture.format != "PNG" or "exif" in picture.info  # else Pillow decodes it all to look for more
-                fits = width * height <= MAX_PIXELS
-                turned = known and fits and picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-    except Image.DecompressionBombError as error:
-        raise BadSample("decompression_bomb", str(error)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
-        raise BadSample("corrupt_image", f"{len(data)} bytes: {codec_fault(error)}") from error
-    if not fits:
-        raise BadSample("decompression_bomb", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
-    return (height, width) if turned else (width, height)
-
-
 def _image_extension(members: Mapping[str, bytes], key: str) -> str:
     for extension, data in members.items():
         if len(data) > MAX_MEMBER_BYTES:
@@ -239,10 +213,10 @@ def read_object(data: bytes, key: str) -> dict[str, Any]:
         BadSample: ``bad_text`` where it is not UTF-8, ``bad_json`` where it is no object.
     """
     try:
-        record = json.loads(str(data, "utf-8"))
+        record = parse_json(data)
     except UnicodeDecodeError as error:
         raise BadSample("bad_text", f"sample {key!r}: the JSON is not UTF-8: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadSample("bad_json", f"sample {key!r}: {error}") from error
     if not isinstance(record, dict):
         raise BadSample("bad_json", f"sample {key!r}: an object is needed, not {type(record).__name__}")
@@ -280,6 +254,6 @@ def _pixels(record: Mapping[str, Any], name: str, key: str) -> int:
     value = record.get(name)
     if value is None:
         return 0
-    if not is_number(value) or not math.isfinite(to_float(value)) or value < 0:
-        raise BadSample("bad_json", f"sample {key!r}: {name} is {value!r}, a number of pixels is needed")
+    if not is_number(value) or not 0 <= value < _MAX_SIDE:
+        raise BadSample("bad_json", f"sample {key!r}: {name} is {shown(value)}, a number of pixels is needed")
     return int(value)

@@ -7,8 +7,6 @@ can be a pure function of (seed, pass). Nothing here unpickles or runs what a sh
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import logging
 import os
@@ -16,19 +14,28 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from webdataset.writer import ShardWriter
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
+from cloc.data.manifest import (
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    Manifest,
+    check_file,
+    parse_manifest,
+    read_manifest_text,
+    remedy_for,
+)
 from cloc.data.remote import ShardCache
 from cloc.data.schema import MAX_MEMBER_BYTES, encode_json
-from cloc.data.stores import join_url, read_range, read_ranges
+from cloc.data.stores import read_range, read_ranges
 from cloc.data.tars import ShardError, ShardInfo, ShardReadError, index_shard, read_sample_members, scan_shard
-from cloc.files import create, hidden, make_folder, publish, remove_parts, write_file
+from cloc.files import create, hidden, make_folder, open_file, publish, remove_parts, write_file
 
 __all__ = [
     "MANIFEST_NAME",
@@ -39,14 +46,15 @@ __all__ = [
     "ShardReader",
     "index_folder",
     "index_shard",
+    "check_file",
     "load_manifest",
+    "parse_manifest",
+    "read_manifest_text",
     "read_sample_members",
     "write_manifest",
     "write_shards",
 ]
 
-MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
 MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
 """Largest sample, all members together, that is read into memory."""
 RETRY_SECONDS = 300.0
@@ -54,57 +62,6 @@ RETRY_SECONDS = 300.0
 
 _SAFE_KEY = re.compile(r"[^./\\\x00\ud800-\udfff]+")
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """An indexed folder of shards.
-
-    Attributes:
-        folder: where the shards are; for remote ones only the name is of use.
-        shards: in order of name.
-        categories: sorted distinct region categories.
-        remote: URL of the folder; empty for a local one.
-    """
-
-    folder: Path
-    shards: tuple[ShardInfo, ...]
-    categories: tuple[str, ...]
-    remote: str = ""
-
-    @property
-    def samples(self) -> int:
-        """Number of samples in all shards."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def regions(self) -> int:
-        """Number of usable regions in all shards, without groups."""
-        return sum(shard.regions for shard in self.shards)
-
-    @property
-    def crowds(self) -> int:
-        """Number of usable groups in all shards."""
-        return sum(shard.crowds for shard in self.shards)
-
-    @property
-    def dropped(self) -> int:
-        """Number of regions in all shards that cannot be used."""
-        return sum(shard.dropped for shard in self.shards)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.bytes for shard in self.shards)
-
-    def location(self, shard_index: int) -> str:
-        """Path or URL of one shard, with the credentials that open it."""
-        return join_url(self.remote or str(self.folder), self.shards[shard_index].name)
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hex digits that change with any byte of any shard, or their order."""
-        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
 
 
 class ShardReader:
@@ -194,7 +151,7 @@ class ShardReader:
             return self._files[shard_index]
         path = self.manifest.folder / self.manifest.shards[shard_index].name
         try:
-            file = path.open("rb", buffering=0)
+            file = open_file(path)
         except OSError as error:
             raise ShardReadError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
         self._files[shard_index] = file
@@ -217,10 +174,21 @@ def load_manifest(folder: Path | str) -> Manifest:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of shards; make one: python -m cloc data convert")
     path = folder / MANIFEST_NAME
-    if path.is_file():
+    if path.exists():
         return _read_manifest(path)
     _LOG.warning("%s has no %s: indexing every shard; save the index: python -m cloc data check", folder, MANIFEST_NAME)
     return index_folder(folder)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    manifest = parse_manifest(read_manifest_text(path), str(path), path.parent)
+    for shard in manifest.shards:
+        check_file(path.parent / shard.name, shard)
+    known = {shard.name for shard in manifest.shards}
+    others = [found for found in sorted(path.parent.glob("*.tar")) if found.name not in known]
+    if others:
+        raise ShardError(f"{others[0]}: {path.name} beside it says nothing of this shard; {remedy_for(path.parent)}")
+    return manifest
 
 
 def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manifest:
@@ -338,48 +306,3 @@ def _check_key(key: str, seen: set[str]) -> None:
     if key in seen:
         raise ShardError(f"key {key!r} comes twice; keys must be unique in a data set")
     seen.add(key)
-
-
-def parse_manifest(text: str | bytes, where: str, folder: Path, remote: str = "") -> Manifest:
-    """Read the text of a ``manifest.json``; ``where`` is its path or URL.
-
-    Raises:
-        ShardError: it is damaged, of another version, or names a shard outside of its folder.
-    """
-    remedy = f"rebuild it: delete {where}, then python -m cloc data check {remote or folder}"
-    try:
-        record = json.loads(text)
-        if record["version"] != MANIFEST_VERSION:
-            raise ShardError(f"{where}: version {record['version']}, this program reads {MANIFEST_VERSION}; {remedy}")
-        shards = tuple(ShardInfo(**{**item, "offsets": tuple(item["offsets"])}) for item in record["shards"])
-        manifest = Manifest(folder, shards, tuple(record["categories"]), remote)
-        for shard in shards:
-            if PurePosixPath(shard.name).name != shard.name:
-                raise ShardError(f"{where}: the manifest names a shard outside of its folder, {shard.name!r}; {remedy}")
-            limits = (0, *shard.offsets, shard.bytes)
-            if len(shard.offsets) != shard.samples + 1 or any(a > b for a, b in itertools.pairwise(limits)):
-                raise ShardError(f"{where}: the offsets of {shard.name} do not fit its samples or bytes; {remedy}")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ShardError(f"{where}: not a manifest ({type(error).__name__}: {error}); {remedy}") from error
-    return manifest
-
-
-def _read_manifest(path: Path) -> Manifest:
-    manifest = parse_manifest(path.read_bytes(), str(path), path.parent)
-    for shard in manifest.shards:
-        check_size(path.parent / shard.name, shard)
-    return manifest
-
-
-def check_size(path: Path, shard: ShardInfo) -> None:
-    """Compare a local shard with what its manifest says of it.
-
-    Raises:
-        ShardError: it is not there, or of another size.
-    """
-    remedy = f"rebuild {path.parent / MANIFEST_NAME}: delete it, then python -m cloc data check {path.parent}"
-    if not path.is_file():
-        raise ShardError(f"{path}: the manifest names this shard, but it is not there; restore it, or {remedy}")
-    if path.stat().st_size != shard.bytes:
-        seen = f"{path.stat().st_size:,} bytes, its manifest says {shard.bytes:,}"
-        raise ShardError(f"{path}: the shard has {seen}; restore it, or {remedy}")

@@ -24,7 +24,7 @@ from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.order import GlobalOrder
 from cloc.data.remote import ShardCache
-from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, check_size, load_manifest, parse_manifest
+from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, check_file, load_manifest, parse_manifest
 from cloc.data.stores import (
     Access,
     attempt,
@@ -257,7 +257,7 @@ def _open_folder(url: str, names: list[str], cache: ShardCache) -> Manifest:
         names = list(indexed) or _listing(system, path, shown, cache.access)
     for name in [] if remote else names:  # remote ones are checked when they are fetched
         if name in indexed:
-            check_size(folder / name, indexed[name])
+            check_file(folder / name, indexed[name])
     missing = [name for name in names if name not in indexed]
     if missing:
         _LOG.warning("%s: no index of %d shards; reading them all to make one", shown, len(missing))

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
+import itertools
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from cloc.config.secrets import public
+from cloc.data.json_values import shown
 from cloc.data.schema import MAX_MEMBER_BYTES, regions_of
+from cloc.data.tar_headers import HeaderError, Member, Read, walk, walk_whole
+from cloc.files import open_file
 
 _Raw = TypeVar("_Raw", bytes, memoryview)
-_BLOCK = tarfile.BLOCKSIZE
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
+_REMEDY = "restore or rewrite the shard"
+_LATER = {"crowds", "dropped"}  # which manifests of older versions have not
 
 
 class ShardError(ValueError):
@@ -63,6 +65,38 @@ class ShardInfo:
     crowds: int = 0
     dropped: int = 0
 
+    @classmethod
+    def from_json(cls, record: Any) -> ShardInfo:
+        """Rebuild from a manifest's object.
+
+        Raises:
+            ValueError: a value is missing or of another kind, the name is not that of a file in the folder, or the
+                offsets do not ascend within the file, one more than samples.
+        """
+        known = cls.__dataclass_fields__.keys()
+        if not isinstance(record, dict) or not known - _LATER <= record.keys() <= known:
+            raise ValueError(f"a shard is {shown(record)}; it has {', '.join(known)}")
+        name, offsets = record["name"], record["offsets"]
+        if not isinstance(name, str) or PurePosixPath(name).name != name or not name.isprintable():
+            raise ValueError(f"it names a shard outside of its folder, {shown(name)}")
+        if not isinstance(offsets, list) or not isinstance(record["sha256"], str):
+            raise ValueError(f"offsets of {name} are {shown(offsets)}, sha256 is {shown(record['sha256'])}")
+        counts = [record[key] for key in known - {"name", "sha256", "offsets"} if key in record]
+        if not all(type(count) is int and count >= 0 for count in (*counts, *offsets)):
+            raise ValueError(f"a count or an offset of {name} is no whole number: {shown(counts)}, {shown(offsets)}")
+        limits = itertools.pairwise((0, *offsets, record["bytes"]))
+        if len(offsets) != record["samples"] + 1 or any(before > after for before, after in limits):
+            raise ValueError(f"the offsets of {name} do not fit its samples or bytes")
+        return cls(**record | {"offsets": tuple(offsets)})
+
+
+class SampleMember(NamedTuple):
+    """A file that belongs to a sample: the sample's key, what stands behind the first dot, and where it is."""
+
+    key: str
+    extension: str
+    member: Member
+
 
 def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
     """Split the tar bytes of one sample.
@@ -74,44 +108,43 @@ def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
         The key, and the contents by extension in lower case.
 
     Raises:
-        ShardReadError: the bytes are no tar members, or a member is cut off.
+        ShardReadError: the bytes are no tar members, a member is cut off or comes twice, or there are two samples.
     """
-    key, members, position = "", {}, 0
-    while position < len(raw) and raw[position]:  # a zero block ends a tar
-        kind = raw[position + 156 : position + 157]
-        if kind in b"xgLK":  # long or non-ASCII names: leave their rules to tarfile
-            return _read_with_tarfile(raw)
-        try:
-            full_name, size, regular = _read_header(bytes(raw[position : position + _BLOCK]))
-        except tarfile.HeaderError as error:
-            raise ShardReadError(
-                f"byte {position} of a sample: no tar header ({error}); rebuild the manifest"
-            ) from error
-        start = position + _BLOCK
-        position = start + _round_up(size if regular else 0)
-        name = _MEMBER_NAME.match(full_name)
-        if name and regular:
-            key = name[1]
-            members[name[2].lower()] = raw[start : start + size]
-    if position > len(raw):
-        raise ShardReadError(f"sample {key!r}: a member is cut off after {len(raw)} bytes; restore the shard")
+    key, members = "", {}
+    try:
+        for own, extension, member in sample_members(lambda start, count: bytes(raw[start : start + count]), len(raw)):
+            if members and own != key or extension in members:
+                seen = f"{extension!r} comes twice" if own == key else f"{own!r} follows"
+                raise ShardReadError(f"sample {key!r}: {seen} within its bytes; rebuild the manifest")
+            key = own
+            members[extension] = raw[member.start : member.start + member.size]
+    except HeaderError as error:
+        raise ShardReadError(f"sample {key!r} of {len(raw):,} bytes: {error}; rebuild the manifest") from error
     return key, members
 
 
-def _read_header(block: bytes) -> tuple[str, int, bool]:
-    """Name, size, and whether it is a regular file.
+def sample_members(read: Read, size: int) -> Iterator[SampleMember]:
+    """Yield the files of a tar that have a sample's name; arguments and errors as ``walk``."""
+    for member in walk(read, size):
+        key, extension = split_name(member)
+        if key:
+            yield SampleMember(key, extension, member)
 
-    The plain case by hand, for tarfile takes eight times as long: regular, name of ASCII without prefix, octal numbers.
+
+def split_name(member: Member) -> tuple[str, str]:
+    """Key and extension, in lower case, of a sample's file; empty for a member that is none."""
+    name = _MEMBER_NAME.match(member.name) if member.regular else None
+    return (name[1], name[2].lower()) if name else ("", "")
+
+
+def open_tar(path: Path) -> tuple[BinaryIO, Read, int]:
+    """Open a tar: the file, what reads of it, and its size.
+
+    Raises:
+        OSError: it is not there, may not be read, or is no regular file.
     """
-    name, size, checksum = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0"), block[148:156].rstrip(b" \0")
-    plain = block[156:157] == b"0" and not block[345:346].strip(b"\0") and name.isascii() and b"\0" not in name
-    if plain and size.isdigit() and checksum.isdigit() and len(block) == _BLOCK:
-        # The sum of all bytes, the checksum's own as spaces; Adler's low half is this sum + 1, modulo a prime.
-        counted = zlib.adler32(b"".join((block[:148], b" " * 8, block[156:]))) & 0xFFFF
-        if counted == (int(checksum, 8) + 1) % 65521:
-            return name.decode("ascii"), int(size, 8), True
-    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    return header.name, header.size, header.isreg()
+    file = open_file(path)
+    return file, lambda start, count: os.pread(file.fileno(), count, start), os.fstat(file.fileno()).st_size
 
 
 def index_shard(path: Path | str) -> ShardInfo:
@@ -136,26 +169,26 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
     keys: dict[str, set[str]] = {}
     categories: set[str] = set()
     regions, crowds, dropped, last, end = 0, 0, 0, None, 0
-    with path.open("rb") as file:
-        for member, data in _members(path, file):
-            name = _MEMBER_NAME.match(member.name)
-            end = member.offset_data + _round_up(member.size)
-            if name is None:
-                continue
-            key, extension = name[1], name[2].lower()
+    try:
+        file, read, size = open_tar(path)
+    except OSError as error:
+        raise ShardError(
+            f"{path}: cannot be opened ({error.strerror or error}); restore it, or move it away"
+        ) from error
+    with file:
+        for key, extension, member in _safe_members(path, read, size):
             if key != last:
                 _refuse(key in keys, path, f"key {key!r} comes twice, again at byte {member.offset}", "rename one")
                 keys[key], last = set(), key
                 offsets.append(member.offset)
             _refuse(extension in keys[key], path, f"member {member.name!r} comes twice", "remove one")
             keys[key].add(extension)
-            if extension == "json":
-                found, lost = regions_of(data, key)
+            end = member.end
+            if extension == "json" and member.size <= MAX_MEMBER_BYTES:
+                found, lost = regions_of(read(member.start, member.size), key)
                 groups = sum(region.crowd for region in found)
                 regions, crowds, dropped = regions + len(found) - groups, crowds + groups, dropped + lost
                 categories.update(region.category for region in found if region.category is not None)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (*offsets, end) if offsets else (0,)
     info = ShardInfo(path.name, len(offsets), regions, size, digest, spans, crowds, dropped)
@@ -169,69 +202,45 @@ def index_damaged(path: Path) -> ShardInfo:
         The samples before the damage; the one that it is in or behind is left out, for it may lack members. All of
         them where the tar is whole. ``regions`` is 0, ``sha256`` empty.
     """
-    offsets: list[int] = []
-    last, end, size = None, 0, path.stat().st_size
-    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
-        for member in tar:
-            name = _MEMBER_NAME.match(member.name) if member.isreg() else None
-            if name and name[1] != last:
-                offsets.append(member.offset)
-                last = name[1]
-            end = member.offset_data + _round_up(member.size if member.isreg() else 0)
-    with path.open("rb") as file:
-        file.seek(end)
-        whole = file.read(_BLOCK) == bytes(_BLOCK)  # as in _members: without these zeros something is missing
-    if whole and offsets:
-        offsets.append(end)
+    offsets, size = [], 0
+    with contextlib.suppress(OSError, HeaderError):
+        file, read, size = open_tar(path)
+        with file:
+            last, end = "", 0
+            for member in walk_whole(read, size):
+                key, _ = split_name(member)
+                if key and key != last:
+                    offsets.append(member.offset)
+                last, end = (key, member.end) if key else (last, end)
+            offsets += [end] if offsets else []
     return ShardInfo(path.name, max(0, len(offsets) - 1), 0, size, "", tuple(offsets) or (0,))
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Yield regular members, with the contents of JSON ones; refuse unsafe names and damaged tars."""
-    remedy = "restore or rewrite the shard"
-    end = 0
+def missed_by(shard: ShardInfo, read: Read, size: int) -> str:
+    """What lies before a shard's first offset or behind its last one and belongs to a sample; empty for nothing."""
+    first, last = shard.offsets[0], shard.offsets[-1]
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + _round_up(member.size if member.isreg() else 0)
-                pure = PurePosixPath(member.name)
-                _refuse(pure.is_absolute() or ".." in pure.parts, path, f"member {member.name!r} escapes", remedy)
-                _refuse(member.issparse(), path, f"member {member.name!r} is sparse", remedy)
-                wanted = member.isreg() and member.name.endswith(".json") and member.size <= MAX_MEMBER_BYTES
-                content = tar.extractfile(member) if wanted else None
-                if member.isreg():
-                    yield member, content.read() if content else b""
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{path}: not a whole tar: {error}; {remedy}") from error
-    file.seek(end)  # tarfile takes a damaged header for the end of the tar
-    tail = file.read(_BLOCK)
-    size = file.seek(0, os.SEEK_END)
-    _refuse(size < end, path, f"truncated: {end:,} bytes are needed, {size:,} are there", remedy)
-    # Without the zeros that end a tar nobody knows how many members are missing.
-    _refuse(len(tail) < _BLOCK or bool(tail.strip(b"\0")), path, f"truncated or damaged at byte {end}", remedy)
+        before = next(sample_members(read, first), None)
+        behind = next(sample_members(lambda start, count: read(start + last, count), size - last), None)
+    except HeaderError as error:
+        return f"its first or last offset is wrong ({error})"
+    found = before or behind
+    return f"it misses {found.member.name!r:.120}" if found else ""
+
+
+def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:
+    """Yield the files of samples; refuse unsafe names and damaged tars."""
+    try:
+        for member in walk_whole(read, size):
+            pure = PurePosixPath(member.name)
+            _refuse(pure.is_absolute() or ".." in pure.parts, path, f"member {member.name!r} escapes", _REMEDY)
+            key, extension = split_name(member)
+            if key:
+                yield SampleMember(key, extension, member)
+    except HeaderError as error:
+        raise ShardError(f"{path}: not a whole tar: {error}; {_REMEDY}") from error
 
 
 def _refuse(condition: bool, path: Path, what: str, remedy: str) -> None:
     if condition:
         raise ShardError(f"{path}: {what}; {remedy}")
-
-
-def _read_with_tarfile(raw: bytes | memoryview) -> tuple[str, dict[str, bytes]]:
-    key, members = "", {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-            for member in tar:
-                name = _MEMBER_NAME.match(member.name)
-                # What claims more bytes than there are is a sparse member: a bomb.
-                whole = member.isreg() and not member.issparse() and member.size <= len(raw)
-                content = tar.extractfile(member) if name and whole else None
-                if name and content:
-                    key = name[1]
-                    members[name[2].lower()] = content.read()
-    except tarfile.TarError as error:
-        raise ShardReadError(f"a sample of {len(raw)} bytes is no tar: {error}; rebuild the manifest") from error
-    return key, members
-
-
-def _round_up(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK

@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cloc.contracts import BadSample, Sample
-from cloc.data.decode import decode_rgb
+from cloc.data.decode import decode_rgb, upright_size
 from cloc.data.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
 from cloc.data.records import normalize_regions, stated_size
-from cloc.data.schema import IMAGE_EXTENSIONS, image_size, parse_object, parse_sample
+from cloc.data.schema import IMAGE_EXTENSIONS, parse_object, parse_sample
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
-from cloc.files import make_folder, write_file, write_json
+from cloc.files import make_folder, read_file, write_file, write_json
 
 FORMATS = ("npz", "parquet")
 KINDS = ("images", "regions", "texts")
@@ -132,11 +132,11 @@ def open_source(data: Path, images: Path | None = None) -> Source:
         raise ValueError(f"{data}: neither shards (*.tar) nor pictures ({', '.join(IMAGE_EXTENSIONS)})")
     stamps = [(str(file.relative_to(data)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
-    def read_file(index: int) -> Sample:
+    def read(index: int) -> Sample:
         file = files[index]
-        return Sample(str(file.relative_to(data)), file.read_bytes(), file.suffix.lower().lstrip("."))
+        return Sample(str(file.relative_to(data)), read_file(file), file.suffix.lower().lstrip("."))
 
-    return Source(read_file, len(files), digest_of(stamps))
+    return Source(read, len(files), digest_of(stamps))
 
 
 def _coco(file: Path, images: Path | None) -> Source:
@@ -155,9 +155,9 @@ def _coco(file: Path, images: Path | None) -> Source:
         path = folder / name
         if not path.is_file():
             raise BadSample("no_image", str(path))
-        data, extension = path.read_bytes(), path.suffix.lower().lstrip(".")
+        data, extension = read_file(path), path.suffix.lower().lstrip(".")
         record = coco_object(found.of(numbers[index]), Counter())
-        size = stated_size(record["width"], record["height"]) or image_size(data)
+        size = stated_size(record["width"], record["height"]) or upright_size(data)
         if not record["captions"] and not record["regions"]:
             return Sample(name, data, extension)
         return parse_object(normalize_regions(record, COCO_BOXES, size), data, extension, name, file.stem)[0]

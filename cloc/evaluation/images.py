@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cloc.config import ConfigError, DatasetConfig
+from cloc.data.decode import decode_rgb
 from cloc.data.given import Picture
 from cloc.data.schema import IMAGE_EXTENSIONS
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
+from cloc.files import read_file
 
 TORCHVISION = "torchvision:"
 UNPICKLED = ("LSUN", "LSUNClass")  # torchvision unpickles their index without a checksum
@@ -108,7 +107,7 @@ def _folder(folder: Path, name: str, config: DatasetConfig) -> ImageSet:
         key = f"datasets.{name}.classes"
         numbers = join(found.classes, read_classes(config.classes, key), key)
         labels = [numbers[label] for label in labels]
-    return ImageSet(lambda i: _open(Path(found.samples[i][0]).read_bytes()), labels, names, digest_of(stats))
+    return ImageSet(lambda i: decode_rgb(read_file(Path(found.samples[i][0]))), labels, names, digest_of(stats))
 
 
 def _shards(folder: Path, key: str, config: DatasetConfig) -> ImageSet:
@@ -130,7 +129,7 @@ def _shards(folder: Path, key: str, config: DatasetConfig) -> ImageSet:
 
     def read(place: int) -> Picture:
         members = read_sample_members(reader.read(*places[place]))[1]
-        return _open(next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), b""))
+        return decode_rgb(next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), b""))
 
     return ImageSet(read, labels, names, manifest.digest)
 
@@ -168,9 +167,3 @@ def _held_out(kind: type, folder: str, key: str) -> Any:
         except (RuntimeError, ValueError, FileNotFoundError) as error:
             reasons.append(f"{choice}: {str(error).splitlines()[0]}")
     raise ConfigError(f"{key}: torchvision cannot open {kind.__name__} in {folder} ({'; '.join(reasons)})")
-
-
-def _open(data: bytes) -> Picture:
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture

@@ -18,6 +18,7 @@ from cloc.config import ConfigError, DatasetConfig
 from cloc.contracts import BadSample
 from cloc.data.schema import parse_sample
 from cloc.data.shards import ShardReader, load_manifest, read_sample_members
+from cloc.files import read_file
 
 FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind", "behind": "front"}
@@ -97,7 +98,7 @@ class RelationItem:
 
     def read(self) -> bytes:
         """The encoded picture."""
-        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+        return self.image if isinstance(self.image, bytes) else read_file(self.image)
 
     @property
     def can_ground(self) -> bool:
@@ -173,10 +174,20 @@ def _shards(folder: str, limit: int, left_out: Counter[str]) -> Iterator[Relatio
             left_out[error.reason] += 1
             continue
         stored = sample.extra.get("relation")
-        if not isinstance(stored, dict):
-            left_out["no_relation"] += 1
+        if not _is_relation(stored):
+            left_out["no_relation" if stored is None else "bad_relation"] += 1
             continue
         yield _item(sample.image, stored["candidates"], stored["answer"], stored["set"], stored["relation"])
+
+
+def _is_relation(stored: Any) -> bool:
+    """Tell whether a sample's ``relation`` is what it should be: candidates, one of them the answer, and two names."""
+    if not isinstance(stored, dict):
+        return False
+    candidates, answer = stored.get("candidates"), stored.get("answer")
+    texts = isinstance(candidates, list) and all(isinstance(text, str) for text in candidates)
+    names = isinstance(stored.get("set"), str) and isinstance(stored.get("relation"), str | None)
+    return texts and names and type(answer) is int and 0 <= answer < len(candidates)
 
 
 def _item(image: bytes | Path, candidates: list[str], answer: int, name: str, relation: str | None) -> RelationItem:

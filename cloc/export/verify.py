@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
+from torchvision.transforms.functional import to_pil_image
 
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import Encoder, load
 from cloc.export.matrix import ExportError
-from cloc.files import write_json
+from cloc.files import read_file, write_json
 from cloc.models.image import OpenClipTower
 
 PICTURE_SIZES = ((96, 128), (200, 90), (64, 64), (37, 151))  # height, width
@@ -99,14 +100,15 @@ def make_probe(encoder: Encoder, folder: Path | None = None) -> Probe:
         found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_FILES)
         if not found:
             raise FileNotFoundError(f"--pictures {folder}: no {', '.join(PICTURE_FILES)} file there")
-        files |= {str(file): file.read_bytes() for file in found[:MAX_PICTURES]}
+        files |= {str(file): read_file(file) for file in found[:MAX_PICTURES]}
     views, pictures = [], []
     for name, data in files.items():
         try:
-            views.append(encoder.preprocess(decode_rgb(data), encoder.model.image.image_size)[0])
+            picture = decode_rgb(data)
         except BadSample as error:
             raise ValueError(f"--pictures {name}: {error}; remove it") from error
-        pictures.append(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        views.append(encoder.preprocess(picture, encoder.model.image.image_size)[0])
+        pictures.append(to_pil_image(picture))
     stacked = torch.stack(views)
     pixels = (stacked.float() - encoder.model.mean.cpu()) / encoder.model.std.cpu()
     boxes = torch.tensor(BOXES).expand(len(pictures), -1, -1).contiguous()

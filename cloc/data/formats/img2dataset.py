@@ -6,21 +6,20 @@ all, and writes a manifest.
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from webdataset.tariterators import base_plus_ext
-
 from cloc.data.formats.files import need_folder
 from cloc.data.records import Keys, Record, Source, TarSlice
+from cloc.data.tar_headers import HeaderError, walk_whole
+from cloc.data.tars import open_tar, split_name
 
 
 def open_grit(source: Path) -> Source:
     """Open a folder of ``.tar`` shards of ``jpg``, ``txt`` and ``json``, as img2dataset writes them.
 
     Only headers are read while records are listed. What follows damage in a tar cannot be counted: it is one record
-    left out as ``unreadable_shard``.
+    left out as ``unreadable_shard``, and so is the sample before it, which may lack members.
 
     Args:
         source: the folder.
@@ -39,29 +38,24 @@ def open_grit(source: Path) -> Source:
 def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
     keys = Keys()
     for path in paths:
-        key, start, end = None, 0, 0
+        key, start, end = "", 0, 0
         try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    name = base_plus_ext(member.name)[0] if member.isreg() else None
-                    if name is not None and name != key:
-                        if key is not None:
+            file, read, size = open_tar(path)
+            with file:
+                for member in walk_whole(read, size):
+                    own, _ = split_name(member)
+                    if own and own != key:
+                        if key:
                             yield _record(path, key, start, end, keys)
-                        key, start = name, member.offset
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            _refuse_tail(path, end)
-        except (tarfile.TarError, EOFError, OSError) as error:
+                        key, start = own, member.offset
+                    end = member.end if own else end
+        except (HeaderError, OSError) as error:
             yield Record(f"{path.name} at byte {end:,}", fault=("unreadable_shard", f"{path}: {error}"))
-        if key is not None:
-            yield _record(path, key, start, end, keys)
-
-
-def _refuse_tail(path: Path, end: int) -> None:
-    """Refuse what lies behind the last member: tarfile takes a damaged header for the end of the tar."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError("no tar header")
+            if key:
+                yield Record(f"{path.name} key {key}", fault=("unreadable_shard", "what follows it is damaged"))
+        else:
+            if key:
+                yield _record(path, key, start, end, keys)
 
 
 def _record(path: Path, key: str, start: int, end: int, keys: Keys) -> Record:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import NORMALIZED, check_kind
+from cloc.data.json_values import shown
 from cloc.data.records import Keys, Record, Source
 from cloc.data.schema import read_object
 
@@ -51,5 +52,5 @@ def _records(source: Path, root: Path) -> Iterator[Record]:
             if isinstance(image, str):
                 yield Record(where, keys.unique(Path(image).stem), root / image, record)
             else:
-                fault = ("no_image", f"image is {image!r}, a path relative to {root} is needed")
+                fault = ("no_image", f"image is {shown(image)}, a path relative to {root} is needed")
                 yield Record(where, annotations=record, fault=fault)
