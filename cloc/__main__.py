@@ -12,7 +12,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Localized contrastive pretraining: what goes before and after a run.", no_args_is_help=True)
+app = typer.Typer(
+    help="Localized contrastive pretraining: what goes before and after a run.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they may be secrets
+)
 data_app = typer.Typer(help="Make, check and look at shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 export_app = typer.Typer(help="Write a trained model for other libraries, with proof of parity.", no_args_is_help=True)

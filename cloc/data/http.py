@@ -25,7 +25,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 
 from cloc.config.secrets import public
 
-MAX_LISTING_BYTES = 1 << 24
+MAX_LISTING_BYTES = 1 << 22
 """Largest page that is searched for the names of shards."""
 PIECE = 1 << 16
 """Bytes that must arrive within the time limit; so a server that drips is as slow as one that is silent."""

@@ -28,7 +28,7 @@ from cloc.data.handover import Parcel, Rooms
 from cloc.data.order import REPLACEMENTS, GlobalOrder, Mixture, choices
 from cloc.data.remote import ShardCache
 from cloc.data.schema import parse_sample
-from cloc.data.shards import Manifest, ShardReader, ShardReadError, read_sample_members
+from cloc.data.shards import Manifest, ShardReader, read_sample_members
 from cloc.data.sources import Source, Sources
 from cloc.data.text import Tokenizer
 from cloc.data.views import new_views
@@ -81,7 +81,7 @@ class _Reading:
 
     def _fetch(self, shards: list[int]) -> None:
         for shard in shards:
-            with contextlib.suppress(ShardReadError):  # it comes again where the shard is read, and is counted there
+            with contextlib.suppress(OSError):  # it comes again where the shard is read, and is counted there
                 self.reader.prefetch(shard)
 
 
