@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
+from cloc.command import prepare, run
 
-from cloc.config import register_eval
-from cloc.config.secrets import guard_output
+if __name__ == "__main__":
+    prepare(tell_closed_pipe=True)  # before the imports that take time
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from cloc.config import register_eval  # noqa: E402
+from cloc.config.secrets import guard_output  # noqa: E402
 
 register_eval()
 
@@ -22,10 +27,10 @@ def main(config: DictConfig) -> None:
 
     try:
         compare(validate(config, EvalConfig))
-    except (ConfigError, ShardError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, ShardError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
-    main()
+    run(main)

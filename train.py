@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from cloc.command import prepare, run
 
-from cloc.config.secrets import guard_output
+if __name__ == "__main__":
+    prepare(tell_closed_pipe=True)  # before the imports that take time
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from cloc.config.secrets import guard_output  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -21,16 +26,18 @@ def main(config: DictConfig) -> float | None:
         check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+    from cloc.data.readers import ReaderError
     from cloc.data.shards import ShardError
     from cloc.data.stream import SkipLimitError
     from cloc.engine.checkpoint import CheckpointError
     from cloc.engine.run import train
     from cloc.engine.sweep import objective
 
+    mendable = (ConfigError, CheckpointError, ShardError, SkipLimitError, ReaderError, OSError, FloatingPointError)
     try:
         folder = train(config)
         return objective(folder, config.objective) if folder and config.objective else None
-    except (ConfigError, CheckpointError, ShardError, SkipLimitError, FileNotFoundError, FloatingPointError) as error:
+    except mendable as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # one job of a sweep: the others go on, and Hydra tells at the end
         sys.exit(f"{type(error).__name__}: {error}")
@@ -38,4 +45,4 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
-    main()
+    run(main)

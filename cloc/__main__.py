@@ -7,10 +7,16 @@ and heavy modules are imported where a command runs, so that ``--help`` answers 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
+from cloc.command import prepare, run
+
+if __name__ == "__main__":
+    prepare()  # before the imports that take time
+
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
+
+import typer  # noqa: E402
 
 app = typer.Typer(
     help="Localized contrastive pretraining: what goes before and after a run.",
@@ -267,10 +273,10 @@ def main() -> None:
     guard_output()
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

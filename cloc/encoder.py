@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cloc import __version__
+from cloc.checkpoints import find
 from cloc.config import ConfigError
 from cloc.data.given import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
 from cloc.data.given import to_tensor as to_tensor
@@ -289,7 +290,7 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     path = Path(path)
     if path.is_dir() and is_exported(path):
         return _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -68,9 +69,14 @@ def make_squares(folder: Path, count: int = 48) -> Path:
 
 def configure(squares: Path, run_dir: Path | str, *more: str) -> DictConfig:
     """The tiny run's configuration."""
-    own = [f"data.train={squares / 'train'}", f"model.text.tokenizer={squares / 'tokenizer'}", f"run_dir={run_dir}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", [*TINY, *own, *more])
+        return compose("train", overrides(squares, run_dir, *more))
+
+
+def overrides(squares: Path, run_dir: Path | str, *more: str) -> list[str]:
+    """The tiny run, as ``train.py`` takes it on the command line."""
+    own = [f"data.train={squares / 'train'}", f"model.text.tokenizer={squares / 'tokenizer'}", f"run_dir={run_dir}"]
+    return [*TINY, *own, *more]
 
 
 def newest_step(folder: Path) -> int:
@@ -159,3 +165,61 @@ def _live(config: DictConfig, log: Path, prepare: Callable[[], None] | None) -> 
     if prepare is not None:
         prepare()
     train(config)
+
+
+class Command:
+    """``train.py`` as a user starts it, in a process group of its own, its output in a file.
+
+    Args:
+        arguments: of the command.
+        log: file that the output is appended to.
+    """
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.log, self.began = log, log.stat().st_size if log.exists() else 0
+        asked = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+        try:
+            with log.open("a") as file:
+                self.process = subprocess.Popen(
+                    [sys.executable, str(ROOT / "train.py"), *arguments],
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=file,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+        finally:
+            signal.signal(signal.SIGINT, asked)
+
+    def said(self) -> str:
+        """What this start has printed so far."""
+        return self.log.read_bytes()[self.began :].decode()
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> bool:
+        """Whether a condition came true before the command ended."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def signal(self, number: int) -> None:
+        """As a terminal does: to all processes of the group."""
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> int:
+        """Exit code; nothing of the group is left a moment later."""
+        code = self.process.wait(300)
+        end = time.monotonic() + 20
+        while members(self.process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not members(self.process.pid), "processes are left"
+        return code
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group; those that have ended and wait for their parent do not count."""
+    found = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in found.stdout.splitlines()]
+    return [int(pid) for pid, pgid, state in rows if int(pgid) == group and not state.startswith("Z")]

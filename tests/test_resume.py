@@ -296,9 +296,17 @@ def test_a_loss_that_is_not_finite_marks_a_gradient_that_is() -> None:
     assert weight.grad.isnan().all()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75)]
+)
 def test_a_signal_stops_the_run_after_a_checkpoint(
-    number: signal.Signals, squares: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    number: signal.Signals,
+    code: int,
+    squares: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     """Under SLURM SIGUSR1 (time is nearly up) puts the job back into the queue; SIGTERM (it is unwanted) does not."""
     tools = tmp_path / "bin"
@@ -312,7 +320,7 @@ def test_a_signal_stops_the_run_after_a_checkpoint(
         at_step(patch, 3, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stopped:
             run.train(configure(squares, folder, *BUDGET))
-    assert stopped.value.code == 75 and newest_step(folder) == 3
+    assert stopped.value.code == code and newest_step(folder) == 3
     assert signal.getsignal(number) == before
     requeued = (tools / "asked").read_text().split() if (tools / "asked").exists() else []
     assert requeued == (["requeue", "17"] if number == signal.SIGUSR1 else [])

@@ -20,13 +20,15 @@ from resuming import (
     configure,
     killed_in_the_middle,
     make_squares,
+    members,
     newest_step,
     slow_writes,
     start,
     weights,
 )
 
-from cloc.engine.checkpoint import inspect, list_checkpoints
+from cloc.checkpoints import list_checkpoints
+from cloc.engine.checkpoint import inspect
 
 pytestmark = pytest.mark.distributed
 
@@ -69,12 +71,6 @@ def test_killed_in_the_middle_of_writing(squares: Path, whole: Path, tmp_path: P
     assert "continues at sample 32" in (tmp_path / "log").read_text()
     assert not list(folder.glob(".*"))
     assert_same(weights(tmp_path), weights(whole))
-
-
-def members(group: int) -> list[int]:
-    """Processes of a group."""
-    found = subprocess.run(["ps", "-A", "-o", "pid=,pgid="], capture_output=True, text=True, check=True)
-    return [int(pid) for pid, pgid in map(str.split, found.stdout.splitlines()) if int(pgid) == group]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

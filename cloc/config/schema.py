@@ -45,6 +45,7 @@ class DataConfig:
         jitter: amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none.
         flip: share of pictures that are mirrored; their texts exchange left and right.
         workers: reading processes per rank.
+        batch_timeout: seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever.
         max_skip_share: stop when more than this share of the samples, or of the shards, of a source is unusable.
         cache_dir: of remote shards; null for ``~/.cache/cloc``.
         cache_bytes: its bound; 0 asks for each remote sample by itself.
@@ -63,6 +64,7 @@ class DataConfig:
     jitter: Annotated[list[Weight], Length(4, "brightness, contrast, saturation and hue")] | None = None
     flip: Share = 0.0
     workers: Amount = 1
+    batch_timeout: Weight = 600.0
     max_skip_share: Share = 0.01
     cache_dir: str | None = None
     cache_bytes: Amount = 1 << 36

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from cloc.data.boxes import NORMALIZED
 from cloc.data.console import Bar, progress
 from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fault
 from cloc.data.duplicates import Shared
-from cloc.data.jobs import start_worker
+from cloc.data.jobs import start_worker, worker_pool
 from cloc.data.schema import parse_sample
 from cloc.data.shards import (
     MANIFEST_NAME,
@@ -198,17 +197,14 @@ def _pool(workers: int) -> Iterator[_Run]:
     if workers <= 1:
         yield lambda function, calls: ((number, function(*call)) for number, call in enumerate(calls))
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_reader)
+    with worker_pool(workers, _start_reader) as pool:
 
-    def run(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
+        def run(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+            futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
 
-    try:
         yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _start_reader() -> None:

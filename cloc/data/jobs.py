@@ -19,11 +19,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from cloc.command import shielded
 from cloc.contracts import Sample
 from cloc.data.records import Report
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardInfo, write_manifest, write_shards
@@ -120,8 +122,7 @@ class Job:
     def _resume(self, overwrite: bool) -> bool:
         """Read the record of an earlier run; False where it is of another job that is to be replaced."""
         make_folder(self.out, UNFINISHED_NAME)  # it may have come with a downloaded folder, and be a link
-        lines = self._record.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a line cut off by the kill does not count
+        whole = _objects(self._record.read_bytes())
         if not whole:
             return False
         recorded = whole[0]
@@ -142,6 +143,8 @@ class Job:
         write_file(self._record, "".join(json.dumps(item) + "\n" for item in items))
 
     def _is_there(self, result: Mapping[str, Any]) -> bool:
+        if not {"folder", "shards", "categories", "report"} <= result.keys():
+            return False
         for info in result["shards"]:
             if Path(info["name"]).name != info["name"]:  # a record that leads elsewhere is none of ours
                 return False
@@ -173,6 +176,20 @@ class Job:
         return manifest
 
 
+def _objects(lines: bytes) -> list[dict[str, Any]]:
+    """JSON objects, one a line, up to the first line that is none: a kill cuts the last one off, a bad disk any."""
+    found = []
+    for line in lines.splitlines(keepends=True):
+        try:
+            value = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            break
+        found.append(value)
+    return found
+
+
 def _numbered(tasks: Iterable[Task]) -> Iterator[tuple[int, Task]]:
     """Number the tasks of each folder from 0."""
     seen: Counter[str] = Counter()
@@ -187,18 +204,14 @@ def _each(tasks: Iterable[tuple[int, Task]], room: Path, workers: int) -> Iterat
         for number, task in tasks:
             yield _make_shard(number, task, room)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
     pending: deque[Future[dict[str, Any]]] = deque()
-    try:
+    with worker_pool(workers) as pool:
         for number, task in tasks:
             pending.append(pool.submit(_make_shard, number, task, room))
             if len(pending) == workers * _AHEAD:  # bounds what waits, however long the list of tasks
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
@@ -222,9 +235,39 @@ def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
     return result | {"report": report.to_json()}
 
 
+@contextlib.contextmanager
+def worker_pool(workers: int, initializer: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes that do tasks; ended at once, in the middle of what they do, where the block ends by an exception.
+
+    Args:
+        workers: processes.
+        initializer: called in each; :func:`start_worker` by default.
+
+    Raises:
+        ShardError: one of them was killed.
+    """
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=initializer or start_worker)
+    try:
+        with shielded({signal.SIGINT}):  # Ctrl-C is the parent's, also while they start
+            pool.submit(os.getpid)  # starts all of them
+        yield pool
+    except BrokenProcessPool as error:
+        raise ShardError(
+            "a worker process was killed, often for want of memory (the system's log tells); run the same command "
+            "again, with fewer --workers if it happens again"
+        ) from error
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and die with it: a kill -9 gives it no time to stop its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Die with the parent: a kill -9 gives it no time to stop its workers."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

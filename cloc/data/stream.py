@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Batch, Sample
@@ -26,6 +26,7 @@ from cloc.data.collate import Candidate, Chooser, Item, collate
 from cloc.data.decode import decoder
 from cloc.data.handover import Parcel, Rooms
 from cloc.data.order import REPLACEMENTS, GlobalOrder, Mixture, choices
+from cloc.data.readers import Readers
 from cloc.data.remote import ShardCache
 from cloc.data.schema import parse_sample
 from cloc.data.shards import Manifest, ShardReader, read_sample_members
@@ -272,14 +273,15 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def make_loader(stream: Stream, workers: int, **options: Any) -> DataLoader:
-    """Wrap a stream in a DataLoader that passes whole batches through.
+def make_loader(stream: Stream, workers: int, timeout: float = 0, **options: Any) -> Readers:
+    """Wrap a stream in a loader that passes whole batches through.
 
     Args:
         stream: builds whole batches itself.
         workers: reading processes of this rank; 0 reads in the training process.
+        timeout: seconds that a batch may take; 0 waits for ever.
         options: further arguments of the DataLoader (for instance ``pin_memory``).
     """
     if workers:
         options = {"prefetch_factor": 4, "multiprocessing_context": "forkserver", "persistent_workers": True} | options
-    return DataLoader(stream, batch_size=None, num_workers=workers, **options)
+    return Readers(stream, workers, timeout, **options)

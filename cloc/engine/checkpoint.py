@@ -1,13 +1,13 @@
 """Checkpoint files: written aside, synced, then given their name; found by content (below ``saving`` and ``resume``).
 
-A name that ``list_checkpoints`` returns belongs to a checkpoint that was complete when it got the name. What can
-happen to it afterwards (a disk that lies, a copy that broke off) is found by :func:`inspect` before it is used.
+A name that :func:`cloc.checkpoints.list_checkpoints` returns belongs to a checkpoint that was complete when it got the
+name. What can happen to it afterwards (a disk that lies, a copy that broke off) is found by :func:`inspect` before it
+is used.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from cloc.files import create, discard, make_folder, publish, write_json, write_link
+from cloc.files import create, discard, make_folder, publish, write_file, write_json, write_link
 
-NAME = re.compile(r"step-(\d+)\.ckpt")
 MARKER = "complete.json"  # in a sharded checkpoint: its files and their sizes
 SHARDED_INFO = "meta.pt"  # Lightning's name for what a sharded checkpoint holds besides tensors
 READ_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
@@ -46,11 +45,6 @@ class Stored:
     world_size: int
 
 
-def file_name(step: int) -> str:
-    """Name of the checkpoint of a step."""
-    return f"step-{step:08d}.ckpt"
-
-
 def commit(part: Path, path: Path) -> None:
     """Give a checkpoint that was written aside its name. A folder (sharded) gets its list of files first.
 
@@ -66,19 +60,14 @@ def commit(part: Path, path: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Let a symbolic link name a complete checkpoint; it names the old or the new one at any moment."""
-    write_link(link, target.name)
+    """Let a symbolic link name a complete checkpoint; it names the old or the new one at any moment.
 
-
-def in_order(names: list[str]) -> list[str]:
-    """Those names that are checkpoints' own, newest first. ``last.ckpt`` of an older version comes last."""
-    found = [(int(match[1]), name) for name in names if (match := NAME.fullmatch(name))]
-    return [name for _, name in sorted(found, reverse=True)] + [name for name in names if name == "last.ckpt"]
-
-
-def list_checkpoints(folder: Path) -> list[str]:
-    """Names of the checkpoints in a folder, newest first; links are left out."""
-    return in_order([path.name for path in folder.glob("*.ckpt") if not path.is_symlink()])
+    On a file system without links (exFAT, some network shares) a text of that name holds the checkpoint's.
+    """
+    try:
+        write_link(link, target.name)
+    except OSError:
+        write_file(link, target.name)
 
 
 def inspect(path: Path) -> Stored:

@@ -23,13 +23,13 @@ from typing import Any, TypeVar
 from fsspec.utils import get_protocol
 from rich.console import Console
 
+from cloc.checkpoints import FOLDER as CHECKPOINTS
+from cloc.checkpoints import in_order, list_checkpoints
 from cloc.config import ConfigError
 from cloc.config.secrets import public
 from cloc.data.stores import SLOWEST, filesystem, tell, within
-from cloc.engine.checkpoint import in_order, list_checkpoints
 from cloc.files import discard, make_folder, new_path, open_lock, publish
 
-CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 T = TypeVar("T")
 console = Console()
@@ -163,7 +163,10 @@ class RunFolder:
 
     def set_aside(self, name: str) -> str:
         """Rename a damaged checkpoint, so that it neither counts nor is lost."""
-        other = f"damaged-{name}"
+        other, number = f"damaged-{name}", 1
+        while os.path.lexists(self.checkpoints / other):
+            number += 1
+            other = f"damaged-{number}-{name}"
         if self.is_remote:
             folder = f"{self.root}/{CHECKPOINTS}"
             moved = partial(self.store.mv, f"{folder}/{name}", f"{folder}/{other}", recursive=True)
@@ -199,6 +202,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     folder.make()
     with open_lock(folder.local / LOCK) as file:
         _take(file.fileno(), folder)
+        file.reconfigure(errors="replace")  # whatever was written over it
         left = file.read()
         if left:
             console.print(f"{folder.location}: {_holder(left)} ended without releasing it; taken over")
@@ -218,7 +222,7 @@ def _take(descriptor: int, folder: RunFolder) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            text = (folder.local / LOCK).read_text()
+            text = (folder.local / LOCK).read_text(errors="replace")
             raise ConfigError(
                 f"{folder.location}: {_holder(text)} is writing it; wait until that run ends, or give another run_dir"
             ) from error
@@ -232,6 +236,6 @@ def _take(descriptor: int, folder: RunFolder) -> None:
 def _holder(text: str) -> str:
     try:
         held = json.loads(text)
-    except json.JSONDecodeError:
+        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    except (ValueError, TypeError, KeyError):
         return "another process"
-    return f"process {held['pid']} on {held['host']} (since {held['since']})"

@@ -5,20 +5,25 @@ A resumed run goes on in the same log, from the checkpoint's sample.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import os
+import re
 import secrets
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from cloc.config import ConfigError, TrainConfig
 from cloc.engine.folder import RunFolder
-from cloc.files import append, clear, make_folder, write_file
+from cloc.files import append, clear, make_folder, publish, write_file
 
 console = Console()
 
@@ -44,11 +49,17 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def go_on(self, samples: int) -> None:
-        """Keep the rows up to a checkpoint's sample; the steps after it will be logged again."""
-        if not self.path.is_file():
+        """Keep the rows up to a checkpoint's sample; the steps after it will be logged again.
+
+        A file with lines that are no rows of it (a disk that lies, another program) is kept under another name.
+        """
+        if not os.path.lexists(self.path):
             return
-        text = self.path.read_text()
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # a killed process may leave half a line
+        rows, bad = read_rows(self.path)
+        if bad:
+            kept = self.path.with_name(f"damaged-{secrets.token_hex(4)}-{self.path.name}")
+            publish(self.path, kept)
+            console.print(f"{self.path}: {bad}; kept as {kept.name}, the log goes on with {len(rows)} rows")
         self.columns = list(rows[0]) if rows else []
         self._rewrite([row for row in rows if row["samples"] and float(row["samples"]) <= samples])
 
@@ -70,8 +81,7 @@ class MetricsFile(Logger):
         if new or not self.path.is_file():
             old = []
             if self.path.is_file():
-                with self.path.open(newline="") as file:
-                    old = list(csv.DictReader(file))
+                old, _ = read_rows(self.path)
             self.columns = sorted({*self.columns, *new})
             self._rewrite([*old, *self.waiting])
         else:
@@ -86,6 +96,54 @@ class MetricsFile(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_file(self.path, buffer.getvalue())
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, str]], str]:
+    """Rows of a ``metrics.csv``. A last line without an end is left out: a killed process may leave half a row.
+
+    Returns:
+        The rows that are whole and have the number of samples as a number, or nothing there; and what is wrong with the
+        file, empty where nothing is.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1].replace("\0", "\N{REPLACEMENT CHARACTER}")))
+        found = list(reader)
+    except (OSError, csv.Error) as error:  # a folder of that name; a field longer than the reader takes
+        return [], f"cannot be read ({error})"
+    rows = [row for row in found if _is_row(row)]
+    lost = len(found) - len(rows)
+    return rows, f"{lost} of {len(found)} lines are no rows of a log" if lost else ""
+
+
+def _is_row(row: dict[Any, Any]) -> bool:
+    if None in row or None in row.values() or "samples" not in row:
+        return False
+    try:
+        return all(isinstance(float(value), float) for value in row.values() if value)
+    except ValueError:
+        return False
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard's files; what a full disk refuses is counted, and the next row is tried in a new file."""
+
+    lost = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row, or count it."""
+        try:
+            super().log_metrics(metrics, step)
+            self.experiment.flush()
+        except OSError as error:
+            self.lost += 1
+            self._experiment = None  # its thread has ended
+            console.print(f"[bold red]{self.log_dir}: {error.strerror}; {self.lost} rows of TensorBoard are lost[/]")
+
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # told when its rows were written
+            super().finalize(status)
 
 
 def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples: int = 0) -> list[Logger]:
@@ -103,12 +161,10 @@ def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples
     options = {key: value for key, value in config.logger.items() if key != "name"}
     name = config.logger.get("name", "csv")
     if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
         clear(make_folder(folder.local, name) / TensorBoardLogger.NAME_HPARAMS_FILE)
         # What an earlier life logged after the checkpoint is not shown.
         purge = {"purge_step": step} if step else {}
-        loggers.append(TensorBoardLogger(folder.local, name="tensorboard", version="", **purge, **options))
+        loggers.append(Board(folder.local, name="tensorboard", version="", **purge, **options))
     elif name == "wandb":
         from lightning.pytorch.loggers import WandbLogger
 
@@ -126,6 +182,7 @@ def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples
 
 def _run_id(path: Path) -> str:
     """The run's name at W&B, drawn once and kept in the run folder."""
-    if not path.is_file():
+    known = path.read_bytes() if path.is_file() else b""
+    if not re.fullmatch(rb"[0-9a-f]{8}", known):
         write_file(path, secrets.token_hex(4))
     return path.read_text()

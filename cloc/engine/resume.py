@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -102,14 +103,23 @@ def check_fit(stored: Stored, config: TrainConfig, module: Pretrain, digest: str
     lines = [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in changed]
     _check_model(stored, module, lines)
     _check_optimizer(stored, config, module, lines)
-    versions = folder.local / "versions.json"
-    before = json.loads(versions.read_text())["data"] if versions.is_file() else digest
-    if before != digest:
+    if _data_before(folder.local / "versions.json", digest) != digest:
         lines.append(f"the shards of {module.resolved['data']['train']}: other content than before")
     if lines:
         console.print("[bold]not as in the checkpoint[/]; the new values hold from here on:")
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _data_before(versions: Path, digest: str) -> str:
+    """Digest of the shards that the run has read so far; the present one where nothing is known of it."""
+    if not versions.is_file():
+        return digest
+    try:
+        return json.loads(versions.read_bytes())["data"]
+    except (ValueError, TypeError, KeyError):
+        console.print(f"{versions} cannot be read: whether the shards have changed is not known. It is written anew")
+        return digest
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

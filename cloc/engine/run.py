@@ -47,7 +47,8 @@ from cloc.engine.runtime import (
     weights_digest,
     without_requeue,
 )
-from cloc.engine.saving import STOPPED, Checkpoints, RandomState, StopAtSignal, requeue
+from cloc.engine.saving import Checkpoints, RandomState
+from cloc.engine.signals import StopAtSignal
 from cloc.engine.strategy import AveragedWeights, build_strategy
 from cloc.engine.sweep import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.files import into_folder, make_folder
@@ -69,7 +70,8 @@ def train(composed: DictConfig) -> Path | None:
         ConfigError: the configuration cannot be run.
         FileNotFoundError: the shards are not there.
         CheckpointError: no checkpoint of the run is whole, or the last one cannot be written.
-        SystemExit: a signal stopped the run after a checkpoint, code 75.
+        ReaderError, ShardError, SkipLimitError: reading failed; what was trained is in a checkpoint.
+        SystemExit: a signal stopped the run after a checkpoint, code 130 (Ctrl-C) or 75.
     """
     composed = _one_folder_a_job(composed)
     config: TrainConfig = validate(composed)
@@ -134,11 +136,16 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
         )
     module.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
     shield = shield_workers() if config.data.workers else {}
-    loader = make_loader(stream, config.data.workers, pin_memory=torch.cuda.is_available(), **shield)
+    workers, timeout = config.data.workers, config.data.batch_timeout
+    loader = make_loader(stream, workers, timeout, pin_memory=torch.cuda.is_available(), **shield)
     checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopAtSignal))
+    try:
+        trainer.fit(module, stop.reading(loader), ckpt_path=checkpoint, weights_only=True)
+    finally:
+        loader.end()
     forget_the_dead()
-    _stop_if_told(config, folder, trainer)
+    _stop_if_told(config, folder, trainer, stop)
     if config.trainer.strategy != "fsdp":  # where each process holds all weights, they are the same
         digest = weights_digest(module.model)
         agree("the weights at the end", digest, "a process has trained on its own; please report this")
@@ -146,18 +153,15 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
     disconnect()
 
 
-def _stop_if_told(config: TrainConfig, folder: RunFolder, trainer: lightning.Trainer) -> None:
+def _stop_if_told(config: TrainConfig, folder: RunFolder, trainer: lightning.Trainer, stop: StopAtSignal) -> None:
     """End with an exit code of its own after a signal: the run is whole, but not at its end."""
-    signal = next(callback.received for callback in trainer.callbacks if isinstance(callback, StopAtSignal))
-    if signal is None:
+    if stop.received is None and stop.failure is None:
         return
     if trainer.is_global_zero:
-        then = requeue() if signal.name == "SIGUSR1" else "run the same command again to continue"
-        where = f"step {trainer.global_step} of {trainer.max_steps}"
-        console.print(f"{config.name}: stopped by {signal.name} at {where}; {then}")
+        console.print(stop.says(config.name, trainer), highlight=False, soft_wrap=True)
         folder.push()
     trainer.strategy.barrier("stopped")  # a launcher ends the others as soon as one process is gone
-    raise SystemExit(STOPPED)
+    raise stop.failure or SystemExit(stop.code)
 
 
 def _check_nodes(folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException as ShardError  # noqa: F401  (for `saving`)
 
+from cloc.command import shielded
 from cloc.config import ConfigError
 from cloc.config.secrets import public_tree
 from cloc.config.versions import versions
@@ -35,19 +36,16 @@ def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> Non
 
 
 def shield_workers() -> dict[str, Any]:
-    """Keep reading processes out of SIGTERM and SIGUSR1, and from outliving this process.
+    """Keep reading processes out of the signals that stop a run, and from outliving this process.
 
-    Launchers signal whole process groups. A reader that dies of it would end the run before its checkpoint.
+    Launchers and terminals signal whole process groups. A reader that dies of it would end the run before its
+    checkpoint.
 
     Returns:
         Options of the DataLoader.
     """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
+    with shielded({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}):
         forkserver.ensure_running()  # it inherits the mask, and its children do
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return {"worker_init_fn": end_with_parent}
 
 

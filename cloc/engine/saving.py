@@ -1,4 +1,4 @@
-"""Callbacks that let no run be lost: checkpoints, stopping at a signal, random state (beside ``callbacks``).
+"""Callbacks that let no run be lost: checkpoints, random state (beside ``callbacks``; what stops a run: ``signals``).
 
 All processes decide together, and every checkpoint describes the end of a step: module, optimizer, cursor, counters and
 random state belong to the same moment.
@@ -6,13 +6,8 @@ random state belong to the same moment.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import signal
-import subprocess
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
@@ -21,15 +16,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 
+from cloc.checkpoints import file_name
 from cloc.config import ConfigError
 from cloc.contracts import Batch
 from cloc.engine.callbacks import Evaluate
-from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, commit, file_name, point
+from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, commit, point
 from cloc.engine.folder import RunFolder
 from cloc.engine.runtime import ShardError, gather_objects
 from cloc.files import discard, hidden
 
-STOPPED = 75  # exit code of a run that a signal stopped after a checkpoint (EX_TEMPFAIL: run it again)
 console = Console()
 
 
@@ -146,73 +141,6 @@ class Checkpoints(Checkpoint):
         except OSError as error:
             return error
         return None
-
-
-class StopAtSignal(Callback):
-    """SIGTERM and SIGUSR1: finish the step, save a checkpoint in all processes together, and stop.
-
-    Stands before :class:`Checkpoints`. The handler only takes a note. Lightning's own handlers are replaced: they save
-    and communicate from inside the handler, in the middle of whatever the process is doing.
-
-    Attributes:
-        received: the signal that stopped the run; None while none did.
-    """
-
-    def __init__(self) -> None:
-        self.noted: signal.Signals | None = None
-        self.received: signal.Signals | None = None
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Take over the signals (Lightning has set its handlers by now)."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self.previous[number] = signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = signal.Signals(number)
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
-    ) -> None:
-        """One process that was told is enough."""
-        anyone = trainer.strategy.reduce_boolean_decision
-        if not trainer.should_stop and anyone(self.noted is not None, all=False):
-            requeue = anyone(self.noted == signal.SIGUSR1, all=False)
-            self.received = signal.SIGUSR1 if requeue else signal.SIGTERM
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            # A handler that was not set from Python cannot be set back; the default is what it was for the user.
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self.previous = {}
-
-
-def requeue() -> str:
-    """Put the SLURM job that this process belongs to back into the queue, once, by its first process.
-
-    Returns:
-        What was done, in words.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return "run the same command again to continue"
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if shutil.which("scontrol") is None:
-        return f"there is no scontrol here to requeue job {job} with; submit it again to continue"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode:
-        return f"`scontrol requeue {job}` failed ({done.stderr.strip()}); submit it again to continue"
-    return f"job {job} is in the queue again"
 
 
 class RandomState(Callback):

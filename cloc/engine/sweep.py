@@ -24,6 +24,7 @@ from rich.table import Table
 
 from cloc.config import ConfigError
 from cloc.config.secrets import public
+from cloc.engine.loggers import read_rows
 from cloc.engine.runtime import cluster
 from cloc.files import make_folder, write_file
 
@@ -67,7 +68,7 @@ def job_folder(run_dir: str, number: int, overrides: Sequence[str]) -> str:
     """
     text = _overrides_text(overrides)
     own = Path(run_dir) / str(number) / "overrides.txt"
-    if own.is_file() and own.read_text() != text:
+    if own.is_file() and own.read_bytes() != text.encode():
         return f"{run_dir}/{number}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return f"{run_dir}/{number}"
 
@@ -94,11 +95,13 @@ def last_metrics(folder: Path) -> dict[str, float]:
     latest: dict[str, float] = {}
     seen = -1.0
     for file in folder.glob("metrics*.csv"):
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                found = {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
-                if found and float(row["samples"]) >= seen:
-                    latest, seen = found, float(row["samples"])
+        rows, wrong = read_rows(file)
+        if wrong:
+            console.print(f"{file}: {wrong}")
+        for row in rows:
+            found = {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
+            if found and float(row["samples"] or 0) >= seen:
+                latest, seen = found, float(row["samples"] or 0)
     return latest
 
 
@@ -125,13 +128,23 @@ def read_jobs(folder: Path) -> list[Job]:
     for file in sorted(folder.glob("*/config.yaml"), key=lambda file: (len(file.parent.name), file.parent.name)):
         metrics = last_metrics(file.parent)
         if metrics:
-            found.append(Job(file.parent.name, _flat(yaml.safe_load(file.read_text())), metrics))
+            found.append(Job(file.parent.name, _flat(_read_config(file)), metrics))
     if not found:
         raise FileNotFoundError(
             f"{folder}: no run in it has an evaluation; give the folder of a sweep whose jobs set evaluation.every and "
             "evaluation.data"
         )
     return found
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        config = str(error).splitlines()[0]
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{file} is no configuration ({str(config)[:80]}); restore it, or move its folder away")
+    return config
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

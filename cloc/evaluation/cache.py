@@ -40,7 +40,7 @@ class Cache:
             return None
         try:
             found = load_file(self._path(key))
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):  # not there, or garbage
             found = None
         return found if self.ranks.all(found is not None) else None
 

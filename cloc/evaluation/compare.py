@@ -244,7 +244,12 @@ def _versions(encoders: list[Encoder]) -> dict[str, dict[str, str]]:
     for encoder in encoders:
         file = Path(encoder.info.get("run", "")) / "versions.json"
         if file.is_file():
-            found[f"Training of {encoder.name}"] = {
-                name: str(value) for name, value in json.loads(file.read_text()).items() if value is not None
-            }
+            found[f"Training of {encoder.name}"] = _training_versions(file)
     return found
+
+
+def _training_versions(file: Path) -> dict[str, str]:
+    try:
+        return {name: str(value) for name, value in json.loads(file.read_bytes()).items() if value is not None}
+    except (ValueError, AttributeError):
+        return {"unknown": f"{file.name} cannot be read"}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -180,7 +182,11 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Begin, or go on with the same model and data; anything else in the folder is left alone."""
     file = make_folder(out) / PLAN
     if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != plan:
+        try:
+            same = json.loads(file.read_bytes()) == plan
+        except ValueError:
+            same = False
+        if not same:
             raise ValueError(f"{out}: holds embeddings of another model, data or source; name another folder")
         make_folder(out, PIECES)
         return
@@ -261,9 +267,8 @@ def _join(pieces: Path, out: Path, count: int, kind: str) -> dict[str, int]:
     """Pieces → one file for each kind of row; the pieces stay, for a run that goes on."""
     found: dict[str, list[np.ndarray]] = {}
     for start in range(0, count, BATCH * PIECE):
-        with np.load(_piece(pieces, start), allow_pickle=False) as stored:
-            for name in stored.files:
-                found.setdefault(name, []).append(np.atleast_1d(stored[name]))
+        for name, rows in _read_piece(_piece(pieces, start)).items():
+            found.setdefault(name, []).append(rows)
     joined = {name: np.concatenate(parts) for name, parts in found.items()}
     size, box = joined["size"], joined["box"]
     tables = {
@@ -287,6 +292,14 @@ def _join(pieces: Path, out: Path, count: int, kind: str) -> dict[str, int]:
         else:
             _write(out / f"{name}.npz", table)
     return {name: len(table["key"]) for name, table in tables.items()} | {"skipped": int(joined["skipped"].sum())}
+
+
+def _read_piece(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: np.atleast_1d(stored[name]) for name in stored.files}
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and run the same command again") from error
 
 
 def _arrow() -> Any:

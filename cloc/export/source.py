@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cloc.checkpoints import find, list_checkpoints
 from cloc.encoder import Encoder, load
 from cloc.export.matrix import ExportError
 from cloc.models.build import build_model
@@ -97,9 +98,9 @@ def _check_finished(run: Path, encoder: Encoder, choice: Choice) -> None:
 
 def _averaged(run: Path, choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
     folder = run / "checkpoints" if run.is_dir() else run.parent
-    files = sorted((file for file in folder.glob("step-*.ckpt") if not file.is_symlink()), reverse=True)
+    files = [folder / name for name in list_checkpoints(folder) if name != "last.ckpt"]
     if run.is_file():  # those up to the one that was named
-        files = [file for file in files if file.name <= run.resolve().name]
+        files = [file for file in files if file.name <= find(run).resolve().name]
     if len(files) < choice.average:
         raise ExportError(
             f"--average {choice.average}: {folder} holds {len(files)} checkpoints of their own "

@@ -1,0 +1,225 @@
+"""What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach.
+
+Stands below all else, beside ``contracts``, and imports the standard library alone: it is in force before anything
+heavy is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
+from types import FrameType
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
+
+_WORD = "interrupted; run the same command again"
+_PATIENCE = 5.0  # seconds until a process whose main thread does not come back from compiled code is ended from outside
+# One press may come twice: torchrun passes on what the terminal has already sent to every process, as some wrappers do.
+_ONE_PRESS = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.25
+
+
+class Interrupt(SystemExit):
+    """Ctrl-C in a command: unwinds what is open, past all that handles errors, and ends the process with code 130."""
+
+    def __init__(self) -> None:
+        super().__init__(INTERRUPTED)
+
+
+class _Watch:
+    """Hears every Ctrl-C when it comes, also while the main thread is in compiled code and runs no handler.
+
+    Attributes:
+        word: said at the first one by work that goes on for a while; None where there is none.
+        unwinds: this is a command, which ends at the first one where no ``word`` is to be said.
+        first: time of the first one; None before.
+        seen: set by the handler, which the main thread runs.
+    """
+
+    def __init__(self) -> None:
+        self.word: str | None = None
+        self.unwinds = False
+        self.first: float | None = None
+        self.seen = threading.Event()
+        self.descriptor, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            if os.read(self.descriptor, 1)[0] == signal.SIGINT and (self.unwinds or self.word is not None):
+                self._answer(time.monotonic())
+
+    def _answer(self, now: float) -> None:
+        if self.first is not None:
+            if now - self.first > _ONE_PRESS:
+                os._exit(INTERRUPTED)
+            return
+        self.first = now
+        if self.word is not None:
+            print(self.word, file=sys.stderr, flush=True)
+            return
+        patience = threading.Timer(_PATIENCE, self._end_the_deaf)
+        patience.daemon = True
+        patience.start()
+
+    def _end_the_deaf(self) -> None:
+        if not self.seen.is_set():
+            _leave()
+
+
+_watch: _Watch | None = None
+
+
+def prepare(*, tell_closed_pipe: bool = False) -> None:
+    """Make this process one that Ctrl-C ends in order and that outlives its output. The first thing a command does.
+
+    Args:
+        tell_closed_pipe: say on standard error that the reader of the output has left (a run that goes on for hours).
+    """
+    for descriptor in (0, 1, 2):  # a closed one would be the number of the next file that is opened
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)
+    sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)
+    sys.unraisablehook, threading.excepthook = _unraisable, _thread_failed
+    listen()
+    if _watch is not None:
+        _watch.unwinds = True
+    signal.signal(signal.SIGINT, _unwind)
+
+
+def listen() -> None:
+    """Let a second Ctrl-C end the process at once. Does nothing where that is so, or is another library's matter."""
+    global _watch
+    if _watch is None and threading.current_thread() is threading.main_thread():
+        other = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(other)
+        if other == -1:
+            _watch = _Watch()
+
+
+@contextlib.contextmanager
+def announced(word: str) -> Iterator[None]:
+    """While the block runs, the first Ctrl-C ends nothing: ``word`` is said, and who handles the signal acts on it."""
+    if _watch is None:
+        yield
+        return
+    before, _watch.word, _watch.first = _watch.word, word, None
+    try:
+        yield
+    finally:
+        _watch.word = before
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+    """Run a command to its end, and leave the process with its exit code."""
+    try:
+        main()
+    except Interrupt:
+        print(_WORD, file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # nothing is left to be unwound
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def shielded(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Processes that are started in the block never see these signals, however the whole group is signaled."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT and SIGTERM when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    """Raise in the main thread; during imports, which swallow it or make it a traceback, there is nothing to unwind."""
+    if _watch is not None and _watch.seen.is_set():
+        return
+    if _watch is not None:
+        _watch.seen.set()
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            _leave()
+        frame = frame.f_back
+    raise Interrupt
+
+
+def _unraisable(found: Any) -> None:
+    """Where Python can only print an exception (a finalizer) and go on, an interrupt ends the process all the same."""
+    if isinstance(found.exc_value, Interrupt):
+        _leave()
+    sys.__unraisablehook__(found)
+
+
+def _thread_failed(found: threading.ExceptHookArgs) -> None:
+    """A writer in the background that has no room says so in a line; who feeds it gets the error as well."""
+    if isinstance(found.exc_value, OSError):
+        print(f"{found.exc_value} (in the background)", file=sys.stderr)
+    else:
+        threading.__excepthook__(found)
+
+
+def _leave() -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_WORD}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+class _Sink(io.FileIO):
+    """A standard stream that does not fail: what cannot be written is counted, and told where and when it can be.
+
+    Args:
+        descriptor: 1 or 2.
+        tell_closed_pipe: also tell of a reader that has left.
+    """
+
+    def __init__(self, descriptor: int, tell_closed_pipe: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.tell_closed_pipe = tell_closed_pipe
+        self.lost, self.reason = 0, ""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            if self.lost:
+                super().write(f"[{self.lost} bytes of output lost: {self.reason}]\n".encode())
+                self.lost = 0
+            return super().write(data)
+        except OSError as error:
+            if not self.lost:
+                self._tell(error)
+            self.lost, self.reason = self.lost + len(data), error.strerror
+            return len(data)
+
+    def _tell(self, error: OSError) -> None:
+        if self.fileno() == 2 or (error.errno == errno.EPIPE and not self.tell_closed_pipe):
+            return
+        what = "its reader has left" if error.errno == errno.EPIPE else f"{error.strerror}: make room, or log elsewhere"
+        with contextlib.suppress(OSError):
+            os.write(2, f"standard output cannot be written ({what}); the command goes on in silence\n".encode())
+
+
+def _lasting(stream: Any, descriptor: int, tell_closed_pipe: bool) -> io.TextIOWrapper:
+    if stream is None:  # closed when Python started; the number may be another file's since
+        return _text(_Sink(os.open(os.devnull, os.O_WRONLY), tell_closed_pipe), "utf-8", "backslashreplace", False)
+    at_once = descriptor == 2 or stream.line_buffering or stream.write_through
+    return _text(_Sink(descriptor, tell_closed_pipe), stream.encoding, stream.errors, at_once)
+
+
+def _text(sink: _Sink, encoding: str, errors: str, line_buffering: bool) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(sink), encoding, errors, line_buffering=line_buffering)

@@ -1,0 +1,83 @@
+"""Reading processes that may be killed or stand still (last step of ``stream``)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from cloc.contracts import Batch
+
+_POLL = 5.0  # seconds between two looks at whether the processes live
+
+
+class ReaderError(RuntimeError):
+    """A reading process is gone, or gives nothing; says what to do."""
+
+
+class Readers(DataLoader):
+    """A DataLoader over whole batches that misses a process which is killed or stands still.
+
+    Args:
+        stream: builds whole batches itself.
+        workers: reading processes; 0 reads in this one, where nothing can be missed.
+        timeout: seconds that a batch may take; 0 waits for ever.
+        options: further arguments of the DataLoader.
+
+    Raises:
+        ReaderError: while iterating.
+    """
+
+    def __init__(self, stream: IterableDataset, workers: int, timeout: float = 0, **options: Any) -> None:
+        self.patience = timeout
+        self.processes: set[BaseProcess] = set()
+        poll = (min(_POLL, timeout) if timeout else _POLL) if workers else 0
+        super().__init__(stream, batch_size=None, num_workers=workers, timeout=poll, **options)
+
+    def __iter__(self) -> Iterator[Batch]:
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        self.processes |= set(multiprocessing.active_children()) - others
+        return self._watched(batches)
+
+    def end(self) -> None:
+        """End the processes: in order, and those that do not listen at once."""
+        self._iterator = None
+        for process in self.processes:
+            process.kill()
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        waited = 0.0
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                text = str(error)
+                if text.startswith("DataLoader timed out"):  # asked again, the iterator goes on waiting
+                    waited += self.timeout
+                    if not self.patience or waited < self.patience:
+                        continue
+                    raise self._silent(waited) from error
+                if text.startswith("DataLoader worker"):
+                    raise self._gone(text) from error
+                raise
+            waited = 0.0
+            yield batch
+
+    def _silent(self, seconds: float) -> ReaderError:
+        pids = ", ".join(str(process.pid) for process in self.processes)
+        return ReaderError(
+            f"no batch for {seconds:.0f} s (data.batch_timeout): a reading process ({pids}) was stopped, or waits for "
+            "a disk or store that does not answer; mend that, or allow more seconds (0: for ever)"
+        )
+
+    def _gone(self, text: str) -> ReaderError:
+        pids = ", ".join(re.findall(r"\d+", text)[:1])
+        return ReaderError(
+            f"the reading process {pids} was killed, often for want of memory (the system's log tells); free some, or "
+            f"take fewer than data.workers={self.num_workers}"
+        )

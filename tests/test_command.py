@@ -1,0 +1,225 @@
+"""Commands whose user presses Ctrl-C, whose output cannot be written, whose helpers are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = "import os, signal, subprocess, sys, time\nfrom cloc.command import *\n"
+COMMAND = HEAD + "prepare(tell_closed_pipe=True)\ndef main():\n{body}\nrun(main)\n"
+PYTHON = [sys.executable, "-B"]
+
+
+def python(code: str, **options: object) -> subprocess.Popen[str]:
+    """Start it with SIGINT as a terminal's shell leaves it: one that starts a suite in the background ignores it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT, "start_new_session": True}
+    asked = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([*PYTHON, "-c", code], **(pipes | options))
+    finally:
+        signal.signal(signal.SIGINT, asked)
+
+
+def command(*lines: str) -> str:
+    return COMMAND.format(body="\n".join(f"    {line}" for line in lines))
+
+
+def press(process: subprocess.Popen[str], times: int = 1, pause: float = 0.5) -> tuple[int, str, float]:
+    """Send SIGINT when the process has printed a line; its exit code, what it says, and the seconds it takes."""
+    process.stdout.readline()
+    start = time.monotonic()
+    for number in range(times):
+        if number:
+            time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    return process.returncode, told, time.monotonic() - start
+
+
+READY = "print('ready', flush=True)"
+UNWINDING = ["try:", f"    {READY}; time.sleep(60)", "finally:", "    print('put away', file=sys.stderr)"]
+# In compiled code no handler of Python runs.
+DEAF = [READY, "import hashlib", "hashlib.pbkdf2_hmac('sha256', b'', b'', 1 << 28)"]
+FINALIZER = [
+    "class Held:",
+    f"    def __del__(self): {READY}; time.sleep(60)",
+    "held = Held()",
+    "del held",
+    "time.sleep(60)",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (UNWINDING, "put away\ninterrupted; run the same command again\n"),
+        (FINALIZER, "interrupted; run the same command again\n"),
+        (
+            ["try:", f"    {READY}; time.sleep(60)", "except Exception:", "    time.sleep(60)"],
+            "interrupted; run the same command again\n",
+        ),
+    ],
+    ids=["unwinds", "in a finalizer", "past a handler of errors"],
+)
+def test_ctrl_c_ends_a_command_in_one_line(lines: list[str], told: str) -> None:
+    assert press(python(command(*lines)))[:2] == (130, told)
+
+
+def test_ctrl_c_during_an_import_that_swallows_it(tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        f"import time\ntry:\n    {READY}; time.sleep(60)\nexcept BaseException: pass\n"
+    )
+    code = command(f"sys.path.insert(0, {str(tmp_path)!r})", "import slow_import", "time.sleep(60)")
+    assert press(python(code))[:2] == (130, "interrupted; run the same command again\n")
+
+
+def test_ctrl_c_before_the_command_has_begun(tmp_path: Path) -> None:
+    code = HEAD + f"prepare()\n{READY}\ntime.sleep(60)\n"
+    assert press(python(code))[0] == 130
+
+
+@pytest.mark.parametrize(
+    "lines", [DEAF, ["signal.signal(signal.SIGINT, lambda *_: None)", READY, "while True: time.sleep(1)"]]
+)
+def test_a_second_ctrl_c_ends_at_once(lines: list[str]) -> None:
+    code, told, seconds = press(python(command(*lines)), times=2)
+    assert (code, "Traceback" in told) == (130, False) and seconds < 4
+
+
+def test_one_ctrl_c_ends_a_command_that_does_not_hear_it() -> None:
+    code = command(*DEAF).replace("prepare(", "import cloc.command; cloc.command._PATIENCE = 0.2\nprepare(")
+    assert press(python(code))[:2] == (130, "interrupted; run the same command again\n")
+
+
+def test_work_that_goes_on_says_so_and_decides_itself() -> None:
+    code = command(
+        "heard = []",
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))",
+        "with announced('stops soon'):",
+        f"    {READY}",
+        "    while not heard: time.sleep(0.01)",
+        "    time.sleep(0.3)",
+        "sys.exit(7)",
+    )
+    assert press(python(code))[:2] == (7, "stops soon\n")
+
+
+def test_a_press_that_comes_twice_is_one() -> None:
+    """torchrun passes on what the terminal has sent to every process."""
+    code = command("with announced('stops soon'):", f"    {READY}; time.sleep(3)", "sys.exit(7)")
+    code = code.replace("time.sleep(3)", "signal.signal(signal.SIGINT, lambda *_: None); time.sleep(3)")
+    process = python(code, env=os.environ | {"TORCHELASTIC_RUN_ID": "x"})
+    assert press(process, times=2, pause=1.0)[:2] == (7, "stops soon\n")
+
+
+def test_helpers_do_not_hear_ctrl_c() -> None:
+    code = command(
+        "with shielded({signal.SIGINT}):",
+        "    helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1)'])",
+        "signal.signal(signal.SIGINT, lambda *_: None)",
+        READY,
+        "sys.exit(helper.wait())",
+    )
+    process = python(code)
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+
+
+LINES = ["for _ in range(3): print('x' * 70000, flush=True)", "print('done', file=sys.stderr)"]
+
+
+def test_output_on_a_full_disk_is_lost_and_nothing_else() -> None:
+    with open("/dev/full", "w") as full:
+        both = python(command(*LINES), stdout=full)
+        assert both.communicate(timeout=60)[1].splitlines() == [
+            "standard output cannot be written (No space left on device: make room, or log elsewhere); the command "
+            "goes on in silence",
+            "done",
+        ]
+        assert both.returncode == 0
+        silent = python(command(*LINES), stdout=full, stderr=full)
+        assert silent.wait(60) == 0
+
+
+def test_what_was_lost_is_told_when_there_is_room_again(tmp_path: Path) -> None:
+    code = command(
+        "import resource",
+        "print('first', flush=True)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6, resource.RLIM_INFINITY))",
+        "print('lost', flush=True)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))",
+        "print('last', flush=True)",
+    )
+    with (tmp_path / "log").open("w") as log:
+        assert python(code, stdout=log, stderr=subprocess.STDOUT).wait(60) == 0
+    assert (tmp_path / "log").read_text() == "first\n[5 bytes of output lost: File too large]\nlast\n"
+
+
+def test_a_reader_that_leaves_ends_nothing() -> None:
+    process = python(command(*LINES))
+    process.stdout.readline()
+    process.stdout.close()
+    told = process.stderr.read().splitlines()
+    assert told == ["standard output cannot be written (its reader has left); the command goes on in silence", "done"]
+    assert process.wait(60) == 0
+
+
+def test_streams_that_are_closed(tmp_path: Path) -> None:
+    """What is opened next must not get the number of standard output: prints would go into a checkpoint."""
+    path = tmp_path / "file"
+    code = command(
+        f"file = open({str(path)!r}, 'w')", "os.write(1, b'stray')", "print('lost')", "sys.exit(file.fileno())"
+    )
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *PYTHON, "-c", code]
+    assert subprocess.run(closed, cwd=ROOT).returncode > 2
+    assert path.read_text() == ""
+
+
+def test_help_for_a_reader_that_leaves() -> None:
+    process = subprocess.Popen(
+        [*PYTHON, "-m", "cloc", "data", "check", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+
+
+def _kill_this_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop_this_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.distributed
+def test_a_worker_that_is_killed_is_told_in_a_line() -> None:
+    from cloc.data.jobs import worker_pool
+    from cloc.data.shards import ShardError
+
+    with pytest.raises(ShardError, match=r"^a worker process was killed.*fewer --workers"), worker_pool(2) as pool:
+        pool.submit(_kill_this_process).result(120)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("task", [time.sleep, _stop_this_process])
+def test_workers_are_gone_when_a_command_is_interrupted(task: Callable[[float], None]) -> None:
+    import multiprocessing
+
+    from cloc.command import Interrupt
+    from cloc.data.jobs import worker_pool
+
+    before = set(multiprocessing.active_children())
+    with pytest.raises(Interrupt), worker_pool(2) as pool:
+        pool.submit(os.getpid).result(120)
+        pool.submit(task, 600)
+        raise Interrupt
+    assert not set(multiprocessing.active_children()) - before
