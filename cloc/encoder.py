@@ -26,6 +26,7 @@ from cloc.data.preprocess import Preprocess
 from cloc.data.text import Tokenizer
 from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
+from cloc.models.checksums import check_archive
 from cloc.models.exported import is_exported, read_exported
 from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
@@ -293,6 +294,7 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
+    check_archive(file)
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, UnpicklingError) as error:

@@ -18,8 +18,9 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from cloc.files import create, discard, make_folder, publish, write_file, write_json, write_link
+from cloc.models.checksums import SUMS, check_archive, digests
 
-MARKER = "complete.json"  # in a sharded checkpoint: its files and their sizes
+MARKER = "complete.json"  # in a sharded checkpoint: its files, their sizes and checksums
 SHARDED_INFO = "meta.pt"  # Lightning's name for what a sharded checkpoint holds besides tensors
 READ_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
 
@@ -53,8 +54,8 @@ def commit(part: Path, path: Path) -> None:
         path: its name; an older checkpoint there is replaced.
     """
     if part.is_dir():
-        written = sorted(file for file in part.rglob("*") if file.is_file() and file.name != MARKER)
-        write_json(part / MARKER, {file.relative_to(part).as_posix(): file.stat().st_size for file in written})
+        sums = digests(part)
+        write_json(part / MARKER, {"bytes": {name: (part / name).stat().st_size for name in sums}, SUMS: sums})
         discard(path)  # a folder cannot be renamed over another
     publish(part, path)
 
@@ -73,25 +74,32 @@ def point(link: Path, target: Path) -> None:
 def inspect(path: Path) -> Stored:
     """Read a checkpoint's description and check that all of it is there.
 
-    A file's checksums are compared over its whole content, a sharded checkpoint's sizes with its list of files.
+    Checksums are compared over the whole content; those of a sharded checkpoint are in its list of files.
 
     Raises:
         CheckpointError: it is truncated, corrupt, or no checkpoint of this project.
     """
     try:
         if path.is_dir():
-            for name, size in json.loads((path / MARKER).read_text()).items():
-                if (path / name).stat().st_size != size:
-                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
+            _check_sharded(path)
         else:
-            with zipfile.ZipFile(path) as archive:
-                bad = archive.testzip()
-            if bad:
-                raise ValueError(f"{bad} does not have its checksum")
+            check_archive(path)
         stored = read(path)
         return Stored(path, stored["global_step"], stored["cloc"], len(stored.get("random_states", [])))
     except READ_ERRORS as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint of cloc: {error}") from error
+
+
+def _check_sharded(path: Path) -> None:
+    listed = json.loads((path / MARKER).read_text())
+    sums = listed.get(SUMS, {})  # earlier versions wrote the sizes alone
+    for name, size in listed.get("bytes", listed).items():
+        if (path / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
+    found = digests(path) if sums else {}
+    for name, known in sums.items():
+        if found.get(name) != known:
+            raise ValueError(f"{name} does not have its checksum")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cloc.config import ConfigError
 from cloc.config.secrets import public_tree
 from cloc.config.versions import versions
 from cloc.files import create, hidden, make_folder, publish, write_file, write_json
+from cloc.models.checksums import DamageError, check_archive
 
 T = TypeVar("T")
 CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
@@ -155,7 +156,7 @@ def agree(what: str, value: Any, remedy: str) -> None:
 def share_file(path: Path | None, folder: Path) -> Path | None:
     """Give every process the file that process 0 has chosen: nodes may have run folders of their own.
 
-    A node that lacks the file, or has another of that name, gets it from process 0.
+    A node that lacks the file, or has another or a damaged one of that name, gets it from process 0.
 
     Args:
         path: process 0's choice inside its ``folder``, or None; of no consequence elsewhere.
@@ -174,10 +175,21 @@ def share_file(path: Path | None, folder: Path) -> Path | None:
     if name is None:
         return None
     mine = folder / name
+    writes = cluster().local_rank() == 0
     lacking = not mine.is_file() or _mark(mine) != (size, mark)
+    if writes and not lacking and dist.get_rank():  # process 0 has compared its own
+        lacking = not _is_whole(mine)
     if any(gather_objects(lacking)):
-        _send(mine, size, lacking and cluster().local_rank() == 0)
+        _send(mine, size, lacking and writes)
     return mine
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        check_archive(path)
+    except DamageError:
+        return False
+    return True
 
 
 def _mark(path: Path) -> tuple[int, str]:

@@ -1,7 +1,8 @@
 """cloc's own two files inside an exported folder: what the other library has no place for.
 
 ``cloc.json`` (format, parts and their arguments) and ``prompter.safetensors`` (Prompter, grounding head, their
-temperature, biases); ``cloc.load`` of the folder reads them, the other library ignores them.
+temperature, biases); ``cloc.load`` of the folder reads them, the other library ignores them. ``cloc.json`` also lists
+the SHA-256 of all files that were written before it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.files import write_json, write_tensors
-from cloc.models.exported import EXTRA_CONFIG, EXTRA_WEIGHTS, LOADABLE
+from cloc.models.checksums import EXTRA_CONFIG, with_sums
+from cloc.models.exported import EXTRA_WEIGHTS, LOADABLE
 from cloc.models.model import MAX_SCALE, Cloc
 
 PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
@@ -48,10 +50,10 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
     }
-    write_json(folder / EXTRA_CONFIG, stored)
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
     if state and format in LOADABLE:
         write_tensors(folder / EXTRA_WEIGHTS, plain(state))
+    write_json(folder / EXTRA_CONFIG, with_sums(stored, folder))
 
 
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from cloc.export.archive import REMEDY, check_archive
 from cloc.export.graphs import TOKENIZER, ask, notes, trace
 from cloc.export.verify import Probe, Row
 from cloc.files import new_path
+from cloc.models.checksums import check_file
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -39,6 +40,7 @@ def load_program(file: Path) -> tuple[ExportedProgram, tuple[str, ...]]:
         ValueError: the archive is damaged, or holds what could be code.
     """
     check_archive(file)
+    check_file(file)
     extra = {"outputs": ""}
     try:
         program = torch.export.load(file, extra_files=extra)

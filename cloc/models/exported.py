@@ -14,13 +14,14 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cloc.models.checksums import EXTRA_CONFIG, check_file, listed
 from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, read_json
 from cloc.models.layouts import ACTIVATIONS, CLIP_VOCABULARY, QUICK, TANH, from_hf
 from cloc.models.weights import read_state
 
 OPEN_CLIP_WEIGHTS, HF_WEIGHTS = "open_clip_model.safetensors", "model.safetensors"
 HF_PROCESSOR = "preprocessor_config.json"
-EXTRA_CONFIG, EXTRA_WEIGHTS = "cloc.json", "prompter.safetensors"
+EXTRA_WEIGHTS = "prompter.safetensors"
 LOADABLE = ("hf", "open_clip")  # formats that hold the whole model
 
 
@@ -67,6 +68,9 @@ def read_exported(folder: Path) -> Exported:
             f"Load the run itself, or its export to {' or '.join(LOADABLE)}"
         )
     config, state = (_read_open_clip if format == "open_clip" else _read_hf)(folder)
+    for name in listed(folder):  # weights and configuration are compared where they are read
+        if "tokenizer" in name and (folder / name).is_file():
+            check_file(folder / name)
     if extra.get("tokenizer") == "own":
         config["text"]["tokenizer"] = str(folder)
     config["image"]["resize"] = extra.get("resize", "pad")

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cloc.models.checksums import check_file
+
 OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
 WORD = re.compile(r"[\w.+-]{0,100}", re.ASCII)  # a name of an architecture, an activation, a way to pool
 # Fields of open_clip's CLIPVisionCfg, CLIPTextCfg and MultimodalCfg that describe an architecture.
@@ -56,6 +58,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
+    check_file(file)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

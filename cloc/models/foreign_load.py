@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from cloc.data.bpe import quicken
 from cloc.data.preprocess import Preprocess, from_hugging_face, from_open_clip
 from cloc.data.text import Tokenizer, refusing_code, without_code
-from cloc.models.exported import EXTRA_CONFIG
+from cloc.models.checksums import EXTRA_CONFIG, check_file, check_folder
 from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.foreign import (
     FixedTokenizer,
@@ -82,6 +82,8 @@ def load_open_clip(name: str) -> Foreign:
 
     rest = name.removeprefix(PREFIX)
     architecture, _, weights = rest.partition(":")
+    if architecture == "local-dir":
+        check_folder(Path(weights))
     if architecture in ("local-dir", "hf-hub"):
         _check_configuration(rest)
         model = open_clip.create_model(rest, require_pretrained=True, weights_only=True)
@@ -161,6 +163,7 @@ def _check_weights(architecture: str, weights: str, name: str) -> bool:
             f"{name}: {weights!r} is neither a file nor a tag of {architecture}; its tags are "
             f"{open_clip.list_pretrained_tags_by_model(architecture)}"
         )
+    check_file(file)
     if not quick and ("openai" in str(file).lower() or "quickgelu" in str(file).lower()):
         raise ValueError(
             f"{name}: by its name the file holds weights trained with QuickGELU, which {architecture} has not; use "
@@ -248,6 +251,7 @@ def _load_hugging_face(folder: Path) -> Foreign:
     except ImportError as error:
         raise ImportError(f"{folder} needs transformers: pip install 'cloc-pretrain[transformers]'") from error
     check_hugging_face(folder)
+    check_folder(folder)
     stored, kind = _processor(folder), KINDS[read_json(folder / HF_CONFIG)["model_type"]]
     safe = without_code(folder)
     config = getattr(transformers, f"{kind}Config").from_pretrained(folder, **safe)

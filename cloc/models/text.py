@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, pad
 
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
 from cloc.data.text import CLEANINGS, refusing_code, without_code
+from cloc.models.checksums import check_folder
 from cloc.models.folders import check_hugging_face
 from cloc.models.weights import open_clip_tower
 
@@ -228,6 +229,7 @@ class HuggingFaceText(nn.Module):
         folder = Path(name).expanduser()
         if folder.is_dir():
             check_hugging_face(folder)
+            check_folder(folder)
         safe = without_code(folder)
         with refusing_code(name):
             config = AutoConfig.from_pretrained(str(folder), **safe)

@@ -16,6 +16,8 @@ from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from cloc.models.checksums import check_file
+
 TEXT_LENGTH = 77  # CLIP's, of a text tower that starts without weights
 KEPT = 20  # leading positions that stretching leaves as they are: few texts of CLIP's training were longer
 TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
@@ -31,11 +33,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds more than tensors and plain containers.
+        ValueError: the file is damaged, or holds more than tensors and plain containers.
     """
     path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weight file; give a .safetensors or .pt file, or a hub tag")
+    check_file(path)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -176,6 +179,8 @@ def open_clip_tower(
                 f"pretrained {name} has joint width {config['embed_dim']} (model.joint_dim={joint_dim}) and takes no "
                 f"options (given: {options}); set model.joint_dim={config['embed_dim']} and remove the options"
             )
+        if folder.is_file():
+            check_file(folder)
         model = open_clip.create_model(
             name,
             pretrained=pretrained,
