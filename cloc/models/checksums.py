@@ -21,6 +21,7 @@ EXTRA_CONFIG = "cloc.json"
 SUMS = "sha256"  # key in it: name → hexadecimal digest; its own is that of all other keys
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 _ARCHIVE = b"PK\x03\x04"
+_FOLDER = 0x10  # of a member's attributes
 _REMEDY = "take another checkpoint, or copy it again from where it is whole"
 # What Python's reader says of a damaged archive, whichever byte it is.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, LookupError, ValueError)
@@ -129,5 +130,7 @@ def _check_plain(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("a member comes twice")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("a member is compressed, which PyTorch never does")
+    if any(member.external_attr & _FOLDER for member in members):
+        raise ValueError("a member is marked as a folder, so that PyTorch would leave its memory as it was")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members are larger than the file")
