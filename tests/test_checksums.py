@@ -234,8 +234,8 @@ def test_any_bit_of_a_checkpoint(tmp_path: Path) -> None:
     state = {"a": torch.randn(300), "b": torch.arange(7), "step": 3}
     torch.save(state, file)
     content, draw, refused = file.read_bytes(), random.Random(0), 0
-    with zipfile.ZipFile(file) as archive:  # where all is about places and sizes, every byte of it
-        places = [*range(archive.start_dir, len(content)), *(draw.randrange(len(content)) for _ in range(200))]
+    with zipfile.ZipFile(file) as archive:  # the list of members, and bits anywhere
+        places = [*range(archive.start_dir, len(content), 4), *(draw.randrange(len(content)) for _ in range(100))]
     for number, place in enumerate(places):
         file.write_bytes(content)
         flip(file, place, (number + draw.randrange(2)) % 8)
@@ -249,7 +249,7 @@ def test_any_bit_of_a_checkpoint(tmp_path: Path) -> None:
         except Exception:  # noqa: BLE001  (whatever PyTorch says of a header: it says it)
             continue
         assert found["a"].equal(state["a"]) and found["b"].equal(state["b"]) and found["step"] == 3
-    assert refused > 200
+    assert refused > 100
 
 
 def test_archives_that_pytorch_does_not_write(tmp_path: Path) -> None:
