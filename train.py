@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cloc.command import prepare, run
@@ -25,7 +26,8 @@ def main(config: DictConfig) -> float | None:
     try:
         check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
+        if not _one_of_many():  # else the others wait to hear of it, and `train` tells them
+            sys.exit(f"ConfigError: {error}")
     from cloc.data.readers import ReaderError
     from cloc.data.shards import ShardError
     from cloc.data.stream import SkipLimitError
@@ -41,6 +43,11 @@ def main(config: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # one job of a sweep: the others go on, and Hydra tells at the end
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _one_of_many() -> bool:
+    """Whether torchrun or SLURM started other processes with this one."""
+    return any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 if __name__ == "__main__":

@@ -155,6 +155,30 @@ def test_fsdp_goes_on_from_a_checkpoint_of_one_process(data: Path, alone: dict[s
     assert_equal_training(pair, alone)
 
 
+def test_other_settings_hold_with_every_strategy(data: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    """From a checkpoint at sample 8 to sample 24, with other rates, groups and batches than before."""
+    options = [
+        f"data.train={data}",
+        "batch_size=16",
+        "optim.lr=5e-4",
+        "optim.betas=[0.8,0.9]",
+        "optim.weight_decay=0.6",
+    ]
+    options += ["optim.tower_rate=2", "optim.layer_decay=0.5", "trainer.checkpoint_minutes=0.0001"]
+    found = {}
+    for strategy, processes in (("auto", 1), ("ddp", 2), ("fsdp", 2)):
+        folder = tmp_path / strategy
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(alone["first"], folder / "checkpoints")
+        found[strategy] = trained(processes, *options, f"run_dir={folder}", f"trainer.strategy={strategy}")
+        assert found[strategy]["cloc"]["samples_seen"] == 24 and found[strategy]["global_step"] == 2
+        groups = found[strategy]["optimizer_states"][0]["param_groups"]
+        assert len({group["peak_lr"] for group in groups}) > 2 and groups[0]["peak_lr"] == 1e-3
+        assert all(tuple(group["betas"]) == (0.8, 0.9) and group["weight_decay"] in (0.6, 0.0) for group in groups)
+    for strategy in ("ddp", "fsdp"):
+        assert_equal_training(found[strategy], found["auto"])
+
+
 def work(rank: int, folder: Path) -> None:
     environment = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "GROUP_RANK": rank, "LOCAL_WORLD_SIZE": 1}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29547, "TORCHELASTIC_RUN_ID": "test"}

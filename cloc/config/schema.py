@@ -133,6 +133,7 @@ class TrainerConfig:
         threads: CPU threads of the training process; 0 leaves PyTorch's choice.
         log_every: steps between log lines.
         checkpoint_every: samples between checkpoints.
+        checkpoint_minutes: longest time between checkpoints; 0 for none by time.
         keep_last: so many of the newest checkpoints are kept; the one before the newest serves where that is damaged.
         max_skipped_steps: stop after so many steps in a row whose loss or gradient is not finite.
         compile: ``torch.compile`` the towers (not measured on GPU).
@@ -150,6 +151,7 @@ class TrainerConfig:
     threads: Amount = 0
     log_every: Count = 10
     checkpoint_every: Count = 1_000_000
+    checkpoint_minutes: Weight = 10.0
     keep_last: Count = 2
     max_skipped_steps: Count = 10
     compile: bool = False

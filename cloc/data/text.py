@@ -71,6 +71,12 @@ class Tokenizer:
         return self._backend.vocab_size if self.name == "open_clip" else len(self._backend)
 
     @property
+    def digest(self) -> str:
+        """Hex digits that change with any entry of the vocabulary."""
+        entries = self._backend.encoder if self.name == "open_clip" else self._backend.get_vocab()
+        return hashlib.sha256(repr(sorted(entries.items())).encode()).hexdigest()
+
+    @property
     def pad_id(self) -> int:
         """Id that fills short texts up."""
         return 0 if self.name == "open_clip" else (self._backend.pad_token_id or 0)

@@ -22,6 +22,14 @@ from cloc.engine.strategy import weights_to_measure
 SHOWN = {"loss/global": "global", "loss/region": "region", "loss/grounding": "box"}
 
 
+def is_due(every: int, seen: int, batch_size: int) -> bool:
+    """Whether the step that ended at sample ``seen`` reached a multiple of ``every``; 0 is never.
+
+    Counted in samples and not in steps, so that turns stay where they are when a resumed run has another batch size.
+    """
+    return bool(every) and seen // every > (seen - batch_size) // every
+
+
 class Cursor(Callback):
     """Tell the module that a step is done, before any other callback looks at it or saves it.
 
@@ -177,7 +185,7 @@ class ProgressLine(Callback):
             self.live.update(self.task, completed=trainer.global_step, text=self._text(trainer))
         elif now - self.last >= self.every or done:
             self.last = now
-            share = trainer.global_step / max(1, trainer.max_steps)
+            share = min(1.0, module.samples_seen / module.config.samples)
             text = f"{self.title}  {share:4.0%}  step {trainer.global_step}/{trainer.max_steps}  {self._text(trainer)}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
@@ -203,12 +211,12 @@ class ProgressLine(Callback):
 
 
 class Evaluate(Callback):
-    """A small suite every so many samples: the learning curve."""
+    """A small suite every so many samples, and at the end: the learning curve."""
 
     def __init__(
         self, every: int, batch_size: int, measure: Any, throughput: Throughput, at_start: bool = False
     ) -> None:
-        self.every = max(1, every // batch_size) if every else 0
+        self.every, self.batch_size = every, batch_size
         self.measure, self.throughput, self.at_start = measure, throughput, at_start
         self.measured_at, self.values = -1, {}  # the last measurement, for what chooses the best checkpoint
 
@@ -221,9 +229,9 @@ class Evaluate(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
     ) -> None:
         """Measure the weights as they are; on several ranks each measures the same."""
-        left = trainer.max_steps - trainer.global_step
+        left = (trainer.max_steps - trainer.global_step) * self.batch_size
         # The end is always measured; a turn that falls shortly before it would measure the same thing twice.
-        due = left == 0 or (left >= self.every / 2 and trainer.global_step % max(1, self.every) == 0)
+        due = left == 0 or (left >= self.every / 2 and is_due(self.every, module.samples_seen, self.batch_size))
         if self.every and due:
             self._measure(trainer, module)
 

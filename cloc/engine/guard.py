@@ -8,7 +8,8 @@ is makes its gradient NaN first, which the sum over processes carries to the oth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning
@@ -44,6 +45,29 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> float:
     else:
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded gradients: of all shards
+
+
+def trained_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and the statistics of batch norms, by name. Other buffers are constants: a mask holds -inf."""
+    yield from model.named_parameters()
+    yield from (item for item in model.named_buffers() if item[0].endswith(("running_mean", "running_var")))
+
+
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinite number; None where there is none.
+
+    All tensors are reduced together, so that a whole model costs one wait for the device. Of sharded tensors this
+    process's shards are looked at.
+    """
+    local = ((name, value.to_local() if hasattr(value, "to_local") else value) for name, value in named)
+    found = [(name, value.detach()) for name, value in local if value.is_floating_point() and value.numel()]
+    if _all_finite([value for _, value in found]):
+        return None
+    return next(name for name, value in found if not _all_finite([value]))
+
+
+def _all_finite(values: list[Tensor]) -> bool:
+    return math.isfinite(float(nn.utils.get_total_norm(values, math.inf)))
 
 
 class FiniteGuard(Callback):

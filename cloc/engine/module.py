@@ -17,7 +17,7 @@ from cloc.config.secrets import public_tree
 from cloc.contracts import Batch, LossTerms
 from cloc.engine.accumulation import accumulated
 from cloc.engine.guard import clip, mark
-from cloc.engine.optim import build_optimizer, rate, set_rate
+from cloc.engine.optim import build_optimizer, optim_config, rate, rearranged, set_rate
 from cloc.engine.strategy import is_sharded, prepare, shard
 from cloc.models.build import build_model
 from cloc.models.image import check_covered
@@ -131,7 +131,22 @@ class Pretrain(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue where the stored batch ended."""
+        """Continue where the stored batch ended, with the settings of this configuration."""
+        if not is_sharded(self.model):  # FSDP2 has read weights and optimizer by now, through its strategy
+            self.adopt(checkpoint)
         self.cursor = checkpoint["cloc"]["cursor"]
         self.samples_seen = checkpoint["cloc"]["samples_seen"]
         self.counters = dict(checkpoint["cloc"]["counters"])
+
+    def adopt(self, checkpoint: dict[str, Any]) -> None:
+        """Bring a checkpoint into the form that this configuration continues from, before it is loaded.
+
+        A run that goes on without a moving average takes the weights in training, not their average; the optimizer's
+        moments go to the groups in which this configuration has their parameters.
+        """
+        if not self.config.trainer.ema and "current_model_state" in checkpoint:
+            checkpoint["state_dict"] = checkpoint.pop("current_model_state")
+        before = optim_config(checkpoint["cloc"]["config"])
+        checkpoint["optimizer_states"] = [
+            rearranged(state, self.model, before, self.config.optim) for state in checkpoint["optimizer_states"]
+        ]

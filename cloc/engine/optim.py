@@ -1,10 +1,14 @@
-"""Optimizers and the schedule. Rates are a pure function of samples seen, so resuming needs no scheduler state."""
+"""Optimizers and the schedule. Rates are a pure function of samples seen, so resuming needs no scheduler state.
+
+Of a checkpoint an optimizer takes its moments alone; its settings are those of the configuration.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -48,19 +52,36 @@ class Combined(Optimizer):
         self.param_groups = [group for opt in self.optimizers for group in opt.param_groups]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest.
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share an optimizer and its settings.
 
-    Hidden are those of transformer blocks, Prompter and grounding head. The projections into and out of the joint space
-    and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every direction alike,
-    noise of frozen features as well.
+    Attributes:
+        optimizer: ``muon`` or ``adamw``.
+        weight_decay: theirs.
+        peak_lr: their peak rate.
+        names: of the parameters, in the order in which the optimizer counts them.
+    """
+
+    optimizer: str
+    weight_decay: float
+    peak_lr: float
+    names: tuple[str, ...]
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
+    """Which optimizer moves which trained parameter, and how; Muon's groups come first.
+
+    Hidden are the matrices of transformer blocks, Prompter and grounding head. The projections into and out of the
+    joint space and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every
+    direction alike, noise of frozen features as well.
 
     No weight decay on norms, biases, temperatures, embedding and position tables. Rates are scaled by
     :func:`rate_factors`.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     factors = rate_factors([name for name, _ in model.named_parameters()], config)
-    found: dict[tuple[str, float], list[nn.Parameter]] = {}
+    found: dict[tuple[str, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -71,20 +92,106 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             kind = "matrix"
         else:
             kind = "decayed"
-        found.setdefault((kind, factors[name]), []).append(parameter)
+        found.setdefault((kind, factors[name]), []).append(name)
+    settings = {
+        "matrix": ("muon", config.muon_weight_decay, config.muon_lr),
+        "decayed": ("adamw", config.weight_decay, config.lr),
+        "plain": ("adamw", 0.0, config.lr),
+    }
+    ordered = sorted(found.items(), key=lambda item: -item[0][1])  # largest rate first: the first group's is logged
+    return [
+        Group(optimizer, decay, lr * factor, tuple(names))
+        for kind, (optimizer, decay, lr) in settings.items()
+        for (own, factor), names in ordered
+        if own == kind
+    ]
 
-    def groups(kind: str, lr: float, decay: float) -> list[dict[str, Any]]:
-        # Largest rate first: the first group's is logged.
-        of_kind = sorted(((f, params) for (k, f), params in found.items() if k == kind), key=lambda pair: -pair[0])
-        return [{"params": params, "weight_decay": decay, "peak_lr": lr * f} for f, params in of_kind]
 
-    vectors = groups("decayed", config.lr, config.weight_decay) + groups("plain", config.lr, 0.0)
-    adamw = AdamW(vectors, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """AdamW alone, or Muon for the matrices of hidden layers and AdamW for the rest, by :func:`parameter_groups`.
+
+    Loading a state takes its moments and step counts. Rates, decay and betas stay those of the configuration.
+    """
+    named, groups = dict(model.named_parameters()), parameter_groups(model, config)
+
+    def of(optimizer: str) -> list[dict[str, Any]]:
+        return [
+            {"params": [named[name] for name in g.names], "weight_decay": g.weight_decay, "peak_lr": g.peak_lr}
+            for g in groups
+            if g.optimizer == optimizer
+        ]
+
+    adamw = AdamW(of("adamw"), lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+    adamw.register_load_state_dict_pre_hook(_keep_settings)
     adamw.register_load_state_dict_post_hook(_lay_out_as_parameters)
-    matrices = groups("matrix", config.muon_lr, config.muon_weight_decay)
-    if not matrices:
+    if not of("muon"):
         return adamw
-    return Combined([Muon(matrices, lr=config.muon_lr), adamw])
+    muon = Muon(of("muon"), lr=config.muon_lr)
+    muon.register_load_state_dict_pre_hook(_keep_settings)
+    return Combined([muon, adamw])
+
+
+def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Replace the settings of a stored state's groups by the optimizer's own; PyTorch would take the stored ones."""
+    stored, own = state["param_groups"], optimizer.param_groups
+    if len(stored) != len(own):
+        return state  # PyTorch refuses it
+    groups = [mine | {"params": group["params"]} for mine, group in zip(own, stored, strict=True)]
+    return state | {"param_groups": groups}
+
+
+def optim_config(stored: Mapping[str, Any]) -> OptimConfig:
+    """The optimizer's part of a configuration that a checkpoint holds; keys that it does not know yet have defaults."""
+    known = {field.name for field in fields(OptimConfig)}
+    return OptimConfig(**{key: value for key, value in stored["optim"].items() if key in known})
+
+
+def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now: OptimConfig) -> dict[str, Any]:
+    """The stored state of an optimizer in the groups of another configuration: moments stay with their parameter.
+
+    Other factors on the rates (``tower_rate``, ``layer_decay``) group the parameters otherwise.
+
+    Args:
+        state: what ``state_dict()`` of the optimizer built by ``before`` returned.
+        model: whose parameters it moved.
+        before: the configuration that the state was made with.
+        now: that of the optimizer that will load it.
+
+    Returns:
+        The state for the optimizer built by ``now``; the same object where nothing moves.
+
+    Raises:
+        ValueError: a parameter belongs to another optimizer, whose moments mean something else; or the state is of
+            other parameters.
+    """
+    old, new = parameter_groups(model, before), parameter_groups(model, now)
+    if [(group.optimizer, group.names) for group in old] == [(group.optimizer, group.names) for group in new]:
+        return state
+    there, here = ({name: group.optimizer for group in groups for name in group.names} for groups in (old, new))
+    moved = [name for name in here if here[name] != there[name]]
+    if moved:
+        name = moved[0]
+        raise ValueError(f"{len(moved)} parameters change their optimizer, {name} from {there[name]} to {here[name]}")
+    parts = state.get("parts", [state])
+    kinds = list(dict.fromkeys(group.optimizer for group in old))
+    done = [_regrouped(part, _of(old, kind), _of(new, kind)) for kind, part in zip(kinds, parts, strict=True)]
+    return {"parts": done} if "parts" in state else done[0]
+
+
+def _of(groups: Iterable[Group], optimizer: str) -> list[tuple[str, ...]]:
+    return [group.names for group in groups if group.optimizer == optimizer]
+
+
+def _regrouped(
+    state: dict[str, Any], before: Sequence[tuple[str, ...]], now: Sequence[tuple[str, ...]]
+) -> dict[str, Any]:
+    """One optimizer's state, its groups of names ``before`` made those of ``now``."""
+    stored = [number for group in state["param_groups"] for number in group["params"]]
+    numbers = dict(zip([name for names in before for name in names], stored, strict=True))
+    places = {name: place for place, name in enumerate(name for names in now for name in names)}
+    values = {place: state["state"][numbers[name]] for name, place in places.items() if numbers[name] in state["state"]}
+    groups = [state["param_groups"][0] | {"params": [places[name] for name in names]} for names in now]
+    return {"state": values, "param_groups": groups}
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

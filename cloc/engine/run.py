@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from cloc.data.sources import Sources, open_sources
 from cloc.data.stream import Stream, make_loader
 from cloc.data.text import Tokenizer
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
-from cloc.engine.checkpoint import CheckpointFiles, Stored
+from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, Stored, inspect
 from cloc.engine.folder import RunFolder
 from cloc.engine.guard import FiniteGuard
 from cloc.engine.initial import take_weights
 from cloc.engine.loggers import build_loggers
 from cloc.engine.module import Pretrain
+from cloc.engine.processes import check_same
 from cloc.engine.profile import StepProfile
 from cloc.engine.resume import begin
 from cloc.engine.runtime import (
@@ -43,6 +44,7 @@ from cloc.engine.runtime import (
     rank_and_world,
     share_file,
     shield_workers,
+    together,
     use_threads,
     weights_digest,
     without_requeue,
@@ -74,44 +76,32 @@ def train(composed: DictConfig) -> Path | None:
         SystemExit: a signal stopped the run after a checkpoint, code 130 (Ctrl-C) or 75.
     """
     composed = _one_folder_a_job(composed)
-    config: TrainConfig = validate(composed)
-    resolved = OmegaConf.to_container(composed, resolve=True)
-    resolved["model"] = complete(resolved["model"])  # what initial weights bring: a checkpoint is rebuilt without them
-    _quiet_lightning()
-    data = open_sources(config.data)
-    _check_data(config, data)
-    use_threads(config.trainer.threads)
-    lightning.seed_everything(config.seed, verbose=False)
+    config, resolved, data = together(lambda: _open(composed))
     rank, world = rank_and_world()
     folder = RunFolder(config.run_dir, config.data.timeout)
-    parts = world * config.trainer.accumulate
-    if config.batch_size % parts:
-        micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
-        raise ConfigError(
-            f"batch_size={config.batch_size} does not divide over {world} processes{micro}; give a multiple of {parts}"
-        )
+    if world > 1:
+        check_same(resolved, data.digest)
     if config.dry_run:
-        _print_plan(config, data, world)
+        _print_plan(config, data, world, stored=_look(folder))
         return None
+    use_threads(config.trainer.threads)
     connect(config.trainer.accelerator)
-    _agree(resolved, data)
-    module = Pretrain(config, resolved)
-    _check_vocabulary(module)
-    stream = build_stream(config, module, data, rank, world)
+    lightning.seed_everything(config.seed, verbose=False)
+    module, stream = together(lambda: _build(config, resolved, data))
     with ExitStack() as held:
         stored = decide(lambda: begin(folder, config, module, data.digest, held))
         _check_nodes(folder)
         if stored is not None and stored.info["samples_seen"] >= config.samples:
             if rank == 0:
-                seen = stored.info["samples_seen"]
-                console.print(f"{folder.location}: already trained on {seen} samples; remove it to start anew")
+                seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
+                console.print(f"{folder.location}: {seen}; remove it to start anew")
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
             if rank == 0:
                 _print_resume(config, stored, world)
         elif config.init_from is not None:
-            module.notes.append(take_weights(module.model, config.init_from))
+            module.notes.append(together(lambda: take_weights(module.model, config.init_from)))
         if rank == 0:
             prepare_run(folder.local, resolved, data.digest)
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -124,6 +114,38 @@ def train(composed: DictConfig) -> Path | None:
         if rank == 0:
             folder.push()
     return folder.local
+
+
+def _open(composed: DictConfig) -> tuple[TrainConfig, dict[str, Any], Sources]:
+    """The configuration, checked, and the data that it names."""
+    config: TrainConfig = validate(composed)
+    resolved = OmegaConf.to_container(composed, resolve=True)
+    resolved["model"] = complete(resolved["model"])  # what initial weights bring: a checkpoint is rebuilt without them
+    _quiet_lightning()
+    data = open_sources(config.data)
+    _check_data(config, data)
+    _, world = rank_and_world()
+    parts = world * config.trainer.accumulate
+    if config.batch_size % parts:
+        micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide over {world} processes{micro}; give a multiple of {parts}"
+        )
+    return config, resolved, data
+
+
+def _build(config: TrainConfig, resolved: dict[str, Any], data: Sources) -> tuple[Pretrain, Stream]:
+    module = Pretrain(config, resolved)
+    _check_vocabulary(module)
+    return module, build_stream(config, module, data, *rank_and_world())
+
+
+def _look(folder: RunFolder) -> Stored | None:
+    """The newest whole checkpoint of a run, for a command that changes nothing."""
+    for name in [] if folder.is_remote else folder.names():
+        with suppress(CheckpointError):
+            return inspect(folder.fetch(name))
+    return None
 
 
 def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Stream, stored: Stored | None) -> None:
@@ -176,19 +198,13 @@ def _check_nodes(folder: RunFolder) -> None:
 
 
 def _print_resume(config: TrainConfig, stored: Stored, world: int) -> None:
-    seen = stored.info["samples_seen"]
-    console.print(f"[bold]{config.name}[/]: continues at sample {seen} from {stored.path}")
+    seen, left = stored.info["samples_seen"], steps_left(config, stored)
+    what = f"{left:,} steps of {config.batch_size:,} to sample {seen + left * config.batch_size:,}"
+    console.print(f"[bold]{config.name}[/]: continues at sample {seen} from {stored.path}: {what}")
     if stored.world_size != world:
         console.print(
             f"{stored.world_size} processes trained it, {world} continue: the same samples; sums and dropout differ"
         )
-
-
-def _agree(resolved: dict[str, Any], data: Sources) -> None:
-    """Processes may keep files in different places, but train the same."""
-    agree("the data set (digest of its manifest)", data.digest, "give every node the same shards in data.train")
-    for key in ("seed", "samples", "batch_size", "loss", "optim"):
-        agree(key, resolved[key], "start every node with the same command")
 
 
 def _one_folder_a_job(composed: DictConfig) -> DictConfig:
@@ -212,6 +228,8 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*model that overrides the configure_model.*")  # it does nothing without FSDP2
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # `trainer.ema` was turned off
+    warnings.filterwarnings("ignore", ".*not created with WeightAveraging.*")  # or on: what changed is listed
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are meant to be
 
 
@@ -256,17 +274,16 @@ def build_trainer(
         callbacks.insert(2, StepProfile(folder.local))
     if config.trainer.compile:
         callbacks.insert(0, CompileTime())  # first: an evaluation behind a step is no compilation
-    every = max(1, config.trainer.checkpoint_every // config.batch_size)
-    keep, best = config.trainer.keep_last, config.evaluation.best
-    callbacks.append(Checkpoints(folder, files, every, keep, best, evaluate))
     options = config.trainer
+    turns = options.checkpoint_every, options.checkpoint_minutes
+    callbacks.append(Checkpoints(folder, files, *turns, options.keep_last, config.evaluation.best, evaluate))
     return lightning.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=build_strategy(options),
         precision=options.precision,
-        max_steps=steps(config),
+        max_steps=(stored.step if stored else 0) + steps_left(config, stored),
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
         log_every_n_steps=options.log_every,
@@ -285,6 +302,13 @@ def build_trainer(
 def steps(config: TrainConfig) -> int:
     """Optimizer steps of the whole budget; a last partial batch is a whole step."""
     return -(-config.samples // config.batch_size)
+
+
+def steps_left(config: TrainConfig, stored: Stored | None) -> int:
+    """Steps from a checkpoint to the end of the budget, in batches of the present size; all of them without one."""
+    if stored is None:
+        return steps(config)
+    return max(0, -(-(config.samples - stored.info["samples_seen"]) // config.batch_size))
 
 
 def _check_data(config: TrainConfig, data: Sources) -> None:
@@ -319,7 +343,9 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
             text.tower.config.save_pretrained(room)
 
 
-def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None) -> None:
+def _print_plan(
+    config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None, stored: Stored | None = None
+) -> None:
     """The arithmetic of a run, before it starts."""
     rows: dict[str, Any] = {
         "run folder": public(config.run_dir),
@@ -344,6 +370,9 @@ def _print_plan(config: TrainConfig, data: Sources, world: int, module: Pretrain
     rows["memory"] = f"{state / 2**20:.0f} MiB for weights, gradients and optimizer (float32), activations besides"
     if module and module.notes:
         rows["settled"] = "; ".join(module.notes)
+    if stored:
+        at = f"at sample {stored.info['samples_seen']:,} of {stored.path.name}"
+        rows["continues"] = f"{at}: {steps_left(config, stored):,} steps are left"
     table = Table(title=config.name, title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(f"[dim]{name}", str(value))

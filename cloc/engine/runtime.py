@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +24,14 @@ from torch.distributed.checkpoint.api import CheckpointException as ShardError  
 from cloc.command import shielded
 from cloc.config import ConfigError
 from cloc.config.secrets import public_tree
+from cloc.config.secrets import public
 from cloc.config.versions import versions
 from cloc.files import create, hidden, make_folder, publish, write_file, write_json
 from cloc.models.checksums import DamageError, check_archive
 
 T = TypeVar("T")
 CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
+_turns = itertools.count()  # every process counts alike: what one turn says is not taken for another's
 
 
 def prepare_run(folder: Path, resolved: dict[str, Any], data_digest: str) -> None:
@@ -90,6 +95,61 @@ def without_requeue() -> list[Any]:
     return [SLURMEnvironment(auto_requeue=False)] if isinstance(cluster(), SLURMEnvironment) else []
 
 
+@cache
+def _store(address: str, port: int, rank: int, world: int) -> dist.Store:
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    return next(dist.rendezvous("env://", rank, world))[0]
+
+
+def _meeting_place() -> dist.Store | None:
+    """Where processes find each other, whatever devices they will use; None for a process of its own."""
+    found = cluster()
+    if found is None or found.world_size() == 1:
+        return None
+    return _store(found.main_address, found.main_port, found.global_rank(), found.world_size())
+
+
+def exchange(value: Any) -> list[Any]:
+    """A small value of every process, by rank, before :func:`connect`. Waits for processes that start later.
+
+    Args:
+        value: what JSON can hold.
+    """
+    store = _meeting_place()
+    if store is None:
+        return [value]
+    turn, (rank, world) = next(_turns), rank_and_world()
+    store.set(f"cloc/{turn}/{rank}", json.dumps(value))
+    values = [json.loads(store.get(f"cloc/{turn}/{number}")) for number in range(world)]
+    store.set(f"cloc/{turn}/{rank}/read", "")
+    if rank == 0:  # the store may be this process's: it must not end while another still reads
+        store.wait([f"cloc/{turn}/{number}/read" for number in range(world)])
+    return values
+
+
+def together(action: Callable[[], T]) -> T:
+    """Let every process do the same for itself; where one cannot, none goes on.
+
+    Returns:
+        This process's result.
+
+    Raises:
+        ConfigError: another process failed; says which, and why. The process that failed raises its own error.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:  # noqa: BLE001  (raised again below)
+        error = raised
+    errors = exchange(None if error is None else public(f"{type(error).__name__}: {error}"))
+    if error is not None:
+        raise error
+    for number, text in enumerate(errors):
+        if text is not None:
+            raise ConfigError(f"process {number} cannot go on: {text}")
+    return result
+
+
 def connect(accelerator: str) -> None:
     """Join the other processes; Lightning takes the connection as it finds it.
 
@@ -98,14 +158,19 @@ def connect(accelerator: str) -> None:
     Args:
         accelerator: ``trainer.accelerator``.
     """
-    found = cluster()
-    if found is None or found.world_size() == 1 or dist.is_initialized():
+    store = None if dist.is_initialized() else _meeting_place()
+    if store is None:
         return
-    gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
-    if gpu:
+    found, backend = cluster(), backend_for(accelerator)
+    if backend == "nccl":
         torch.cuda.set_device(found.local_rank())
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
-    dist.init_process_group("nccl" if gpu else "gloo", rank=found.global_rank(), world_size=found.world_size())
+    own = dist.PrefixStore(f"cloc/{next(_turns)}", store)
+    dist.init_process_group(backend, store=own, rank=found.global_rank(), world_size=found.world_size())
+
+
+def backend_for(accelerator: str) -> str:
+    """What processes talk by on this machine: NCCL between GPUs, else Gloo."""
+    return "nccl" if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda") else "gloo"
 
 
 def disconnect() -> None:

@@ -77,6 +77,7 @@ class Fsdp2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a whole checkpoint and keep this process's shards of it."""
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        self.lightning_module.adopt(checkpoint)
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
