@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "sparse by GNU": (PAIR + header(b"b.jpg", b"S", b"content") + END, "sparse"),
     "sparse by pax": (PAIR + pax(GNU__sparse__major="1", GNU__sparse__minor="0") + file("b.jpg") + END, "sparse"),
     "garbage behind the end": (PAIR + END + b"<html>404</html>" * 64, "damaged at byte 3072"),
-    "no zeros at the end": (PAIR, "no zeros follow byte 2048"),
+    "no zeros at the end": (PAIR, "no zeros follow byte 2,048"),
     "joined, the last one cut": (PAIR + END + file("b.jpg"), "no zeros follow"),
     "climbs out by pax": (PAIR + pax(path="x/../../b.jpg") + file("b.jpg") + END, "escapes"),
     "link that climbs out": (PAIR + header(b"../b", b"2", b"") + END, "escapes"),
@@ -173,10 +173,11 @@ def test_the_rest_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, (data, _) in REFUSED.items() if data.startswith(PAIR)])
 def test_bytes_of_a_sample_that_are_none_are_refused(name: str, tmp_path: Path) -> None:
     """With a manifest nobody indexes: the bytes of a sample may be anything."""
-    data = REFUSED[name][0]
-    if "twice" not in REFUSED[name][1] and "escapes" not in REFUSED[name][1] and "no zeros" not in REFUSED[name][1]:
-        with pytest.raises(ShardError, match="rebuild the manifest"):
-            within(20, lambda: read_sample_members(memoryview(data)))
+    data, said = REFUSED[name]
+    if said in ("escapes", "comes twice", "no zeros follow", "no zeros follow byte 2,048", "sparse"):
+        return  # of a whole shard
+    with pytest.raises(ShardError, match="rebuild the manifest"):
+        within(20, lambda: read_sample_members(memoryview(data)))
 
 
 def test_both_halves_of_joined_shards_are_checked_and_converted(tmp_path: Path) -> None:

@@ -94,9 +94,7 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     if not texts:
         counts["region_without_phrase"] += 1
         return None
-    negatives, category = record.get("negatives"), record.get("category")
-    if category is not None and not is_name(category):
-        counts["category_malformed"] += 1
+    negatives = record.get("negatives")
     score = record.get("score")
     if score is not None and not (is_number(score) and math.isfinite(to_float(score))):
         counts["score_malformed"] += 1
@@ -104,7 +102,7 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     return Region(
         box=box,
         phrases=texts,
-        category=category if is_name(category) else None,
+        category=record["category"] if isinstance(record.get("category"), str) else None,
         score=None if score is None else float(score),
         negatives=read_texts(negatives, counts, "negative") if isinstance(negatives, list) else (),
         crowd=_read_crowd(record, counts),
@@ -197,19 +195,14 @@ def read_texts(values: Iterable[Any], counts: Counter[str], kind: str) -> tuple[
             counts[f"{kind}_not_text"] += 1
         elif not value.strip():
             counts[f"empty_{kind}"] += 1
-        elif not _encodable(value):
+        elif not is_encodable(value):
             counts[f"{kind}_bad_unicode"] += 1
         else:
             kept.append(value.strip())
     return tuple(kept)
 
 
-def is_name(value: Any) -> bool:
-    """Tell whether a name can be used: a text that UTF-8 can hold."""
-    return isinstance(value, str) and _encodable(value)
-
-
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Tell whether UTF-8 can hold the text: JSON may smuggle in lone surrogates, which no tokenizer takes."""
     return text.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 

@@ -23,7 +23,6 @@ from cloc.data.regions import (
     MAX_REGIONS,
     REGION_LOSSES,
     count_regions,
-    is_name,
     read_regions,
     read_texts,
     region_to_json,
@@ -124,7 +123,7 @@ def parse_object(
         regions=regions,
         width=_pixels(record, "width", key),
         height=_pixels(record, "height", key),
-        source=record["source"] if is_name(record.get("source")) else source,
+        source=record["source"] if isinstance(record.get("source"), str) else source,
         extra=extra,
     )
     return sample, counts
@@ -162,8 +161,8 @@ def encode_json(sample: Sample) -> bytes:
     """Return the JSON member of ``sample``.
 
     Raises:
-        BadSample: ``bad_text`` for lone surrogates, which UTF-8 cannot hold; ``parse_sample`` leaves them in ``extra``.
-            ``bad_json`` for what is nested too deep.
+        BadSample: ``bad_text`` for lone surrogates, which UTF-8 cannot hold; ``parse_sample`` leaves them in names of
+            categories and in ``extra``. ``bad_json`` for what is nested too deep.
     """
     try:
         text = json.dumps(sample_to_json(sample), ensure_ascii=False, separators=(",", ":"))

@@ -36,7 +36,8 @@ class Member(NamedTuple):
         offset: where the first of its headers starts, in bytes.
         start: where its content starts.
         size: of its content.
-        regular: it is a file; folders, links and devices are none.
+        regular: it is a file; folders, links and devices are none, nor is what is sparse.
+        sparse: it says that it is larger than its content; it may claim a terabyte.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Member(NamedTuple):
     start: int
     size: int
     regular: bool
+    sparse: bool = False
 
     @property
     def end(self) -> int:
@@ -107,7 +109,9 @@ def _read_member(read: Read, position: int, size: int) -> tuple[Member | None, i
         start = position + BLOCK
         if header.kind not in _EXTENSIONS:
             length = int(fields.get("size", header.size)) if header.has_content else 0
-            member = Member(fields.get("path", header.name), first, start, length, header.regular)
+            sparse = any(key.startswith("GNU.sparse.") for key in fields)
+            regular = header.regular and not sparse
+            member = Member(fields.get("path", header.name), first, start, length, regular, sparse)
             return member, _within(member.end, size)
         if header.size > _MAX_EXTENSION:
             raise HeaderError(f"byte {position}: a header of {header.size:,} bytes, the limit is {_MAX_EXTENSION:,}")
@@ -153,13 +157,11 @@ def _is_octal(digits: bytes) -> bool:
 
 
 def _extension(kind: bytes, content: bytes, position: int) -> dict[str, str]:
-    """What an extending header says of the member behind it: its ``path``, its ``size``."""
+    """What an extending header says of the member behind it: its ``path``, its ``size``, that it is sparse."""
     if kind == _LONG_NAME:
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     fields = _records(content, position) if kind in (*_PAX, _GLOBAL) else {}
-    kept = {key: fields[key] for key in ("path", "size") if key in fields}
-    if any(key.startswith("GNU.sparse.") for key in fields):
-        raise HeaderError(f"byte {position}: a sparse member, which is not read")
+    kept = {key: value for key, value in fields.items() if key in ("path", "size") or key.startswith("GNU.sparse.")}
     if kind == _GLOBAL and kept:
         raise HeaderError(f"byte {position}: a header that names all members behind it, which is not read")
     if not kept.get("size", "0").isdecimal() or len(kept.get("size", "")) > 20:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from cloc.config.secrets import public
 from cloc.data.json_values import shown
+from cloc.data.regions import is_encodable
 from cloc.data.schema import MAX_MEMBER_BYTES, regions_of
 from cloc.data.tar_headers import HeaderError, Member, Read, walk, walk_whole
 from cloc.files import open_file
@@ -188,7 +189,8 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
                 found, lost = regions_of(read(member.start, member.size), key)
                 groups = sum(region.crowd for region in found)
                 regions, crowds, dropped = regions + len(found) - groups, crowds + groups, dropped + lost
-                categories.update(region.category for region in found if region.category is not None)
+                named = (region.category for region in found if region.category is not None)
+                categories.update(filter(is_encodable, named))  # of others the manifest cannot be written
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (*offsets, end) if offsets else (0,)
     info = ShardInfo(path.name, len(offsets), regions, size, digest, spans, crowds, dropped)
@@ -234,6 +236,7 @@ def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:
         for member in walk_whole(read, size):
             pure = PurePosixPath(member.name)
             _refuse(pure.is_absolute() or ".." in pure.parts, path, f"member {member.name!r} escapes", _REMEDY)
+            _refuse(member.sparse, path, f"member {member.name!r} is sparse", _REMEDY)
             key, extension = split_name(member)
             if key:
                 yield SampleMember(key, extension, member)

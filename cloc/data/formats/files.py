@@ -52,7 +52,7 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
                 error.args[0] if error.args else ""
             )  # the parser's own messages are bytes where the file is no UTF-8
             seen = (first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)).partition("\n")[0]
-            raise ValueError(f"{path}: not JSON that can be read, or cut off: {seen}; restore the file") from error
+            raise ValueError(f"{path}: not JSON, or cut off: {seen}; restore the file") from error
 
 
 class _Shallow:
