@@ -310,7 +310,8 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
         raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
     run = file.parent.parent
     weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
-    admitted = admit(_beside(info["config"]["model"], run / "text"), file, trusted)
+    source = f"{file}, written by cloc {info['version']}"
+    admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted)
     try:
         model = build_model(admitted.config, pretrained=False, known=admitted.known)
         model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
