@@ -287,10 +287,7 @@ def discard(path: Path) -> None:
 
 
 def remove_parts(folder: Path, names: str) -> None:
-    """Remove what killed processes left unfinished in a folder, of files whose names match a pattern.
-
-    For a process that alone writes such files there at the moment.
-    """
+    """Remove what killed processes left of files matching a pattern; for the one process that writes them."""
     for part in folder.glob(f".{names}.*{PART}"):
         discard(part)
 

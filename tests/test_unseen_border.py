@@ -19,9 +19,9 @@ from cloc.evaluation.report.gallery import similarity_maps
 from cloc.export import regions
 from cloc.models.build import build_model
 from cloc.models.foreign import HuggingFaceImage, OpenClipTimm, OpenClipViT
-from cloc.models.image import ConvStem, OpenClipTower, TimmTower, check_covered
+from cloc.models.image import ConvStem, OpenClipTower, TimmTower
 from cloc.models.model import Cloc
-from cloc.models.positions import covered_share, onto_grid, onto_view
+from cloc.models.positions import check_covered, covered_share, onto_grid, onto_view
 from cloc.models.prompter import SharedPrompter
 from cloc.models.text import ClipText
 

@@ -20,8 +20,8 @@ from cloc.engine.guard import clip, mark
 from cloc.engine.optim import build_optimizer, optim_config, rate, rearranged, set_rate
 from cloc.engine.strategy import is_sharded, prepare, shard
 from cloc.models.build import build_model
-from cloc.models.image import check_covered
 from cloc.models.model import MAX_SCALE
+from cloc.models.positions import check_covered
 
 
 class Pretrain(lightning.LightningModule):

@@ -359,7 +359,7 @@ def _print_plan(
     model = module.model if module else None
     if model is None:
         from cloc.models.build import build_model
-        from cloc.models.image import check_covered
+        from cloc.models.positions import check_covered
 
         model = build_model(OmegaConf.to_container(OmegaConf.structured(config.model)), pretrained=False)
         check_covered(model.image)

@@ -23,8 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException as ShardError  
 
 from cloc.command import shielded
 from cloc.config import ConfigError
-from cloc.config.secrets import public_tree
-from cloc.config.secrets import public
+from cloc.config.secrets import public, public_tree
 from cloc.config.versions import versions
 from cloc.files import create, hidden, make_folder, publish, write_file, write_json
 from cloc.models.checksums import DamageError, check_archive

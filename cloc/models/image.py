@@ -39,22 +39,6 @@ def _check_resize(resize: str) -> str:
     return resize
 
 
-def check_covered(tower: nn.Module) -> None:
-    """Refuse to train a tower that leaves a border of its view unseen.
-
-    Raises:
-        ConfigError: its patches do not divide the view; names the sizes beside it.
-    """
-    covered = getattr(tower, "covered", 1.0)
-    if covered < 1:
-        size, cells = tower.image_size, tower.grid[0]
-        seen = round(covered * size)
-        raise ConfigError(
-            f"model.image.image_size={size}: patches of {seen // cells} px cover {seen} px, the right and the lower "
-            f"border would not be seen; give {seen} or {seen + seen // cells}"
-        )
-
-
 class ConvStem(nn.Module):
     """Patch embedding by three stride-2 3×3 convolutions and a projection, in place of one large-stride one.
 

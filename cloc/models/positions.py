@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from cloc.config import ConfigError
 
 OCTAVES = 5.0  # finest wave: 32 half-periods across the picture
 
@@ -38,6 +40,22 @@ def covered_share(cells: int, stride: int, size: int) -> float:
         size: of the view in pixels.
     """
     return cells * stride / size if stride and cells in (size // stride, -(-size // stride)) else 1.0
+
+
+def check_covered(tower: nn.Module) -> None:
+    """Refuse to train a tower that leaves a border of its view unseen.
+
+    Raises:
+        ConfigError: its patches do not divide the view; names the sizes beside it.
+    """
+    covered = getattr(tower, "covered", 1.0)
+    if covered < 1:
+        size, cells = tower.image_size, tower.grid[0]
+        seen = round(covered * size)
+        raise ConfigError(
+            f"model.image.image_size={size}: patches of {seen // cells} px cover {seen} px, the right and the lower "
+            f"border would not be seen; give {seen} or {seen + seen // cells}"
+        )
 
 
 def onto_grid(boxes: Tensor, covered: float, cells: int) -> Tensor:
