@@ -143,6 +143,7 @@ def test_missing_values_are_listed() -> None:
         ("+model.text.tokeniser=x", "model.text.tokeniser", "tokenizer"),
         ("+model.prompter.head=2", "model.prompter.head", "heads"),
         ("+model.grounding.grids=2", "model.grounding.grids", "grid"),
+        ("+datasets.openmoji.shard=x", "datasets.openmoji.shard", None),
     ],
 )
 def test_an_unknown_key_is_named_with_what_was_meant(override: str, key: str, meant: str | None) -> None:

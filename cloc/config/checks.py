@@ -74,7 +74,8 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
 def _hint(schema: type, key: str) -> str:
     parent, _, name = key.rpartition(".")
     structured = OmegaConf.structured(schema)
-    close = difflib.get_close_matches(name, list(OmegaConf.select(structured, parent) if parent else structured), 1)
+    known = OmegaConf.select(structured, parent) if parent else structured  # none inside an entry of a user's own name
+    close = difflib.get_close_matches(name, list(known or ()), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

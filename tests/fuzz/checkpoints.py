@@ -64,8 +64,10 @@ def prepare(folder: Path) -> Prepared:
 
 def make(rng: random.Random, folder: Path, prepared: Prepared) -> Case:
     """A checkpoint whose bytes are damaged, or a whole one that holds something odd."""
-    data = prepared.data
-    if rng.random() < 0.5:
+    data, chance = prepared.data, rng.random()
+    if chance < 0.1:
+        what = "as it is"
+    elif chance < 0.5:
         what, data = mutate.damage(data, rng)
     else:
         stored = copy.deepcopy(prepared.stored)
