@@ -52,7 +52,7 @@ class Sample:
 
     Attributes:
         key: unique name within its data set.
-        image: encoded file (JPEG, PNG or WebP).
+        image: encoded file of one of ``decode.FORMATS``.
         extension: file name extension of ``image``, without the dot.
         captions: texts of the whole picture; may be empty.
         regions: annotated boxes; may be empty.

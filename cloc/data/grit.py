@@ -7,6 +7,7 @@ Stands below ``schema`` at the start of ``data → models → losses → evaluat
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,7 @@ def _is_offset(value: Any) -> bool:
 def _reshaped(record: Mapping[str, Any]) -> bool:
     sides = [record.get(name) for name in ("width", "height", "original_width", "original_height")]
     sides = [to_float(side) if is_number(side) else 0.0 for side in sides]
-    if min(sides) <= 0:
+    if not all(0 < side < math.inf for side in sides):
         return False
     width, height, original_width, original_height = sides
     tolerance = _SAME_ASPECT + 1 / width + 1 / height
