@@ -194,7 +194,7 @@ def test_towers_without_weights_have_the_length_that_is_given() -> None:
 
 def test_a_new_run_from_another_may_have_longer_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = build_model(config({"context_length": 16, "options": SIZES}))
-    monkeypatch.setattr("cloc.engine.initial.load", lambda path: type("Loaded", (), {"model": old}))
+    monkeypatch.setattr("cloc.engine.initial.load", lambda path, **options: type("Loaded", (), {"model": old}))
     new = build_model(config({"context_length": 40, "options": SIZES}))
     assert "positions of texts from 16 to 40" in take_weights(new, str(tmp_path))
     assert new.text.tower.positional_embedding.equal(
