@@ -264,8 +264,7 @@ def test_the_copy_of_a_remote_run(mine: Path, tmp_path: Path, monkeypatch: pytes
     folder.pull()
     assert (folder.local / "config.yaml").read_text() == "name: a"
     (folder.local / "config.yaml").unlink()
-    memory.pipe("/planted/run/../../mine/one", b"evil")
-    monkeypatch.setattr(memory, "find", lambda root: [f"{root}/../../mine/one"])
+    monkeypatch.setattr(memory, "find", lambda root, **options: {f"{root}/../../mine/one": {"size": 4}})
     with pytest.raises(LinkError, match="no name of a folder"):
         folder.pull()
     assert untouched(mine)
