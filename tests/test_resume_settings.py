@@ -16,11 +16,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from resuming import ROOT, assert_same, configure, make_squares, weights
 
+from cloc.checkpoints import list_checkpoints
 from cloc.config import ConfigError, TrainConfig, validate
 from cloc.data.sources import open_sources
 from cloc.data.vocabulary import write_word_tokenizer
 from cloc.engine import run
-from cloc.engine.checkpoint import inspect, list_checkpoints
+from cloc.engine.checkpoint import inspect
 from cloc.engine.module import Pretrain
 from cloc.engine.optim import build_optimizer, optim_config, rate, set_rate
 from cloc.engine.processes import flat
