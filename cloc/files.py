@@ -218,9 +218,9 @@ def append(path: Path, text: str, *, sync: bool = False) -> None:
 
 def write_link(path: Path, target: str) -> None:
     """Let a symbolic link of this name lead to ``target``; it leads to the old or the new one at any moment."""
-    part = hidden(path)
-    part.symlink_to(target)
-    os.replace(part, path)
+    with hidden_folder(path) as room:
+        (room / "link").symlink_to(target)
+        os.replace(room / "link", path)
     sync_folder(path.parent)
 
 

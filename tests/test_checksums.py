@@ -226,6 +226,10 @@ def test_a_sharded_checkpoint(tmp_path: Path) -> None:
         inspect(path)
     (path / "complete.json").write_text(json.dumps({"__0_0.distcp": 5}))  # as earlier versions wrote it
     assert inspect(path).step == 4
+    for garbage in ("[]", "7", "{", ""):
+        (path / "complete.json").write_text(garbage)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            inspect(path)
 
 
 def test_any_bit_of_a_checkpoint(tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a.json": "old"}
 
 
+def test_a_link_is_replaced_or_nothing_is_left(tmp_path: Path) -> None:
+    files.write_link(tmp_path / "last", "one")
+    files.write_link(tmp_path / "last", "two")
+    assert os.readlink(tmp_path / "last") == "two"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_link(tmp_path / "folder", "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "last"]
+
+
 def test_a_full_disk_is_told_with_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -92,6 +92,8 @@ def inspect(path: Path) -> Stored:
 
 def _check_sharded(path: Path) -> None:
     listed = json.loads((path / MARKER).read_text())
+    if not isinstance(listed, dict):
+        raise ValueError(f"{MARKER} holds no list of files")
     sums = listed.get(SUMS, {})  # earlier versions wrote the sizes alone
     for name, size in listed.get("bytes", listed).items():
         if (path / name).stat().st_size != size:
