@@ -260,14 +260,9 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         OSError: it is not there or may not be read; ``EINVAL`` for a folder, a pipe, a device or a socket.
     """
-    _need_file(path, os.stat(path).st_mode)  # first: opening some devices does something
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _need_file(path, os.fstat(descriptor).st_mode)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: for some devices that does something
+        raise OSError(errno.EINVAL, "a folder, pipe, device or socket, not a file", str(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def read_file(path: Path) -> bytes:
@@ -373,11 +368,6 @@ def _open_own(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise LinkError(f"{path} is a file with a second name elsewhere, which would change with it; remove it")
     return descriptor
-
-
-def _need_file(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "a folder, pipe, device or socket, not a file", str(path))
 
 
 def _refuse(path: Path, wanted: Callable[[int], bool]) -> None:
