@@ -25,7 +25,11 @@ Read = Callable[[int, int], bytes]
 
 
 class HeaderError(ValueError):
-    """Bytes that are no tar, or not a whole one; says where and why."""
+    """Bytes that are no tar, or not a whole one; says where and why. ``member`` is the one that is cut off, if any."""
+
+    def __init__(self, text: str, member: Member | None = None) -> None:
+        super().__init__(text)
+        self.member = member
 
 
 class Member(NamedTuple):
@@ -112,7 +116,7 @@ def _read_member(read: Read, position: int, size: int) -> tuple[Member | None, i
             sparse = any(key.startswith("GNU.sparse.") for key in fields)
             regular = header.regular and not sparse
             member = Member(fields.get("path", header.name), first, start, length, regular, sparse)
-            return member, _within(member.end, size)
+            return member, _within(member.end, size, member)
         if header.size > _MAX_EXTENSION:
             raise HeaderError(f"byte {position}: a header of {header.size:,} bytes, the limit is {_MAX_EXTENSION:,}")
         position = _within(start + _round_up(header.size), size)
@@ -122,9 +126,9 @@ def _read_member(read: Read, position: int, size: int) -> tuple[Member | None, i
     raise HeaderError(f"byte {first}: more than {_MAX_CHAIN} headers for one member")
 
 
-def _within(end: int, size: int) -> int:
+def _within(end: int, size: int, member: Member | None = None) -> int:
     if end > size:
-        raise HeaderError(f"truncated: {end:,} bytes are needed, {size:,} are there")
+        raise HeaderError(f"truncated: {end:,} bytes are needed, {size:,} are there", member)
     return end
 
 

@@ -205,17 +205,27 @@ def index_damaged(path: Path) -> ShardInfo:
         them where the tar is whole. ``regions`` is 0, ``sha256`` empty.
     """
     offsets, size = [], 0
-    with contextlib.suppress(OSError, HeaderError):
+    with contextlib.suppress(OSError):
         file, read, size = open_tar(path)
         with file:
-            last, end = "", 0
-            for member in walk_whole(read, size):
-                key, _ = split_name(member)
-                if key and key != last:
-                    offsets.append(member.offset)
-                last, end = (key, member.end) if key else (last, end)
-            offsets += [end] if offsets else []
+            offsets = _trusted_offsets(read, size)
     return ShardInfo(path.name, max(0, len(offsets) - 1), 0, size, "", tuple(offsets) or (0,))
+
+
+def _trusted_offsets(read: Read, size: int) -> list[int]:
+    """Where each sample starts, as far as a tar can be read, and the last one ends; none that lacks its end."""
+    offsets, last, end = [], "", 0
+    try:
+        for member in walk_whole(read, size):
+            key, _ = split_name(member)
+            if key and key != last:
+                offsets.append(member.offset)
+            last, end = (key, member.end) if key else (last, end)
+    except HeaderError as error:
+        # A member that is cut off and of another sample tells that the one before is whole.
+        key, _ = split_name(error.member) if error.member else ("", "")
+        return [*offsets, error.member.offset] if key and key != last else offsets
+    return [*offsets, end] if offsets else []
 
 
 def missed_by(shard: ShardInfo, read: Read, size: int) -> str:
