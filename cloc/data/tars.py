@@ -27,6 +27,7 @@ from cloc.files import open_file
 _Raw = TypeVar("_Raw", bytes, memoryview)
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
 _REMEDY = "restore or rewrite the shard"
+_MAX_NAME = 255  # bytes of a file's name
 _LATER = {"crowds", "dropped"}  # which manifests of older versions have not
 
 
@@ -78,7 +79,8 @@ class ShardInfo:
         if not isinstance(record, dict) or not known - _LATER <= record.keys() <= known:
             raise ValueError(f"a shard is {shown(record)}; it has {', '.join(known)}")
         name, offsets = record["name"], record["offsets"]
-        if not isinstance(name, str) or PurePosixPath(name).name != name or not name.isprintable():
+        file = isinstance(name, str) and PurePosixPath(name).name == name and name.isprintable()
+        if not file or len(name.encode()) > _MAX_NAME:
             raise ValueError(f"it names a shard outside of its folder, {shown(name)}")
         if not isinstance(offsets, list) or not isinstance(record["sha256"], str):
             raise ValueError(f"offsets of {name} are {shown(offsets)}, sha256 is {shown(record['sha256'])}")
