@@ -211,7 +211,8 @@ def manifest_of(tmp_path: Path) -> dict[str, Any]:
 
 
 WRONG: tuple[Any, ...] = (
-    None, True, 1.0, -1, 10**400, 2**64, 1e308, float("nan"), "", "1", "\ud800", "a\nb", "x" * 300, [], [[]], {}, {"a": 1},
+    None, True, 1.0, -1, 10**400, 2**64, 1e308, float("nan"), "", "1", "\ud800", "a\nb", "x" * 300,
+    [], [[]], {}, {"a": 1},
 )  # fmt: skip
 PLACES = [("version",), ("shards",), ("categories",), ("shards", 0), ("categories", 0)]
 PLACES += [("shards", 0, key) for key in ("name", "samples", "bytes", "offsets")] + [("shards", 0, "offsets", 1)]
