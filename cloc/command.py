@@ -6,6 +6,7 @@ heavy is imported.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
@@ -15,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -85,7 +85,8 @@ def prepare(*, tell_closed_pipe: bool = False) -> None:
     """Make this process one that Ctrl-C ends in order and that outlives its output. The first thing a command does.
 
     Args:
-        tell_closed_pipe: say on standard error that the reader of the output has left (a run that goes on for hours).
+        tell_closed_pipe: say on standard error that the reader of the output has left, and pass it on as SIGHUP to who
+            handles that (a run that would go on for hours).
     """
     for descriptor in (0, 1, 2):  # a closed one would be the number of the next file that is opened
         try:
@@ -95,6 +96,7 @@ def prepare(*, tell_closed_pipe: bool = False) -> None:
     sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)
     sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)
     sys.unraisablehook, threading.excepthook = _unraisable, _thread_failed
+    atexit.register(_skip_teardown)  # before any other is registered: called after them
     listen()
     if _watch is not None:
         _watch.unwinds = True
@@ -126,19 +128,37 @@ def announced(word: str) -> Iterator[None]:
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Run a command to its end, and leave the process with its exit code."""
+    global _code
+    _code = 1
     try:
         main()
-    except Interrupt:
-        print(_WORD, file=sys.stderr)
+        _code = 0
+    except SystemExit as end:
+        if isinstance(end, Interrupt):
+            print(_WORD, file=sys.stderr)
+        _code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # nothing is left to be unwound
     sys.exit(0)
 
 
+_code: int | None = None
+
+
+def _skip_teardown() -> None:
+    """Leave when all is put away. Taking the modules apart takes seconds, in which a signal would change the code."""
+    if _code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_code)
+
+
 @contextlib.contextmanager
 def shielded(signals: Iterable[signal.Signals]) -> Iterator[None]:
     """Processes that are started in the block never see these signals, however the whole group is signaled."""
+    from multiprocessing import resource_tracker  # not above: what it leaves to the exit comes before `_skip_teardown`
+
     resource_tracker.ensure_running()  # it unblocks SIGINT and SIGTERM when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -186,7 +206,7 @@ class _Sink(io.FileIO):
 
     Args:
         descriptor: 1 or 2.
-        tell_closed_pipe: also tell of a reader that has left.
+        tell_closed_pipe: as for :func:`prepare`.
     """
 
     def __init__(self, descriptor: int, tell_closed_pipe: bool) -> None:
@@ -204,6 +224,8 @@ class _Sink(io.FileIO):
             if not self.lost:
                 self._tell(error)
             self.lost, self.reason = self.lost + len(data), error.strerror
+            if error.errno == errno.EPIPE and self.tell_closed_pipe and callable(signal.getsignal(signal.SIGHUP)):
+                os.kill(os.getpid(), signal.SIGHUP)
             return len(data)
 
     def _tell(self, error: OSError) -> None:

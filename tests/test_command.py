@@ -173,6 +173,34 @@ def test_a_reader_that_leaves_ends_nothing() -> None:
     assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize(("handler", "code"), [("lambda *_: os._exit(75)", 75), ("signal.SIG_IGN", 0)])
+def test_a_reader_that_leaves_stops_who_handles_it(handler: str, code: int) -> None:
+    """``nohup`` ignores SIGHUP, and what is not in training has no handler."""
+    process = python(command(f"signal.signal(signal.SIGHUP, {handler})", *LINES))
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == code
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_code() -> None:
+    """What was to be put away at the end is, and the modules are not taken apart, which takes seconds."""
+    lines = ["import atexit, types", "class Slow:", "    def __del__(self): time.sleep(60)"]
+    lines += [
+        "module = types.ModuleType('kept'); module.slow = Slow(); sys.modules['kept'] = module",
+        "import builtins",
+    ]
+    lines += [
+        "builtins.kept = module.slow",
+        "atexit.register(lambda: print('put away', file=sys.stderr))",
+        READY,
+        "sys.exit(7)",
+    ]
+    start = time.monotonic()
+    process = python(command(*lines))
+    assert process.communicate(timeout=60)[1] == "put away\n" and process.returncode == 7
+    assert time.monotonic() - start < 30
+
+
 def test_streams_that_are_closed(tmp_path: Path) -> None:
     """What is opened next must not get the number of standard output: prints would go into a checkpoint."""
     path = tmp_path / "file"

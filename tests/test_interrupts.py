@@ -43,9 +43,9 @@ def test_ten_random_moments(squares: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     rng, saved = random.Random(0), 0
     for moment in range(10):
-        command = Command(overrides(squares, folder, *BUDGET), log)
+        command, before = Command(overrides(squares, folder, *BUDGET), log), rows(folder)
         if moment % 3 == 0:  # while it starts: imports, building, the first batch
-            time.sleep(rng.uniform(0.1, starting))
+            command.wait_until(lambda before=before: rows(folder) > before, rng.uniform(0.1, starting))
         else:
             goal = saved + rng.randint(1, STEPS // 8)
             assert command.wait_until(lambda goal=goal: rows(folder) > goal)

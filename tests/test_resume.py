@@ -324,7 +324,7 @@ def test_a_signal_stops_the_run_after_a_checkpoint(
     assert signal.getsignal(number) == before
     requeued = (tools / "asked").read_text().split() if (tools / "asked").exists() else []
     assert requeued == (["requeue", "17"] if number == signal.SIGUSR1 else [])
-    assert f"stopped by {number.name} at step 3 of 8" in " ".join(capsys.readouterr().out.split())
+    assert f"stopped by {number.name} at step 3 of 8" in "".join(capsys.readouterr())
     run.train(configure(squares, folder, *BUDGET))
     assert_same(weights(folder), weights(whole))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -180,7 +181,8 @@ def _stop_if_told(config: TrainConfig, folder: RunFolder, trainer: lightning.Tra
     if stop.received is None and stop.failure is None:
         return
     if trainer.is_global_zero:
-        console.print(stop.says(config.name, trainer), highlight=False, soft_wrap=True)
+        gone = stop.received == signal.SIGHUP  # with the terminal, or the reader of standard output
+        Console(stderr=gone).print(stop.says(config.name, trainer), highlight=False, soft_wrap=True)
         folder.push()
     trainer.strategy.barrier("stopped")  # a launcher ends the others as soon as one process is gone
     raise stop.failure or SystemExit(stop.code)
