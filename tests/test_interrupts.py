@@ -47,7 +47,7 @@ def test_ten_random_moments(squares: Path, tmp_path: Path) -> None:
         if moment % 3 == 0:  # while it starts: imports, building, the first batch
             command.wait_until(lambda before=before: rows(folder) > before, rng.uniform(0.1, starting))
         else:
-            goal = saved + rng.randint(1, STEPS // 8)
+            goal = saved + rng.randint(1, STEPS // 12)
             assert command.wait_until(lambda goal=goal: rows(folder) > goal)
             time.sleep(rng.uniform(0, 0.1))
         command.signal(signal.SIGINT)
