@@ -231,9 +231,11 @@ class _Sink(io.FileIO):
     def _tell(self, error: OSError) -> None:
         if self.fileno() == 2 or (error.errno == errno.EPIPE and not self.tell_closed_pipe):
             return
-        what = "its reader has left" if error.errno == errno.EPIPE else f"{error.strerror}: make room, or log elsewhere"
+        said = "its reader has left); nothing more is printed"
+        if error.errno != errno.EPIPE:
+            said = f"{error.strerror}: make room, or log elsewhere); the command goes on in silence"
         with contextlib.suppress(OSError):
-            os.write(2, f"standard output cannot be written ({what}); the command goes on in silence\n".encode())
+            os.write(2, f"standard output cannot be written ({said}\n".encode())
 
 
 def _lasting(stream: Any, descriptor: int, tell_closed_pipe: bool) -> io.TextIOWrapper:
