@@ -52,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     samples = make_samples()
     manifest = write_shards(samples, tmp_path / "out", samples_per_shard=3)
     assert [shard.samples for shard in manifest.shards] == [3, 3, 1]
-    assert (manifest.samples, manifest.regions, manifest.categories) == (7, 6, ("chick",))
+    assert (manifest.samples, manifest.regions, manifest.crowds, manifest.categories) == (7, 0, 6, ("chick",))
     assert read_back(tmp_path / "out") == samples
     assert load_manifest(tmp_path / "out") == manifest
     assert not list((tmp_path / "out").glob(".*"))

@@ -105,7 +105,7 @@ def pictures(folder: Path, names: list[str]) -> Path:
 def loaded(folder: Path, classes: str | None) -> dict[str, str]:
     """Folder → the name that its picture is measured by."""
     found = load_images("toy", DatasetConfig(images=str(folder), classes=classes))
-    colors = {found.read(i).getpixel((0, 0))[0]: found.classes[found.labels[i]] for i in range(len(found.labels))}
+    colors = {int(found.read(i)[0, 0, 0]): found.classes[found.labels[i]] for i in range(len(found.labels))}
     return {name: colors[10 * number] for number, name in enumerate(NAMED) if 10 * number in colors}
 
 

@@ -249,7 +249,7 @@ def test_pictures_by_class_from_shards(tmp_path: Path) -> None:
         load_images("toy", config)
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
     found = load_images("toy", config)
-    assert found.labels == [0, 1, 0, 1] and found.classes == ["cat", "dog"] and found.read(0).size == (32, 24)
+    assert found.labels == [0, 1, 0, 1] and found.classes == ["cat", "dog"] and found.read(0).shape == (3, 24, 32)
     (tmp_path / "one.txt").write_text("cat\n")
     with pytest.raises(ConfigError, match="1 names for labels 0 to 1"):
         load_images("toy", replace(config, classes=str(tmp_path / "one.txt")))

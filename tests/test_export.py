@@ -139,7 +139,7 @@ def test_unsupported_pairs_name_what_is_possible(tmp_path: Path) -> None:
 def test_refuses_a_folder_that_is_not_empty(cloc_run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
-    with pytest.raises(ExportError, match="is not empty"):
+    with pytest.raises(ExportError, match="is not an empty folder of its own"):
         export("open_clip", cloc_run, tmp_path / "mine")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
