@@ -32,7 +32,7 @@ from cloc.files import discard, make_folder, new_path, open_lock, publish
 
 LOCK = "run.lock"
 T = TypeVar("T")
-console = Console()
+console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
 class StoreError(ConfigError, OSError):

@@ -23,7 +23,7 @@ from cloc.engine.folder import RunFolder
 from cloc.engine.runtime import gather_objects
 from cloc.files import append
 
-console = Console()
+console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
 def mark(loss: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from cloc.config import ConfigError, TrainConfig
 from cloc.engine.folder import RunFolder
 from cloc.files import append, clear, make_folder, publish, write_file
 
-console = Console()
+console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
 class MetricsFile(Logger):

@@ -61,7 +61,7 @@ AFTER: dict[str, After] = {
     **dict.fromkeys(_keys("evaluation", "every data limit best parts sources batch_size bootstrap"), After.HOLDS),
 }
 IN_TRAINING = re.compile(r"drop|^remember$")  # of a part: its weights mean the same with it as without
-console = Console()
+console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
 def after(key: str, text: str = "") -> After:

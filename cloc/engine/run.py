@@ -95,7 +95,7 @@ def train(composed: DictConfig) -> Path | None:
         if stored is not None and stored.info["samples_seen"] >= config.samples:
             if rank == 0:
                 seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
-                console.print(f"{folder.location}: {seen}; remove it to start anew")
+                console.print(f"{folder.location}: {seen}; remove it to start anew", soft_wrap=True)
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
@@ -172,7 +172,7 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
     if config.trainer.strategy != "fsdp":  # where each process holds all weights, they are the same
         digest = weights_digest(module.model)
         agree("the weights at the end", digest, "a process has trained on its own; please report this")
-        console.print(f"{config.name}: process {rank} of {world}, weights {digest}", highlight=False)
+        console.print(f"{config.name}: process {rank} of {world}, weights {digest}", highlight=False, soft_wrap=True)
     disconnect()
 
 
@@ -202,7 +202,8 @@ def _check_nodes(folder: RunFolder) -> None:
 def _print_resume(config: TrainConfig, stored: Stored, world: int) -> None:
     seen, left = stored.info["samples_seen"], steps_left(config, stored)
     what = f"{left:,} steps of {config.batch_size:,} to sample {seen + left * config.batch_size:,}"
-    console.print(f"[bold]{config.name}[/]: continues at sample {seen} from {stored.path}: {what}")
+    said = f"[bold]{config.name}[/]: continues at sample {seen} from {stored.path}: {what}"
+    console.print(said, soft_wrap=True)
     if stored.world_size != world:
         console.print(
             f"{stored.world_size} processes trained it, {world} continue: the same samples; sums and dropout differ"

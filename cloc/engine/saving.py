@@ -30,7 +30,7 @@ from cloc.engine.runtime import ShardError, gather_objects
 from cloc.engine.strategy import AveragedWeights
 from cloc.files import discard, hidden
 
-console = Console()
+console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
 class Checkpoints(Checkpoint):

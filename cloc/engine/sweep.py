@@ -97,7 +97,7 @@ def last_metrics(folder: Path) -> dict[str, float]:
     for file in folder.glob("metrics*.csv"):
         rows, wrong = read_rows(file)
         if wrong:
-            console.print(f"{file}: {wrong}")
+            console.print(f"{file}: {wrong}", soft_wrap=True)
         for row in rows:
             found = {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
             if found and float(row["samples"] or 0) >= seen:
