@@ -57,12 +57,11 @@ def test_the_classes_are_told_apart(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_readers_stand(seed: int) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--seed", str(seed), "--inputs", "1500", "--seconds", "30"]
+def test_the_readers_stand() -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--seed", "0", "--inputs", "1200", "--seconds", "60"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     counts = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout[-4000:]
-    assert counts["inputs"] == sum(counts.values()) - counts["inputs"] == 1500
+    assert counts["inputs"] == sum(counts.values()) - counts["inputs"] == 1200
     assert counts["accepted"] > 300 and counts["refused"] > 300  # the readers are reached, not the door alone
     assert counts["hang"] == counts["crash"] == counts["silent"] == 0
