@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from cloc.engine.runtime import precision_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 29541
 PHASES = ("independent", "joint", "joint without gradients")
@@ -117,6 +119,7 @@ def work(joint: bool, rank: int, processes: int, batch: int, overrides: list[str
     rows = batch * (2 + (2 * config.data.regions if model.prompter is not None else 0))
     traffic = {"gradient_mb": trained * 4 / 2**20, "feature_mb": rows * config.model.joint_dim * 4 / 2**20}
     print(json.dumps(traffic), flush=True)
+    bfloat16 = precision_of(config.trainer.precision, "cpu") == "bf16-mixed"
     for line in sys.stdin:
         phase, count = line.rsplit(maxsplit=1)
         if joint:
@@ -124,7 +127,7 @@ def work(joint: bool, rank: int, processes: int, batch: int, overrides: list[str
         start = time.perf_counter()
         for _ in range(int(count)):
             with step.no_sync() if phase == PHASES[2] else nullcontext():
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed"):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                     loss = step(data)
                 loss.backward()
             optimizer.step()

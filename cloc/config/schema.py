@@ -26,7 +26,7 @@ from cloc.config.domains import (
 PARTS = ("image", "region", "grounding", "relations")
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16")
 
 
 @dataclass
@@ -129,7 +129,7 @@ class TrainerConfig:
         devices: per node.
         num_nodes: of the job.
         strategy: ``auto``, ``ddp``, or ``fsdp`` (FSDP2: parameters, gradients and optimizer state sharded).
-        precision: Lightning's name, ``32-true`` or ``bf16-mixed``.
+        precision: Lightning's name, ``32-true`` or ``bf16-mixed``; ``auto`` for bfloat16 where the device computes it.
         threads: CPU threads of the training process; 0 leaves PyTorch's choice.
         log_every: steps between log lines.
         checkpoint_every: samples between checkpoints.

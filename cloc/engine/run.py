@@ -41,6 +41,7 @@ from cloc.engine.runtime import (
     decide,
     disconnect,
     gather_objects,
+    precision_of,
     prepare_run,
     rank_and_world,
     share_file,
@@ -285,7 +286,7 @@ def build_trainer(
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=build_strategy(options),
-        precision=options.precision,
+        precision=precision_of(options.precision, options.accelerator),
         max_steps=(stored.step if stored else 0) + steps_left(config, stored),
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
@@ -350,6 +351,7 @@ def _print_plan(
     config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None, stored: Stored | None = None
 ) -> None:
     """The arithmetic of a run, before it starts."""
+    precision = precision_of(config.trainer.precision, config.trainer.accelerator)
     rows: dict[str, Any] = {
         "run folder": public(config.run_dir),
         "samples": f"{config.samples:,} = {steps(config):,} steps × global batch {config.batch_size:,}",
@@ -357,7 +359,7 @@ def _print_plan(
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         **data.left_out(),
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
-        "precision": f"{config.trainer.precision}, {config.trainer.threads or torch.get_num_threads()} threads",
+        "precision": f"{precision}, {config.trainer.threads or torch.get_num_threads()} threads",
     }
     model = module.model if module else None
     if model is None:
