@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, make_batch, our_model, trained_loss
+from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, fast_precision, make_batch, our_model, trained_loss
 from cloc.config.schema import TrainerConfig
 from cloc.contracts import Batch
 from cloc.data.text import Tokenizer
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=4, help="first steps, in which compilation happens")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default=fast_precision())
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: give 1 or more")

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.loader import write_data
-from benchmarks.step import GEOMETRIES, Geometry, Ours, our_model, trained_loss
+from benchmarks.step import GEOMETRIES, Geometry, Ours, fast_precision, our_model, trained_loss
 from cloc.config import DataConfig, validate
 from cloc.contracts import Batch
 from cloc.data.collate import make_chooser
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="steps of each, the warm-up among them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default=fast_precision())
     options = parser.parse_args()
     if options.steps <= WARMUP + 1:
         parser.error(f"--steps {options.steps}: the first {WARMUP} are a warm-up; give at least {WARMUP + 2}")

@@ -42,6 +42,7 @@ from cloc.contracts import Batch
 from cloc.data.collate import Item, collate
 from cloc.data.text import Tokenizer
 from cloc.engine.optim import build_optimizer
+from cloc.engine.runtime import precision_of
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from cloc.models.image import CLIP_MEAN, CLIP_STD
@@ -314,6 +315,11 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
+def fast_precision() -> str:
+    """``bf16`` where this processor computes it, ``fp32`` where it would only imitate it, 40 times slower."""
+    return "bf16" if precision_of("auto", "cpu") == "bf16-mixed" else "fp32"
+
+
 def main() -> None:
     """Measure, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -322,7 +328,9 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=["bf16", "fp32"], default=[*dict.fromkeys((fast_precision(), "fp32"))]
+    )
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
