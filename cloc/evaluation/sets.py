@@ -17,7 +17,7 @@ from cloc.data.decode import decode_rgb
 from cloc.data.schema import REGION_LOSSES, parse_sample
 from cloc.data.shards import Manifest, ShardReader, load_manifest, read_sample_members
 from cloc.evaluation.cache import digest_of
-from cloc.evaluation.class_names import ClassList, read_classes, remarks
+from cloc.evaluation.class_names import read_classes, remarks
 from cloc.evaluation.classification import NAMES_ONLY, frequencies_of, templates_of
 from cloc.evaluation.images import ImageSet, load_images
 from cloc.evaluation.reduce import Ranks
@@ -183,7 +183,7 @@ def _load_shards(result: EvalSet, limit: int, ranks: Ranks, left_out: Counter[st
     if result.config.classes:
         classes = read_classes(result.config.classes, f"datasets.{result.name}.classes")
         result.categories = classes.names
-        result.notes += remarks(ClassList(classes.names), [])
+        result.notes += remarks(classes, [])
         named = {region.category for sample in result.samples for region in sample.regions if region.category}
         unknown = sorted(named - set(result.categories))
         if unknown:
