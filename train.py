@@ -26,6 +26,8 @@ def main(config: DictConfig) -> float | None:
     try:
         check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
+        if _in_sweep():
+            raise
         if not _one_of_many():  # else the others wait to hear of it, and `train` tells them
             sys.exit(f"ConfigError: {error}")
     from cloc.data.readers import ReaderError
@@ -40,9 +42,14 @@ def main(config: DictConfig) -> float | None:
         folder = train(config)
         return objective(folder, config.objective) if folder and config.objective else None
     except mendable as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # one job of a sweep: the others go on, and Hydra tells at the end
+        if _in_sweep():
+            raise
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _in_sweep() -> bool:
+    """Whether this is one job of several: it raises, so that the others go on, and Hydra tells at the end."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _one_of_many() -> bool:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cloc.contracts import Batch, Features
+from cloc.data.stream import peak_memory
 from cloc.losses.global_batch import meet
 from cloc.losses.region import region_loss
 
@@ -136,8 +137,7 @@ def peak_of_process(reset: bool = False) -> int:
     """Bytes of the process's peak resident memory (Linux); after a reset the peak is what it holds now."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak_memory()
 
 
 def measure_here(name: str, rows: int, options: argparse.Namespace, rule: str, answer: Connection) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from cloc import __version__
 from cloc.checkpoints import find
-from cloc.config import ConfigError
 from cloc.data.given import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
 from cloc.data.given import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
@@ -28,6 +27,7 @@ from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
 from cloc.models.checksums import check_archive
 from cloc.models.exported import is_exported, read_exported
+from cloc.models.folders import building
 from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.trust import admit
@@ -290,7 +290,10 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
         return _foreign(load_open_clip(str(path)), Path("runs") / str(path).replace("/", "_"), device)
     path = Path(path)
     if path.is_dir() and is_exported(path):
-        return _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
+        with building(path):
+            return (
+                _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
+            )
     file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -312,16 +315,10 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
     source = f"{file}, written by cloc {info['version']}"
     admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted)
-    try:
+    weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
+    with building(file, f"it was written by cloc {info['version']}, "):
         model = build_model(admitted.config, pretrained=False, known=admitted.known)
-        model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("loss.")})
-    except (RuntimeError, ConfigError) as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else error
-        kind = ConfigError if isinstance(error, ConfigError) else ValueError
-        raise kind(
-            f"{file}: its weights and configuration do not fit this version; it was written by cloc {info['version']}, "
-            f"this is {__version__}. {reason}"
-        ) from error
+        model.load_state_dict(weights)
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
     return Encoder(model, info, device, name=run.name)

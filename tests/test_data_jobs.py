@@ -231,7 +231,7 @@ def descendants(parent: int) -> list[int]:
 def test_kill_9_leaves_no_worker_and_the_same_command_continues(tmp_path: Path) -> None:
     source, out = make_source(tmp_path / "in", 400), tmp_path / "out"
     command = [sys.executable, "-m", "cloc", "data", "convert", "jsonl", str(source), str(out), "--workers", "2"]
-    command += ["--samples-per-shard", "2"]
+    command += ["--samples-per-shard", "2", "--max-drop-share", "0.9"]  # a quarter of the boxes is in pixels
     record = out / UNFINISHED_NAME / "record.jsonl"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not (record.is_file() and record.read_bytes().count(b"\n") > 20):

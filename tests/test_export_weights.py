@@ -16,7 +16,7 @@ from cloc.encoder import load
 from cloc.export.matrix import ExportError
 from cloc.export.source import Choice, average, blend, load_source
 from cloc.models.build import build_model
-from tests.exporting import CNN, OPEN_CLIP, SHARED, save, stored
+from tests.exporting import CNN, OPEN_CLIP, SHARED, TIMM, save, stored
 
 SMALL = OPEN_CLIP | {"options": OPEN_CLIP["options"] | {"width": 32, "head_width": 16, "layers": 1}}
 TEXT = {
@@ -188,3 +188,45 @@ def test_checkpoints_of_another_version(tmp_path: Path) -> None:
     save(tmp_path / "other.ckpt", stored(state, renamed, version="0.0.3"))
     with pytest.raises(ValueError, match="written by cloc 0.0.3.*model.prompter._target_"):
         load(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("part", "node"),
+    [
+        ("text", {"options": {"layers": False}}),
+        ("text", {"options": {"layers": -0.5}}),
+        ("text", {"options": {"layers": "1"}}),
+        ("text", {"options": {"heads": 0}}),
+        ("text", {"_target_": ["a", 1, None]}),
+        ("text", {"context_length": "long"}),
+        ("image", {"options": {"depth": 2**64}}),
+        ("image", {"options": {"num_heads": "1"}}),
+        ("image", {"image_size": [1, 2, 3]}),
+    ],
+)
+def test_values_that_build_no_model_are_told_in_a_line(part: str, node: dict[str, Any], tmp_path: Path) -> None:
+    """Libraries raise TypeError, OverflowError and others there."""
+    own = config() | {"image": TIMM, "text": TEXT}
+    save(tmp_path / "x.ckpt", stored({}, own | {part: own[part] | node}))
+    with pytest.raises(ValueError, match="x.ckpt") as caught:
+        load(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_whose_values_build_no_model_are_told_in_a_line(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    folder, file = tmp_path / "x", tmp_path / "x" / "open_clip_config.json"
+    folder.mkdir()
+    whole = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {}}
+    for section, change in (("vision_cfg", {"layers": "x"}), ("text_cfg", {"heads": 0}), ("text_cfg", None)):
+        section_of = whole["model_cfg"][section] | change if change else 7
+        file.write_text(json.dumps(whole | {"model_cfg": whole["model_cfg"] | {section: section_of}}))
+        with pytest.raises(ValueError, match="x") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    file.unlink()
+    for kind in ("clip", "siglip"):
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": {"hidden_size": "x"}}))
+        (folder / "preprocessor_config.json").write_text("{}")
+        with pytest.raises((ValueError, OSError), match=str(folder)) as caught:
+            load(folder)

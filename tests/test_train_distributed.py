@@ -25,7 +25,7 @@ from cloc.data.shards import write_shards
 from cloc.data.sources import open_sources
 from cloc.engine.module import Pretrain
 from cloc.engine.run import build_stream
-from cloc.engine.runtime import agree, connect, share_file
+from cloc.engine.runtime import agree, connect, disconnect, share_file
 
 pytestmark = pytest.mark.distributed
 
@@ -199,6 +199,7 @@ def work(rank: int, folder: Path) -> None:
         assert path.read_bytes() == bytes(300_000)
     assert chosen[2].stat().st_mtime_ns == before and len(list((own / "checkpoints").iterdir())) == 3
     assert share_file(None, own) is None
+    disconnect()
 
 
 def test_nodes_agree_and_get_the_checkpoint_that_they_lack(tmp_path: Path) -> None:

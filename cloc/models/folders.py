@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cloc import __version__
+from cloc.config import ConfigError
 from cloc.models.checksums import check_file
 
 OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
@@ -50,6 +53,36 @@ _FETCHES = ("backbone", "quantization_config", "adapter_config")
 
 class FolderError(ValueError):
     """A file of others that says more than an architecture; names the file, the key, its value and the remedy."""
+
+
+@contextmanager
+def building(source: Path, written: str = "") -> Iterator[None]:
+    """While a model of others is built: whatever a library raises becomes a line that names the file.
+
+    Where a count is a text, or negative, a constructor raises what it happens to run into.
+
+    Args:
+        source: file or folder of the model.
+        written: by which version, for the message.
+
+    Raises:
+        ValueError: the values build no model, or the weights are another's. A ConfigError stays one.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[min(len(lines), 2) - 1] if lines else ""  # of PyTorch's lists, the first entry
+        named = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        kind = ConfigError if isinstance(error, ConfigError) else ValueError
+        raise kind(
+            f"{source}: its weights and configuration do not fit this version; {written}this is {__version__}. "
+            f"{named}{reason}"
+        ) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

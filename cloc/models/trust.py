@@ -80,7 +80,7 @@ def name_of(cls: type) -> str:
 
 def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted: Sequence[type]) -> dict[str, Any]:
     key, target = f"model.{part}", node.get("_target_") if isinstance(node, Mapping) else None
-    if target not in known:
+    if not isinstance(target, str) or target not in known:
         # A class that moved, or was named by the package that offers it, is still the one that the caller passes.
         last = str(target).rpartition(".")[2]
         target = next((name_of(cls) for cls in trusted if cls.__name__ == last), None)

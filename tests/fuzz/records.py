@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .kinds import Case, Kind, Unreadable
 PICTURE = b"not looked at"
 TEXTS = ("a chick", "Two men, one dog", "naïve café", "小鸡", "🐤", "a", " padded ", "it's & that's")
 MOST_REGIONS = 1000
+FLOAT_MAX = sys.float_info.max
 
 
 def prepare(folder: Path) -> Tokenizer:
@@ -97,7 +98,7 @@ def _reference_region(region: Any) -> tuple[Any, ...] | None:
     box = region.get("box") if isinstance(region, dict) else None
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
         return None
-    if max(map(abs, box)) > 1.5 or not all(map(math.isfinite, box)):
+    if max(map(abs, box)) > 1.5 or any(value != value for value in box):
         return None
     x0, y0, x1, y1 = (round(min(max(float(value), 0.0), 1.0), 6) for value in box)
     phrases = region.get("phrases")
@@ -106,7 +107,7 @@ def _reference_region(region: Any) -> tuple[Any, ...] | None:
         return None
     crowd, score = region.get("crowd", region.get("iscrowd", 0)), region.get("score")
     crowd = crowd.strip().lower() not in ("0", "false", "") if isinstance(crowd, str) else bool(crowd)
-    number = type(score) in (int, float) and abs(score) <= 1.8e308 and math.isfinite(score)
+    number = type(score) in (int, float) and -FLOAT_MAX <= score <= FLOAT_MAX
     return (x0, y0, x1, y1), texts, crowd, float(score) if number else None
 
 

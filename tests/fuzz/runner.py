@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .kinds import Kind, Watch, judge
 
 MEMORY = 4 * 2**30  # bytes that an input may take beyond what the process has
@@ -52,6 +54,7 @@ def run(
         seconds: after so many without an answer an input hangs.
         keep: folder for the bytes of inputs that are neither accepted nor refused.
     """
+    torch.set_num_threads(1)  # a child that is forked from a process with OpenMP's threads waits for them for ever
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         prepared = [kind.prepare(_new(Path(folder) / kind.name)) for kind in kinds]
         child = Child(kinds, prepared, seed, Path(folder) / "scratch", keep)
