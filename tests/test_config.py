@@ -187,6 +187,14 @@ def test_a_target_that_is_no_class_is_refused(node: str, target: str | None) -> 
         validate(config)
 
 
+def test_a_node_that_is_no_node_is_told_in_a_line() -> None:
+    config = composed(*RUN, "name=x")
+    OmegaConf.set_struct(config, False)
+    config.loss = "${name}"
+    with pytest.raises(ConfigError, match="loss='x': must be a node"):
+        validate(config)
+
+
 def test_a_target_may_be_any_class_and_its_keys_are_checked() -> None:
     config = composed(*RUN, "model.image._target_=torch.nn.Linear")
     with pytest.raises(ConfigError, match=r"model\.image\.name: torch\.nn\.Linear has no such argument"):

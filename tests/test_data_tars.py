@@ -103,6 +103,11 @@ GOOD: dict[str, bytes] = {
     "joined thrice, nothing in the middle": PAIR + END + END + file("b.jpg") + END,
     "long name by pax": pax(path=f"{LONG}.jpg", comment="c") + file("cut.jpg") + PAIR + END,
     "long name by GNU": header(b"././@LongLink", b"L", f"{LONG}.jpg\0".encode()) + file("cut.jpg") + PAIR + END,
+    "long name, whose size says less": header(b"././@LongLink", b"L", b"long.jpg\0", size=b"00000000001\0")
+    + file("cut.jpg")
+    + PAIR
+    + END,
+    "long name without its zero": header(b"././@LongLink", b"L", b"x" * 1020 + b".jpg") + file("cut.jpg") + PAIR + END,
     "both; the first counts": pax(path="p.jpg") + header(b"l", b"L", b"l.jpg\0") + file("cut.jpg") + PAIR + END,
     "size by pax": pax(size="3") + file("a.jpg", b"content") + file("a.txt") + END,
     "pax record that says nothing of use": pax(mtime="1.5", SCHILY__xattr="v" * 5000) + PAIR + END,

@@ -51,6 +51,8 @@ def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None
         ConfigError: no target, one that is not known or cannot be imported, an argument that it does not take, or one
             outside of its domain.
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{path}={node!r}: must be a node, with a _target_ and the arguments of that class")
     target = node.get("_target_")
     if known is None:
         found = find_class(target, f"{path}._target_")

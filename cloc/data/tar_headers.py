@@ -120,7 +120,8 @@ def _read_member(read: Read, position: int, size: int) -> tuple[Member | None, i
         if header.size > _MAX_EXTENSION:
             raise HeaderError(f"byte {position}: a header of {header.size:,} bytes, the limit is {_MAX_EXTENSION:,}")
         position = _within(start + _round_up(header.size), size)
-        fields = _extension(header.kind, read(start, header.size), start) | fields  # the outermost one counts
+        # Up to the first zero, as tarfile reads it, even where the size says less.
+        fields = _extension(header.kind, read(start, position - start), start) | fields  # the outermost one counts
         if header.kind == _GLOBAL and start == first + BLOCK:
             return None, position
     raise HeaderError(f"byte {first}: more than {_MAX_CHAIN} headers for one member")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def edit(value: Any, rng: random.Random) -> str:
     elif action == "again" and isinstance(owner, list):
         owner.extend([owner[last]] * rng.choice((1, 1500)))
     else:
-        owner[last] = rng.choice(VALUES)
+        owner[last] = copy.deepcopy(rng.choice(VALUES))  # lists of them are changed in turn
         return f"{name}={owner[last]!r:.30}"
     return f"{action} {name}"
 

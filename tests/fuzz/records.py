@@ -105,8 +105,10 @@ def _reference_region(region: Any) -> tuple[Any, ...] | None:
     texts = _texts(phrases if isinstance(phrases, list) else [phrases])
     if x1 <= x0 or y1 <= y0 or not texts:
         return None
-    crowd, score = region.get("crowd", region.get("iscrowd", 0)), region.get("score")
-    crowd = crowd.strip().lower() not in ("0", "false", "") if isinstance(crowd, str) else bool(crowd)
+    crowd, score = region.get("crowd", region.get("iscrowd")), region.get("score")
+    if crowd is not None and not isinstance(crowd, int | float):  # a flag that says nothing leaves a group, counted
+        crowd = not isinstance(crowd, str) or crowd.strip().lower() not in ("0", "0.0", "false", "no", "")
+    crowd = bool(crowd)
     number = type(score) in (int, float) and -FLOAT_MAX <= score <= FLOAT_MAX
     return (x0, y0, x1, y1), texts, crowd, float(score) if number else None
 
