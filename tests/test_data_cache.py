@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -21,6 +22,7 @@ from cloc.data import remote
 from cloc.data.remote import ShardCache
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardReader, ShardReadError
 from cloc.data.sources import open_shards, open_sources
+from cloc.data.stream import FETCHING
 
 URL = "memory://bucket/cached"
 
@@ -213,12 +215,16 @@ def test_what_a_killed_process_left_is_no_shard(manifest: Manifest, tmp_path: Pa
 
 
 def test_a_damaged_shard_is_counted_in_the_batch(manifest: Manifest, tmp_path: Path) -> None:
+    # Shards are fetched ahead: after twelve batches each of them has been needed.
     config = DataConfig(train=URL, cache_dir=str(tmp_path / "cache"))
-    batches = list(islice(make_stream(open_sources(config)), 3))
+    batches = list(islice(make_stream(open_sources(config)), 12))
     assert not any("cached_shards_damaged" in batch.stats for batch in batches)
+    for thread in threading.enumerate():  # of the first stream: they would find the damage before the second does
+        if thread.name == FETCHING:
+            thread.join()
     for path in (tmp_path / "cache").glob("*.tar"):
         flip(path)
-    again = list(islice(make_stream(open_sources(config)), 3))
+    again = list(islice(make_stream(open_sources(config)), 12))
     assert [contents(batch) for batch in again] == [contents(batch) for batch in batches]
     assert sum(batch.stats.get("cached_shards_damaged", 0) for batch in again) == len(manifest.shards)
 

@@ -315,6 +315,8 @@ def test_a_signal_stops_the_run_after_a_checkpoint(
     (tools / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, default)  # under nohup SIGHUP is ignored, and a run leaves it so
     before, folder = signal.getsignal(number), tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), number))

@@ -47,9 +47,6 @@ class ShardCache:
         folder: shared by all processes of a host.
         limit: bytes of all shards in it, those being fetched included; larger shards are not cached.
         access: how stores are reached.
-
-    Attributes:
-        damaged: shards that were found changed by this process, and were removed.
     """
 
     def __init__(
@@ -57,8 +54,14 @@ class ShardCache:
     ) -> None:
         self.folder, self.limit = Path(folder) if folder else default_cache(), limit
         self.access = access or Access()
-        self.since, self.damaged = time.time_ns(), 0  # what was checked before this run is checked again
+        self.since = time.time_ns()  # what was checked before this run is checked again
         self._checked: dict[Path, tuple[str, _State]] = {}
+        self._removed: list[Path] = []
+
+    @property
+    def damaged(self) -> int:
+        """Shards that were found changed by this process, and were removed."""
+        return len(self._removed)
 
     def open(self, url: str, size: int, sha256: str) -> BinaryIO:
         """Open the local copy of a shard; as :meth:`fetch`."""
@@ -120,7 +123,7 @@ class ShardCache:
                     return file
                 file.close()
             if os.path.lexists(path):
-                self.damaged += 1
+                self._removed.append(path)  # one step, whichever thread
                 _LOG.warning("%s is no longer what was fetched; it is fetched again", path)
                 _remove(path)
         return None

@@ -41,6 +41,9 @@ READER_MEMORY = "reader_memory_bytes"
 TOGETHER = 64
 """Samples whose encoded pictures a reader holds at a time."""
 
+FETCHING = "fetching ahead"
+"""Name of the threads that do."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,7 +82,8 @@ class _Reading:
         self.window = window
         _, following = self.order.window_shards(self.order.next_window(index))
         start = os.getpid() % len(shards)  # the readers of a host begin with different shards
-        threading.Thread(target=self._fetch, args=(shards[start:] + shards[:start] + following,), daemon=True).start()
+        order = shards[start:] + shards[:start] + following
+        threading.Thread(target=self._fetch, args=(order,), name=FETCHING, daemon=True).start()
 
     def _fetch(self, shards: list[int]) -> None:
         for shard in shards:
@@ -165,9 +169,9 @@ class Stream(IterableDataset):
             own = images[start : start + TOGETHER]
             items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, own, strict=True)])
         end = position + self.batch_size
-        if self.cache.damaged > self.damaged:
-            stats["cached_shards_damaged"] += self.cache.damaged - self.damaged
-            self.damaged = self.cache.damaged
+        if damaged := self.cache.damaged - self.damaged:  # read once: shards are fetched ahead meanwhile
+            stats["cached_shards_damaged"] += damaged
+            self.damaged += damaged
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
