@@ -22,6 +22,7 @@ from cloc.data import remote, sources
 from cloc.data.remote import ShardCache, filesystem
 from cloc.data.shards import MANIFEST_NAME, Manifest, ShardError, ShardReader, ShardReadError
 from cloc.data.sources import Source, Sources, open_shards, open_sources
+from cloc.data.stream import FETCHING
 
 URL = "memory://bucket/set"
 
@@ -79,7 +80,7 @@ def test_shards_of_the_next_window_are_fetched_ahead(manifest: Manifest, tmp_pat
     stream = make_stream(data)
     stream.sources[0].look_ahead(0)
     for thread in threading.enumerate():
-        if thread.daemon and "_fetch" in thread.name:
+        if thread.name == FETCHING:
             thread.join(10)
     assert sorted(fetched) == [manifest_url(shard.name) for shard in manifest.shards]
 
