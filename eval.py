@@ -22,7 +22,7 @@ register_eval()
 def main(config: DictConfig) -> None:
     """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
     from cloc.config import ConfigError, EvalConfig, validate
-    from cloc.data.shards import ShardError
+    from cloc.data.shards.tars import ShardError
     from cloc.evaluation.compare import compare
 
     try:

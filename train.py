@@ -30,12 +30,12 @@ def main(config: DictConfig) -> float | None:
             raise
         if not _one_of_many():  # else the others wait to hear of it, and `train` tells them
             sys.exit(f"ConfigError: {error}")
-    from cloc.data.readers import ReaderError
-    from cloc.data.shards import ShardError
-    from cloc.data.stream import SkipLimitError
-    from cloc.engine.checkpoint import CheckpointError
+    from cloc.data.shards.tars import ShardError
+    from cloc.data.stream.batches import SkipLimitError
+    from cloc.data.stream.workers import ReaderError
+    from cloc.engine.durable.checkpoint_file import CheckpointError
     from cloc.engine.run import train
-    from cloc.engine.sweep import objective
+    from cloc.engine.sweep.jobs import objective
 
     mendable = (ConfigError, CheckpointError, ShardError, SkipLimitError, ReaderError, OSError, FloatingPointError)
     try:

@@ -31,13 +31,13 @@ from torch.nn.functional import normalize
 
 from cloc.config import DatasetConfig
 from cloc.contracts import Sample
-from cloc.data.schema import parse_sample
-from cloc.data.shards import read_sample_members
+from cloc.data.sample import parse_sample
+from cloc.data.shards.tars import read_sample_members
 from cloc.encoder import Encoder, load
-from cloc.evaluation.retrieval import owners, recall
-from cloc.evaluation.sets import load_eval_set
-from cloc.export.run import export
-from cloc.models.folders import OPEN_CLIP_CONFIG
+from cloc.evaluation.metrics.retrieval import owners, recall
+from cloc.evaluation.sets.annotated import load_eval_set
+from cloc.export.pipeline import export
+from cloc.models.trust.values import OPEN_CLIP_CONFIG
 
 KS = (1, 5, 10)
 BATCH = 64

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, fast_precision, make_batch, our_model, trained_loss
 from cloc.config.schema import TrainerConfig
 from cloc.contracts import Batch
-from cloc.data.text import Tokenizer
+from cloc.data.tokenizer import Tokenizer
 from cloc.engine.strategy import prepare
 
 MODELS = {

@@ -29,11 +29,11 @@ from benchmarks.loader import write_data
 from benchmarks.step import GEOMETRIES, Geometry, Ours, fast_precision, our_model, trained_loss
 from cloc.config import DataConfig, validate
 from cloc.contracts import Batch
-from cloc.data.collate import make_chooser
-from cloc.data.shards import index_folder, write_manifest
-from cloc.data.sources import open_sources
-from cloc.data.stream import Stream
-from cloc.data.text import Tokenizer
+from cloc.data.shards.index import index_folder, write_manifest
+from cloc.data.stream.batches import Stream
+from cloc.data.stream.collate import make_chooser
+from cloc.data.stream.sources import open_sources
+from cloc.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 WARMUP = 4  # steps

@@ -38,11 +38,14 @@ from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 from webdataset.tariterators import tar_file_expander
 
-from cloc.data.collate import Chooser
-from cloc.data.schema import parse_sample
-from cloc.data.shards import Manifest, ShardReader, index_folder, load_manifest, read_sample_members, write_manifest
-from cloc.data.stream import Stream, make_loader
-from cloc.data.text import Tokenizer
+from cloc.data.sample import parse_sample
+from cloc.data.shards.index import index_folder, load_manifest, write_manifest
+from cloc.data.shards.manifest import Manifest
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import read_sample_members
+from cloc.data.stream.batches import Stream, make_loader
+from cloc.data.stream.collate import Chooser
+from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import View
 
 WIDTH, HEIGHT = 500, 375

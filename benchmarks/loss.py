@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cloc.contracts import Batch, Features
-from cloc.data.stream import peak_memory
-from cloc.losses.global_batch import meet
+from cloc.data.stream.batches import peak_memory
+from cloc.losses.global_batch import gather_batch
 from cloc.losses.region import region_loss
 
 THRESHOLD = 0.9
@@ -123,7 +123,7 @@ def ours(case: Case, rule: str) -> Tensor:
     )
     region = case.region.unsqueeze(1)
     features = Features(case.region[:1], case.table[:1], region, case.table, None, {"region": case.scale})
-    return region_loss(features, batch, meet(features, batch), "softmax", rule, THRESHOLD)[0]
+    return region_loss(features, batch, gather_batch(features, batch), "softmax", rule, THRESHOLD)[0]
 
 
 CONTENDERS: dict[str, Callable[[Case, str], Tensor]] = {

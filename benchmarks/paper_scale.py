@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
 
 BATCH, REGIONS = 32_768, 4
 CAPTION, PHRASE = 32, 8  # tokens of the longest text of a process's batch, after trimming
@@ -62,7 +65,6 @@ def count(name: str) -> Counted:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from benchmarks.scaling import ROOT
     from cloc.engine.strategy import blocks
     from cloc.models.build import build_model
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cloc.engine.runtime import precision_of
+from cloc.engine.machine import precision_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 29541

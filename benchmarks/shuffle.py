@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from webdataset.filters import _shuffle
 
-from cloc.data.order import GlobalOrder
+from cloc.data.stream.order import GlobalOrder
 
 
 def our_batches(shards: int, samples: int, args: argparse.Namespace) -> np.ndarray:

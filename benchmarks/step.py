@@ -39,10 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import naive_loss, padded
 from cloc.config import OptimConfig
 from cloc.contracts import Batch
-from cloc.data.collate import Item, collate
-from cloc.data.text import Tokenizer
+from cloc.data.stream.collate import Item, collate
+from cloc.data.tokenizer import Tokenizer
+from cloc.engine.machine import precision_of
 from cloc.engine.optim import build_optimizer
-from cloc.engine.runtime import precision_of
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from cloc.models.image import CLIP_MEAN, CLIP_STD

@@ -78,7 +78,7 @@ def data_convert(
     if len(paths) != needed:
         wanted = "OUT" if needed == 1 else "SOURCE OUT"
         raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
-    from cloc.data.convert import convert
+    from cloc.data.convert.conversion import convert
 
     options = {"split": split, "split_by": split_by, "images": images, "train": train, "val": val, "test": test}
     options |= {
@@ -117,8 +117,8 @@ def data_check(
     """
     from json import dumps
 
-    from cloc.data.check import check
-    from cloc.data.check_report import print_check, to_json
+    from cloc.data.inspect.check import check
+    from cloc.data.inspect.check_report import print_check, to_json
     from cloc.files import write_file
 
     to_stdout = json == Path("-")
@@ -156,8 +156,8 @@ def data_show(
     if overrides and not view:
         raise ValueError(f"{' '.join(overrides)}: these change the view; add --view")
     from cloc.config import data_config
-    from cloc.data.collate import make_chooser
-    from cloc.data.show import show
+    from cloc.data.inspect.show import show
+    from cloc.data.stream.collate import make_chooser
 
     chooser = make_chooser(data_config(overrides or []), image_size) if view else None
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
@@ -175,9 +175,9 @@ def data_bench(
 ) -> None:
     """Measure samples a second, and where the time goes."""
     from cloc.config import data_config
-    from cloc.data.bench import bench, print_bench
-    from cloc.data.collate import make_chooser
-    from cloc.data.text import Tokenizer
+    from cloc.data.inspect.bench import bench, print_bench
+    from cloc.data.stream.collate import make_chooser
+    from cloc.data.tokenizer import Tokenizer
 
     chooser = make_chooser(data_config(overrides or []), image_size)
     options = {"samples": samples, "batch_size": batch_size, "workers": workers}
@@ -215,8 +215,8 @@ def _export_command(format: str, description: str) -> None:
         trust: TrustOption = None,
     ) -> None:
         from cloc.config import find_class
-        from cloc.export.run import export
-        from cloc.export.source import Choice
+        from cloc.export.pipeline import export
+        from cloc.export.run_weights import Choice
 
         trusted = [find_class(name, "--trust") for name in trust or ()]
         choice = Choice(average, raw, base, alpha, unfinished, trusted)
@@ -260,7 +260,7 @@ def sweep_report(
     ] = None,
 ) -> None:
     """Table of region and image metrics against the swept values; sweep.csv and sweep.png beside the jobs."""
-    from cloc.engine.sweep import report
+    from cloc.engine.sweep.report import report
 
     for path in report(folder, metric or ()):
         typer.echo(f"wrote {path}")

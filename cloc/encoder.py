@@ -1,7 +1,7 @@
 """A loaded model ready for use: pictures and texts in, embeddings and boxes out. Serves evaluation, export, labeling.
 
 Pictures are PIL images, ``[3,H,W]`` uint8 tensors, ``[H,W,3]`` arrays or paths, one or many, of any size; a string is
-one text (:mod:`cloc.data.given`). Boxes are normalized to the *picture*; the encoder maps them to its own padded view
+one text (:mod:`cloc.data.inputs`). Boxes are normalized to the *picture*; the encoder maps them to its own padded view
 and back.
 """
 
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from cloc import __version__
 from cloc.checkpoints import find
-from cloc.data.given import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
-from cloc.data.given import to_tensor as to_tensor
+from cloc.data.inputs import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
+from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
-from cloc.data.text import Tokenizer
+from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
-from cloc.models.checksums import check_archive
-from cloc.models.exported import is_exported, read_exported
-from cloc.models.folders import building
-from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
+from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
-from cloc.models.trust import admit
+from cloc.models.trust.registry import admit
+from cloc.models.trust.values import building
+from cloc.models.weights.digests import check_archive
+from cloc.models.weights.exported import is_exported, read_exported
 
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 PAD = Preprocess()
@@ -38,7 +38,7 @@ CROP_PIXELS = 4_000_000  # of the views of one forward pass of crops: 80 at 224 
 
 
 @dataclass(slots=True)
-class Seen:
+class EncodedPictures:
     """Pictures after one pass of the image tower; any number of prompts is answered from it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Seen:
     pictures: list[Tensor]
     content: Tensor
     features: ImageFeatures
-    whole: Seen | None = field(default=None, repr=False)
+    whole: EncodedPictures | None = field(default=None, repr=False)
 
 
 class Encoder:
@@ -87,7 +87,7 @@ class Encoder:
         return SOURCES[1:] if getattr(self.model.image, "dense", True) else ("crop",)
 
     @torch.inference_mode()
-    def see(self, pictures: Picture | Sequence[Picture]) -> Seen:
+    def see(self, pictures: Picture | Sequence[Picture]) -> EncodedPictures:
         """Run the image tower once over B pictures.
 
         Raises:
@@ -96,14 +96,14 @@ class Encoder:
         """
         return self._see(as_pictures(pictures), self.preprocess)
 
-    def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> Seen:
+    def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> EncodedPictures:
         if not pictures:
             raise ValueError("no picture was given; give at least one")
         views, content = zip(*(preprocess(picture, self.model.image.image_size) for picture in pictures), strict=True)
         features = self.model.encode_images(torch.stack(views).to(self.device))
-        return Seen(pictures, torch.stack(content).to(self.device), features)
+        return EncodedPictures(pictures, torch.stack(content).to(self.device), features)
 
-    def _whole(self, seen: Seen) -> Seen:
+    def _whole(self, seen: EncodedPictures) -> EncodedPictures:
         """The pictures in views that hold all of them: a box outside of a center crop has no tokens."""
         if self.preprocess.whole:
             return seen
@@ -185,7 +185,7 @@ class Encoder:
         return self.regions(self.see(found), checked, source)
 
     @torch.inference_mode()
-    def regions(self, seen: Seen, boxes: Sequence[Tensor], source: str = "prompter") -> list[Tensor]:
+    def regions(self, seen: EncodedPictures, boxes: Sequence[Tensor], source: str = "prompter") -> list[Tensor]:
         """As :meth:`encode_regions`, from pictures already seen."""
         counts = [len(rows) for rows in boxes]
         if source == "crop":
@@ -238,7 +238,7 @@ class Encoder:
         return self.grounded(self.see(found), embedded)
 
     @torch.inference_mode()
-    def grounded(self, seen: Seen, text: Sequence[Tensor]) -> list[Tensor]:
+    def grounded(self, seen: EncodedPictures, text: Sequence[Tensor]) -> list[Tensor]:
         """As :meth:`ground`, from pictures already seen and phrases already embedded (B tensors ``[T_i,D]``)."""
         counts = [len(rows) for rows in text]
         padded = torch.zeros(len(text), max([*counts, 1]), self.model.image.joint_dim, device=self.device)
@@ -265,9 +265,9 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
 def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: Sequence[type] = ()) -> Encoder:
     """Load a run folder, a checkpoint file, an exported folder, or a model of others.
 
-    What is loaded may come from strangers: it is built from the parts of :mod:`cloc.models.trust` alone, no code in it
-    runs, and no network is asked. ``open_clip:ARCHITECTURE:TAG`` and ``open_clip:hf-hub:REPOSITORY`` download, by the
-    caller's word.
+    What is loaded may come from strangers: it is built from the parts of
+    :mod:`cloc.models.trust.registry` alone, no code in it runs, and no network is asked. ``open_clip:ARCHITECTURE:TAG``
+    and ``open_clip:hf-hub:REPOSITORY`` download, by the caller's word.
 
     Args:
         path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, a folder that ``export hf`` or

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.kit.paths import ROOT
 
 # Test processes share the cores (pytest-xdist), and sums do not depend on how many threads made them.
 torch.set_num_threads(1)

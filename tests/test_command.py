@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.kit.paths import ROOT
+
 HEAD = "import os, signal, subprocess, sys, time\nfrom cloc.command import *\n"
 COMMAND = HEAD + "prepare(tell_closed_pipe=True)\ndef main():\n{body}\nrun(main)\n"
 PYTHON = [sys.executable, "-B"]
@@ -233,8 +234,8 @@ def _stop_this_process(*_: object) -> None:
 
 @pytest.mark.distributed
 def test_a_worker_that_is_killed_is_told_in_a_line() -> None:
-    from cloc.data.jobs import worker_pool
-    from cloc.data.shards import ShardError
+    from cloc.data.convert.resumable_jobs import worker_pool
+    from cloc.data.shards.tars import ShardError
 
     with pytest.raises(ShardError, match=r"^a worker process was killed.*fewer --workers"), worker_pool(2) as pool:
         pool.submit(_kill_this_process).result(120)
@@ -246,7 +247,7 @@ def test_workers_are_gone_when_a_command_is_interrupted(task: Callable[[float], 
     import multiprocessing
 
     from cloc.command import Interrupt
-    from cloc.data.jobs import worker_pool
+    from cloc.data.convert.resumable_jobs import worker_pool
 
     before = set(multiprocessing.active_children())
     with pytest.raises(Interrupt), worker_pool(2) as pool:

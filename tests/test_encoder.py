@@ -289,7 +289,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("target", ["os.system", "cloc.models.text.Path", "cloc.data.shards.write_shards"])
+@pytest.mark.parametrize("target", ["os.system", "cloc.models.text.Path", "cloc.data.shards.writer.write_shards"])
 def test_a_checkpoint_cannot_choose_what_code_is_called(encoder: Encoder, tmp_path: Path, target: str) -> None:
     file = save(tmp_path / "run", checkpoint(encoder, prompter={"_target_": target}))
     with pytest.raises(ConfigError, match=r"model\.prompter\._target_"):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.kinds import PACKAGE, Case, Kind, Unreadable
-from fuzz.runner import run
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.fuzz.kinds import PACKAGE, Case, Kind, Unreadable
+from tests.fuzz.runner import run
+from tests.kit.paths import ROOT
 
 
 def refuse(text: str = "no such thing; give another") -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.kit.paths import ROOT
+
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
@@ -103,6 +104,36 @@ def import_direction(module: Module) -> Found:
             yield line, f"{module.unit} imports {name}; it may import only {', '.join(sorted(allowed))}"
 
 
+def test_no_import_circles() -> None:
+    """Anywhere, also within a folder, also where an import stands in a function or is for type checks alone."""
+    modules = {_name(path): _read(path) for pattern in SOURCES for path in ROOT.glob(pattern)}
+    graph = {name: {_owner(target, modules) for _, target in module.imports()} for name, module in modules.items()}
+    assert _circle({name: found - {name, "", "cloc"} for name, found in graph.items()}) == []
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _owner(target: str, modules: dict[str, Module]) -> str:
+    """The module that an imported name lies in."""
+    while target and target not in modules:
+        target = target.rpartition(".")[0]
+    return target
+
+
+def _circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names in or between circles: what is left when leaves and roots are taken away again and again."""
+    left = {name: set(found) for name, found in graph.items()}
+    while True:
+        used = set().union(*left.values()) if left else set()
+        kept = {name: found & left.keys() for name, found in left.items() if found & left.keys() and name in used}
+        if kept == left:
+            return sorted(left)
+        left = kept
+
+
 def lightning_in_engine_only(module: Module) -> Found:
     if module.unit == "engine" or module.path == "train.py":
         return
@@ -112,11 +143,12 @@ def lightning_in_engine_only(module: Module) -> Found:
 
 
 def collectives_at_home(module: Module) -> Found:
-    if module.unit == "losses" or module.path in ("cloc/engine/runtime.py", "cloc/evaluation/reduce.py"):
+    if module.unit == "losses" or module.path in ("cloc/engine/process_group.py", "cloc/evaluation/reduce.py"):
         return
     # Where parameters lie is a matter of the strategy; it moves no features between processes.
     sharding = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.device_mesh")
-    spared = sharding if module.path == "cloc/engine/strategy.py" else ()
+    placed = ("strategy", "moving_average", "durable/checkpointing")
+    spared = sharding if module.path in [f"cloc/engine/{name}.py" for name in placed] else ()
     uses = {
         (line, name)
         for line, name in module.imports()
@@ -124,7 +156,10 @@ def collectives_at_home(module: Module) -> Found:
     }
     uses |= {(n.lineno, _dotted(n)) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute)}
     for line in sorted({line for line, name in uses if _within(name, "torch.distributed")}):
-        yield line, "torch.distributed; it lives in cloc/losses, cloc/engine/runtime.py and cloc/evaluation/reduce.py"
+        yield (
+            line,
+            "torch.distributed; it lives in cloc/losses, cloc/engine/process_group.py and cloc/evaluation/reduce.py",
+        )
 
 
 def short_files(module: Module) -> Found:
@@ -381,7 +416,7 @@ def test_rule_bites(rule: Callable[[Module], Found], path: str, text: str, line:
         (import_direction, "cloc/data/a.py", "from . import b\nfrom .b import c\nfrom cloc.contracts import Sample"),
         (import_direction, "cloc/__main__.py", "from cloc.engine import run"),
         (lightning_in_engine_only, "train.py", "import lightning"),
-        (collectives_at_home, "cloc/engine/runtime.py", "import torch.distributed as dist"),
+        (collectives_at_home, "cloc/engine/process_group.py", "import torch.distributed as dist"),
         (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept KeyError:\n    pass"),
         (no_pickles, "cloc/data/a.py", "torch.load(p, weights_only=True)\njson.load(f)"),
         (written_in_one_place, "cloc/files.py", "path.open('wb')"),

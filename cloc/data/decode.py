@@ -27,7 +27,7 @@ from cloc.data.picture_headers import (
     refuse_large_tile,
     refuse_many_scans,
 )
-from cloc.data.schema import MAX_PIXELS, codec_fault
+from cloc.data.sample import MAX_PIXELS, codec_fault
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 """Pillow's names of the formats that are decoded. Others are never tried: some start programs (EPS)."""

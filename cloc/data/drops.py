@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cloc.data.boxes import fit, in_a_corner, is_likely, likely_kinds, misfits
 from cloc.data.regions import DROPPED_REGIONS
-from cloc.data.schema import CAPTION_LOSSES
+from cloc.data.sample import CAPTION_LOSSES
 
 MAX_DROP_SHARE = 0.1
 """Share of the regions of a source that may be dropped unless the caller says otherwise."""

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from cloc.contracts import BadSample
-from cloc.data.schema import MAX_PIXELS
+from cloc.data.sample import MAX_PIXELS
 
 _SOS, _EXIF, _PROGRESSIVE = 0xDA, 0xE1, 0xC2
 _FRAMES = (0xC0, 0xC1, _PROGRESSIVE)

@@ -108,7 +108,7 @@ def mirror_text(text: str) -> str:
     return _SIDE.sub(_other_side, text)
 
 
-class Seen(NamedTuple):
+class ViewedPicture(NamedTuple):
     """What a view makes of a picture.
 
     Attributes:
@@ -122,7 +122,7 @@ class Seen(NamedTuple):
     mirrored: bool
 
 
-class SeenBoxes(NamedTuple):
+class ViewBoxes(NamedTuple):
     """Boxes of one or many pictures in their views.
 
     Attributes:
@@ -158,7 +158,7 @@ class View:
     flip: float = 0.0
     resize: str = "pad"
 
-    def __call__(self, image: Tensor, rng: np.random.Generator, out: Tensor | None = None) -> Seen:
+    def __call__(self, image: Tensor, rng: np.random.Generator, out: Tensor | None = None) -> ViewedPicture:
         """Transform the pixels.
 
         Args:
@@ -176,9 +176,9 @@ class View:
         mirrored = self.flip > 0 and rng.random() < self.flip
         out = new_views(1, self.size)[0] if out is None else out
         # Behind the jitter: padding keeps its color.
-        return Seen(_place(image, out, mirrored), content, mirrored)
+        return ViewedPicture(_place(image, out, mirrored), content, mirrored)
 
-    def move(self, seen: Sequence[Seen], boxes: np.ndarray, counts: Sequence[int]) -> SeenBoxes:
+    def move(self, seen: Sequence[ViewedPicture], boxes: np.ndarray, counts: Sequence[int]) -> ViewBoxes:
         """Move boxes with their pictures.
 
         Args:
@@ -193,7 +193,7 @@ class View:
         content, moved = _mirror(content, mirrored), _mirror(moved, np.repeat(mirrored, counts))
         clipped = moved.clip(0, 1)
         visible = _area(clipped) >= self.min_visible * _area(moved).clip(min=1e-12)
-        return SeenBoxes(content.clip(0, 1), clipped, visible)
+        return ViewBoxes(content.clip(0, 1), clipped, visible)
 
 
 def _fit(image: Tensor, size: int) -> Tensor:

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloc.contracts import Batch
-from cloc.data.stream import READER_MEMORY
-from cloc.engine.runtime import gather_objects
-from cloc.engine.strategy import weights_to_measure
+from cloc.data.stream.batches import READER_MEMORY
+from cloc.engine.moving_average import weights_to_measure
+from cloc.engine.process_group import gather_objects
 
 SHOWN = {"loss/global": "global", "loss/region": "region", "loss/grounding": "box"}
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from cloc.config import ConfigError, TrainConfig
-from cloc.engine.folder import RunFolder
+from cloc.engine.durable.run_folder import RunFolder
 from cloc.files import append, clear, make_folder, publish, write_file
 
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are

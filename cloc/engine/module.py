@@ -16,12 +16,12 @@ from cloc.config import ConfigError, TrainConfig, instantiate
 from cloc.config.secrets import public_tree
 from cloc.contracts import Batch, LossTerms
 from cloc.engine.accumulation import accumulated
-from cloc.engine.guard import clip, mark
+from cloc.engine.nonfinite import clip, flag_nonfinite
 from cloc.engine.optim import build_optimizer, optim_config, rate, rearranged, set_rate
 from cloc.engine.strategy import is_sharded, prepare, shard
 from cloc.models.build import build_model
 from cloc.models.model import MAX_SCALE
-from cloc.models.positions import check_covered
+from cloc.models.positions.fourier import check_covered
 
 
 class Pretrain(lightning.LightningModule):
@@ -71,7 +71,7 @@ class Pretrain(lightning.LightningModule):
         if (self.global_step + 1) % self.config.trainer.log_every == 0:  # the step at whose end Lightning writes
             self._log(terms.total, terms.terms, terms.stats)
         self.terms = {f"loss/{k}": v for k, v in terms.terms.items()} | {"loss": terms.total.detach()}
-        return mark(terms.total)
+        return flag_nonfinite(terms.total)
 
     def _terms(self, batch: Batch) -> LossTerms:
         if self.config.trainer.accumulate > 1:

@@ -20,43 +20,46 @@ from rich.table import Table
 
 from cloc.config import ConfigError, TrainConfig, validate
 from cloc.config.secrets import public
-from cloc.data.collate import make_chooser
-from cloc.data.handover import forget_the_dead
-from cloc.data.sources import Sources, open_sources
-from cloc.data.stream import Stream, make_loader
-from cloc.data.text import Tokenizer
+from cloc.data.stream.batches import Stream, make_loader
+from cloc.data.stream.collate import make_chooser
+from cloc.data.stream.shared_buffers import release_ended_workers
+from cloc.data.stream.sources import ShardSources, open_sources
+from cloc.data.tokenizer import Tokenizer
+from cloc.engine.agreement import check_same
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
-from cloc.engine.checkpoint import CheckpointError, CheckpointFiles, Stored, inspect
-from cloc.engine.folder import RunFolder
-from cloc.engine.guard import FiniteGuard
-from cloc.engine.initial import take_weights
+from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
+from cloc.engine.durable.checkpointing import Checkpoints, RandomState
+from cloc.engine.durable.initial_weights import take_weights
+from cloc.engine.durable.resume import begin
+from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import build_loggers
+from cloc.engine.machine import (
+    precision_of,
+    prepare_run,
+    shield_workers,
+    use_threads,
+    weights_digest,
+    without_requeue,
+)
 from cloc.engine.module import Pretrain
-from cloc.engine.processes import check_same
-from cloc.engine.profile import StepProfile
-from cloc.engine.resume import begin
-from cloc.engine.runtime import (
+from cloc.engine.moving_average import AveragedWeights
+from cloc.engine.nonfinite import FiniteGuard
+from cloc.engine.process_group import (
     agree,
     connect,
     decide,
     disconnect,
     gather_objects,
-    precision_of,
-    prepare_run,
     rank_and_world,
     share_file,
-    shield_workers,
     together,
-    use_threads,
-    weights_digest,
-    without_requeue,
 )
-from cloc.engine.saving import Checkpoints, RandomState
-from cloc.engine.signals import StopAtSignal
-from cloc.engine.strategy import AveragedWeights, build_strategy
-from cloc.engine.sweep import hide_secrets, job_folder, note_overrides, refuse_torchrun
+from cloc.engine.profile import StepProfile
+from cloc.engine.strategy import build_strategy
+from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.files import into_folder, make_folder
-from cloc.models.pretrained import complete
+from cloc.models.weights.pretrained import complete
 
 console = Console()
 
@@ -118,7 +121,7 @@ def train(composed: DictConfig) -> Path | None:
     return folder.local
 
 
-def _open(composed: DictConfig) -> tuple[TrainConfig, dict[str, Any], Sources]:
+def _open(composed: DictConfig) -> tuple[TrainConfig, dict[str, Any], ShardSources]:
     """The configuration, checked, and the data that it names."""
     config: TrainConfig = validate(composed)
     resolved = OmegaConf.to_container(composed, resolve=True)
@@ -136,7 +139,7 @@ def _open(composed: DictConfig) -> tuple[TrainConfig, dict[str, Any], Sources]:
     return config, resolved, data
 
 
-def _build(config: TrainConfig, resolved: dict[str, Any], data: Sources) -> tuple[Pretrain, Stream]:
+def _build(config: TrainConfig, resolved: dict[str, Any], data: ShardSources) -> tuple[Pretrain, Stream]:
     module = Pretrain(config, resolved)
     _check_vocabulary(module)
     return module, build_stream(config, module, data, *rank_and_world())
@@ -168,7 +171,7 @@ def _fit(config: TrainConfig, folder: RunFolder, module: Pretrain, stream: Strea
         trainer.fit(module, stop.reading(loader), ckpt_path=checkpoint, weights_only=True)
     finally:
         loader.end()
-    forget_the_dead()
+    release_ended_workers()
     _stop_if_told(config, folder, trainer, stop)
     if config.trainer.strategy != "fsdp":  # where each process holds all weights, they are the same
         digest = weights_digest(module.model)
@@ -237,7 +240,7 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are meant to be
 
 
-def build_stream(config: TrainConfig, module: Pretrain, data: Sources, rank: int, world: int) -> Stream:
+def build_stream(config: TrainConfig, module: Pretrain, data: ShardSources, rank: int, world: int) -> Stream:
     """The training stream that fits a model: its tokenizer, its view."""
     text = module.model.text
     return Stream(
@@ -315,7 +318,7 @@ def steps_left(config: TrainConfig, stored: Stored | None) -> int:
     return max(0, -(-(config.samples - stored.info["samples_seen"]) // config.batch_size))
 
 
-def _check_data(config: TrainConfig, data: Sources) -> None:
+def _check_data(config: TrainConfig, data: ShardSources) -> None:
     data.check_cache(config.seed)
     wants = {name: config.loss.get(name, 0) for name in ("region", "grounding") if config.loss.get(name, 0)}
     if wants and data.regions == 0:
@@ -348,7 +351,7 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
 
 
 def _print_plan(
-    config: TrainConfig, data: Sources, world: int, module: Pretrain | None = None, stored: Stored | None = None
+    config: TrainConfig, data: ShardSources, world: int, module: Pretrain | None = None, stored: Stored | None = None
 ) -> None:
     """The arithmetic of a run, before it starts."""
     precision = precision_of(config.trainer.precision, config.trainer.accelerator)
@@ -364,7 +367,7 @@ def _print_plan(
     model = module.model if module else None
     if model is None:
         from cloc.models.build import build_model
-        from cloc.models.positions import check_covered
+        from cloc.models.positions.fourier import check_covered
 
         model = build_model(OmegaConf.to_container(OmegaConf.structured(config.model)), pretrained=False)
         check_covered(model.image)

@@ -11,15 +11,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import lightning
 import timm.layers
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -30,8 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cloc.config import ConfigError, TrainerConfig
-from cloc.engine.runtime import rank_and_world
-from cloc.models.build import build_model
+from cloc.engine.process_group import rank_and_world
 from cloc.models.model import Cloc
 
 STACKS = ("blocks", "resblocks", "layer", "layers", "block")  # how timm, open_clip and transformers name their blocks
@@ -206,30 +202,3 @@ def shard(model: Cloc, mesh: DeviceMesh) -> None:
             fully_shard(block, mesh=mesh, ignored_params=frozen)
     # The rest stays gathered from forward to backward: the Prompter is asked by methods other than forward.
     fully_shard(model, mesh=mesh, ignored_params=frozen, reshard_after_forward=False)
-
-
-class AveragedWeights(EMAWeightAveraging):
-    """Lightning's moving average; checkpoints and evaluation take it.
-
-    Args:
-        decay: share of the average that a step keeps.
-    """
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay)
-
-    @property
-    def model(self) -> Cloc:
-        """The averaged model."""
-        return self._average_model.module.model
-
-
-def weights_to_measure(trainer: lightning.Trainer, module: Any) -> Cloc:
-    """The model that evaluation in training measures: the average where there is one, whole where it is sharded."""
-    if is_sharded(module.model):
-        state = get_model_state_dict(module.model, options=StateDictOptions(full_state_dict=True))
-        model = build_model(module.resolved["model"], pretrained=False).to(module.device)
-        model.load_state_dict(state)
-        return model
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]
-    return averages[0].model if averages else module.model

@@ -1,6 +1,7 @@
 """Models side by side: what `eval.py` runs. Writes metrics.json, the tables and the report.
 
-Last step of evaluation (``sets → trial → suite → compare``). On several ranks all measure and the first one writes.
+Last step of evaluation (``sets → model_outputs → suite → compare``). On several ranks all measure, and the
+first one writes.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class
 from cloc.config.versions import versions
 from cloc.encoder import Encoder, load
-from cloc.evaluation.bootstrap import difference, intervals, resample
 from cloc.evaluation.cache import Cache
-from cloc.evaluation.outcome import Outcomes, values
+from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
+from cloc.evaluation.metrics.outcome import Outcomes, values
+from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks, together
 from cloc.evaluation.report.content import Curve, DatasetReport, ReportData
 from cloc.evaluation.report.gallery import Evaluated, dataset_report
 from cloc.evaluation.report.meaning import best_sources
 from cloc.evaluation.report.page import write_report
 from cloc.evaluation.report.table import comparison_table, markdown
-from cloc.evaluation.sets import load_eval_set
+from cloc.evaluation.sets.annotated import load_eval_set
 from cloc.evaluation.suite import measure
-from cloc.evaluation.trial import Trial
 from cloc.files import make_folder, write_file, write_json
 
 CURVES = (  # of all that was measured in training, what a reader wants to see grow
@@ -81,12 +82,12 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
         cache = Cache(config.cache, ranks)
-        trials = [Trial(encoder, ranks, cache, progress) for encoder in encoders]
+        models = [ModelOutputs(encoder, ranks, cache, progress) for encoder in encoders]
         for name, dataset in sets.items():
             data = load_eval_set(name, dataset, config.limit, ranks)
-            embedded = [trial.embed(data, config.evaluation) for trial in trials]
+            embedded = [outputs.embed(data, config.evaluation) for outputs in models]
             outcomes = {
-                trial.encoder.name: measure(trial, data, own) for trial, own in zip(trials, embedded, strict=True)
+                outputs.encoder.name: measure(outputs, data, own) for outputs, own in zip(models, embedded, strict=True)
             }
             metrics = {model: values(found) for model, found in outcomes.items()}
             unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
@@ -101,7 +102,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
             if config.evaluation.bootstrap and ranks.first:
                 result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed)
             best = {model: best_sources(own) for model, own in metrics.items()}
-            found = Evaluated(trials, data, embedded, outcomes, best)
+            found = Evaluated(models, data, embedded, outcomes, best)
             reports.append(
                 dataset_report(found, result["data"][name], config.pictures, config.evaluation.bootstrap, config.seed)
             )
@@ -124,7 +125,7 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[
     """What stands beside the metrics of a set: 95 % intervals, and differences of the first model to each other.
 
     Args:
-        outcomes: of each model; the first is the one on trial.
+        outcomes: of each model; the first is the one that is measured.
         samples: resamples of the pictures.
         seed: of the draws.
 

@@ -22,11 +22,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cloc.contracts import BadSample, Sample
+from cloc.data.convert.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
+from cloc.data.convert.records import normalize_regions, stated_size
 from cloc.data.decode import decode_rgb, upright_size
-from cloc.data.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
-from cloc.data.records import normalize_regions, stated_size
-from cloc.data.schema import IMAGE_EXTENSIONS, parse_object, parse_sample
-from cloc.data.shards import ShardReader, load_manifest, read_sample_members
+from cloc.data.sample import IMAGE_EXTENSIONS, parse_object, parse_sample
+from cloc.data.shards.index import load_manifest
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
@@ -39,7 +41,7 @@ BATCH, PIECE = 32, 8  # pictures a forward pass, batches a piece
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class EmbedInput:
     """Pictures to embed.
 
     Attributes:
@@ -108,7 +110,7 @@ def embed(
         return ranks.collect(counts)[0]
 
 
-def open_source(data: Path, images: Path | None = None) -> Source:
+def open_source(data: Path, images: Path | None = None) -> EmbedInput:
     """Open shards, a folder of pictures, or a COCO annotation file.
 
     Raises:
@@ -128,7 +130,7 @@ def open_source(data: Path, images: Path | None = None) -> Source:
             key, members = read_sample_members(reader.read(*places[index]))
             return parse_sample(members, key, data.name)[0]
 
-        return Source(read, len(places), manifest.digest)
+        return EmbedInput(read, len(places), manifest.digest)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
     if not files:
         raise ValueError(f"{data}: neither shards (*.tar) nor pictures ({', '.join(IMAGE_EXTENSIONS)})")
@@ -138,10 +140,10 @@ def open_source(data: Path, images: Path | None = None) -> Source:
         file = files[index]
         return Sample(str(file.relative_to(data)), read_file(file), file.suffix.lower().lstrip("."))
 
-    return Source(read, len(files), digest_of(stamps))
+    return EmbedInput(read, len(files), digest_of(stamps))
 
 
-def _coco(file: Path, images: Path | None) -> Source:
+def _coco(file: Path, images: Path | None) -> EmbedInput:
     """A COCO annotation file, with the boxes, phrases and captions that ``data convert coco`` finds in it."""
     try:
         found = read_coco([file])
@@ -165,7 +167,7 @@ def _coco(file: Path, images: Path | None) -> Source:
         return parse_object(normalize_regions(record, COCO_BOXES, size), data, extension, name, file.stem)[0]
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Source(read, len(numbers), digest_of(digest, str(folder)))
+    return EmbedInput(read, len(numbers), digest_of(digest, str(folder)))
 
 
 def _coco_folder(file: Path, first: str) -> Path:
@@ -200,7 +202,7 @@ def _piece(pieces: Path, start: int) -> Path:
     return pieces / f"{start:012d}.npz"
 
 
-def _make_pieces(encoder: Encoder, pictures: Source, source: str, pieces: Path, ranks: Ranks) -> None:
+def _make_pieces(encoder: Encoder, pictures: EmbedInput, source: str, pieces: Path, ranks: Ranks) -> None:
     mine = ranks.batches(pictures.count, BATCH * PIECE)
     console = Console(quiet=not ranks.first, stderr=True)
     with Progress(console=console, transient=not console.is_terminal) as progress:
@@ -212,7 +214,7 @@ def _make_pieces(encoder: Encoder, pictures: Source, source: str, pieces: Path, 
             progress.advance(task, len(piece))
 
 
-def _embed_piece(encoder: Encoder, pictures: Source, source: str, piece: range) -> dict[str, np.ndarray]:
+def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: range) -> dict[str, np.ndarray]:
     width = encoder.model.image.joint_dim
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "size", "region_key", "box", "region_text")}
     rows |= {name: [] for name in ("text_key", "text", "text_kind")}
@@ -251,7 +253,7 @@ def _embed_piece(encoder: Encoder, pictures: Source, source: str, piece: range) 
     return found_rows | {name: np.array(rows[name], dtype=np.str_) for name in rows if name not in ("size", "box")}
 
 
-def _read(pictures: Source, index: int) -> tuple[Sample, torch.Tensor] | None:
+def _read(pictures: EmbedInput, index: int) -> tuple[Sample, torch.Tensor] | None:
     try:
         sample = pictures.read(index)
         return sample, decode_rgb(sample.image)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cloc.data.order import rank_share
+from cloc.data.stream.order import rank_share
 
 PATIENCE = timedelta(hours=12)  # one rank may write and read long while the others wait
 

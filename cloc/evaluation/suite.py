@@ -1,6 +1,6 @@
 """The suite: one model over one evaluation set → metrics. CLIP and CLOC go through the same lines.
 
-Third step of evaluation (``sets → trial → suite → compare``): every metric from the embeddings.
+Third step of evaluation (``sets → model_outputs → suite → compare``): every metric from the embeddings.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from cloc.config import DatasetConfig, EvaluationConfig
 from cloc.contracts import Region
 from cloc.encoder import Encoder
-from cloc.evaluation.boxes import precision_outcomes
-from cloc.evaluation.classification import (
+from cloc.evaluation.metrics.average_precision import precision_outcomes
+from cloc.evaluation.metrics.classification import (
     FREQUENCIES,
     NAMES_ONLY,
     SIZES,
@@ -25,30 +25,30 @@ from cloc.evaluation.classification import (
     classify,
     split_outcomes,
 )
-from cloc.evaluation.grounding import comprehension_outcome, grounding_outcomes, hard_negative_outcome
-from cloc.evaluation.outcome import Outcomes, values
+from cloc.evaluation.metrics.grounding import comprehension_outcome, grounding_outcomes, hard_negative_outcome
+from cloc.evaluation.metrics.outcome import Outcomes, values
+from cloc.evaluation.metrics.relations import relation_outcomes
+from cloc.evaluation.metrics.retrieval import owners, retrieval_outcomes
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
 from cloc.evaluation.reduce import Ranks
-from cloc.evaluation.relations import relation_outcomes
-from cloc.evaluation.retrieval import owners, retrieval_outcomes
-from cloc.evaluation.sets import EvalSet, load_eval_set
-from cloc.evaluation.trial import Embedded, Trial
+from cloc.evaluation.sets.annotated import EvalSet, load_eval_set
 from cloc.models.model import Cloc
 
 
-def measure(trial: Trial, data: EvalSet, embedded: Embedded) -> Outcomes:
+def measure(outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
     """All metrics that the set and the model allow; one that they do not is absent, or has no question."""
     found: Outcomes = {}
     if len(embedded.classified):
-        found |= _zero_shot(trial, data, embedded.classified)
+        found |= _zero_shot(outputs, data, embedded.classified)
     if len(embedded.images):
         captions, by_text, by_item = owners([sample.captions for sample in data.samples])
         names = ("image_text/image_to_text", "image_text/text_to_image")
-        texts, group = trial.texts(captions), range(len(data.samples))
+        texts, group = outputs.texts(captions), range(len(data.samples))
         images = embedded.images.to(texts.device)
         if captions:
-            found |= retrieval_outcomes(images, texts, by_text, by_item, group, names, [1, 5, 10], trial.ranks)
+            found |= retrieval_outcomes(images, texts, by_text, by_item, group, names, [1, 5, 10], outputs.ranks)
     if embedded.regions and any(sample.regions for sample in data.samples):
-        found |= _regions(trial, data, embedded)
+        found |= _regions(outputs, data, embedded)
     if len(embedded.predicted):
         owned = [
             torch.tensor([region.box for region in sample.regions if phrase in region.phrases])
@@ -59,14 +59,14 @@ def measure(trial: Trial, data: EvalSet, embedded: Embedded) -> Outcomes:
         found |= grounding_outcomes(embedded.predicted, owned, group)
         found |= precision_outcomes(embedded.predicted, embedded.scores, owned, group)
     if len(embedded.relation_images):
-        texts = [trial.texts(item.candidates).cpu() for item in data.relations]
+        texts = [outputs.texts(item.candidates).cpu() for item in data.relations]
         found |= relation_outcomes(data.relations, embedded.relation_images, texts, embedded.placed)
     return found
 
 
-def class_embeddings(trial: Trial, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_embeddings(outputs: ModelOutputs, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """One embedding a class, ``[Y,D]`` of unit norm: the mean over templates."""
-    return class_texts(trial.texts, names, templates) if names else torch.zeros(0, trial.width)
+    return class_texts(outputs.texts, names, templates) if names else torch.zeros(0, outputs.width)
 
 
 def class_wordings(data: EvalSet) -> dict[str, list[str]]:
@@ -75,39 +75,41 @@ def class_wordings(data: EvalSet) -> dict[str, list[str]]:
     return {"": data.templates} | alone
 
 
-def _zero_shot(trial: Trial, data: EvalSet, rows: Tensor) -> Outcomes:
+def _zero_shot(outputs: ModelOutputs, data: EvalSet, rows: Tensor) -> Outcomes:
     usable = ~rows.isnan().any(1)
     truth, group = torch.tensor(data.images.labels)[usable], torch.arange(len(rows))[usable]
     found: Outcomes = {}
     for suffix, templates in class_wordings(data).items():
-        classes = class_embeddings(trial, data.images.classes, templates)
+        classes = class_embeddings(outputs, data.images.classes, templates)
         ranked = classify(rows[usable].to(classes.device), classes)
         found |= classification_outcomes(ranked, truth, group, "image/zero_shot_", suffix)
     return found
 
 
-def _regions(trial: Trial, data: EvalSet, embedded: Embedded) -> Outcomes:
+def _regions(outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
     regions = [region for sample in data.samples for region in sample.regions]
     group = torch.repeat_interleave(torch.arange(len(data.samples)), _lengths([s.regions for s in data.samples]))
     phrases, by_text, by_item = owners([region.phrases for region in regions])
-    texts = trial.texts(phrases)
+    texts = outputs.texts(phrases)
     found: Outcomes = {}
     for source, kept in embedded.regions.items():
         rows, prefix = kept.to(texts.device), f"region/{source}/"
-        found |= _named(trial, data, regions, group, rows, prefix)
+        found |= _named(outputs, data, regions, group, rows, prefix)
         names = (f"{prefix}region_to_text", f"{prefix}text_to_region")
-        found |= retrieval_outcomes(rows, texts, by_text, by_item, group.tolist(), names, [1, 10], trial.ranks)
+        found |= retrieval_outcomes(rows, texts, by_text, by_item, group.tolist(), names, [1, 10], outputs.ranks)
         hard = [i for i, region in enumerate(regions) if region.negatives]
-        negatives = [trial.texts(regions[i].negatives) for i in hard]
-        positive = trial.texts([regions[i].phrases[0] for i in hard])
+        negatives = [outputs.texts(regions[i].negatives) for i in hard]
+        positive = outputs.texts([regions[i].phrases[0] for i in hard])
         found |= hard_negative_outcome(
             rows[hard].cpu(), positive.cpu(), [n.cpu() for n in negatives], group[hard], prefix
         )
-        found |= _comprehension(trial, data, rows, prefix)
+        found |= _comprehension(outputs, data, rows, prefix)
     return found
 
 
-def _named(trial: Trial, data: EvalSet, regions: list[Region], group: Tensor, rows: Tensor, prefix: str) -> Outcomes:
+def _named(
+    outputs: ModelOutputs, data: EvalSet, regions: list[Region], group: Tensor, rows: Tensor, prefix: str
+) -> Outcomes:
     """Classes of boxes: of all, by box size, and by frequency."""
     place = {name: i for i, name in enumerate(data.categories)}
     classed = [i for i, region in enumerate(regions) if region.category in place]
@@ -117,7 +119,7 @@ def _named(trial: Trial, data: EvalSet, regions: list[Region], group: Tensor, ro
     truth = torch.tensor([place[regions[i].category] for i in classed])
     sizes = box_sizes(data.samples)
     for suffix, templates in class_wordings(data).items():
-        classes = class_embeddings(trial, data.categories, templates)
+        classes = class_embeddings(outputs, data.categories, templates)
         ranked = classify(rows[classed].to(classes.device), classes)
         found |= classification_outcomes(ranked, truth, group[classed], prefix, suffix)
         if suffix:
@@ -129,7 +131,7 @@ def _named(trial: Trial, data: EvalSet, regions: list[Region], group: Tensor, ro
     return found
 
 
-def _comprehension(trial: Trial, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
+def _comprehension(outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
     regions = rows.split([len(sample.regions) for sample in data.samples])
     owned = [
         torch.tensor([[phrase in region.phrases for region in sample.regions] for phrase in phrases])
@@ -137,7 +139,7 @@ def _comprehension(trial: Trial, data: EvalSet, rows: Tensor, prefix: str) -> Ou
         .bool()
         for sample, phrases in zip(data.samples, data.phrases, strict=True)
     ]
-    return comprehension_outcome(regions, [trial.texts(own) for own in data.phrases], owned, prefix)
+    return comprehension_outcome(regions, [outputs.texts(own) for own in data.phrases], owned, prefix)
 
 
 def _lengths(rows: Sequence[Sequence[object]]) -> Tensor:
@@ -165,9 +167,9 @@ class TrainingSuite:
 
     def __call__(self, model: Cloc) -> dict[str, float]:
         """Metrics by ``SET/METRIC``."""
-        trial = Trial(Encoder(model, {}, str(next(model.parameters()).device)), Ranks())
+        outputs = ModelOutputs(Encoder(model, {}, str(next(model.parameters()).device)), Ranks())
         return {
             f"{data.name}/{name}": value
             for data in self.sets
-            for name, value in values(measure(trial, data, trial.embed(data, self.config))).items()
+            for name, value in values(measure(outputs, data, outputs.embed(data, self.config))).items()
         }

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cloc import __version__
 from cloc.encoder import Encoder
-from cloc.export.matrix import FORMATS, image_kind
+from cloc.export.capabilities import FORMATS, image_kind
 from cloc.export.verify import Row, markdown
 from cloc.files import write_file
-from cloc.models.exported import LOADABLE
+from cloc.models.weights.exported import LOADABLE
 
 # Names that the hub knows; a module in PyTorch alone has none of its own.
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "timm": "timm", "onnx": "onnx"}

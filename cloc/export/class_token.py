@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from cloc.models.image import ConvStem, OpenClipTower, TimmTower
-from cloc.models.layouts import TANH, from_timm
+from cloc.models.weights.layouts import TANH, from_timm
 
 NAMES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": TANH}
 

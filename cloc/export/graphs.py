@@ -21,7 +21,7 @@ from torchvision.ops import roi_align
 from cloc.encoder import Encoder
 from cloc.export.verify import Probe, last_block, watch
 from cloc.models.model import Cloc, ImageFeatures
-from cloc.models.positions import onto_grid
+from cloc.models.positions.fourier import onto_grid
 from cloc.models.prompter import RoiAlign
 
 IMAGE, TEXT, REGIONS, GROUND = "image", "text", "regions", "ground"

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cloc.data.text import open_tokenizer
+from cloc.data.tokenizer import open_tokenizer
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
+from cloc.export.capabilities import ExportError
 from cloc.export.class_token import ClassTokenViT, activation, describe
-from cloc.export.extra import clamped_scale, plain, view_stats
-from cloc.export.matrix import ExportError
+from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
 from cloc.files import into_folder, write_file, write_json, write_tensors
-from cloc.models.exported import HF_WEIGHTS
-from cloc.models.layouts import CLIP_VOCABULARY, to_hf
 from cloc.models.model import Cloc
+from cloc.models.weights.exported import HF_WEIGHTS
+from cloc.models.weights.layouts import CLIP_VOCABULARY, to_hf
 
 VISION = "vision"
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cloc.data.text import without_code
+from cloc.data.tokenizer import without_code
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
+from cloc.export.capabilities import is_native, text_activation
 from cloc.export.class_token import describe
-from cloc.export.extra import clamped_scale, plain, view_stats
-from cloc.export.matrix import is_native, text_activation
+from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import (
     Probe,
     Row,
@@ -29,10 +29,10 @@ from cloc.export.verify import (
     watch,
 )
 from cloc.files import write_json, write_tensors
-from cloc.models.exported import OPEN_CLIP_WEIGHTS
-from cloc.models.folders import OPEN_CLIP_CONFIG
 from cloc.models.image import OpenClipTower
-from cloc.models.layouts import QUICK, TANH
+from cloc.models.trust.values import OPEN_CLIP_CONFIG
+from cloc.models.weights.exported import OPEN_CLIP_WEIGHTS
+from cloc.models.weights.layouts import QUICK, TANH
 
 
 def write(encoder: Encoder, folder: Path) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 from cloc import __version__
 from cloc.config import resolve
 from cloc.encoder import Encoder
-from cloc.export.extra import plain
-from cloc.export.sampler import RegionSampler
+from cloc.export.cloc_files import plain
+from cloc.export.region_module import RegionSampler
 from cloc.export.verify import Probe, Row, compare, original
 from cloc.files import write_file
-from cloc.models import positions, prompter
+from cloc.models import prompter
+from cloc.models.positions import fourier as positions
 
 FILE, WEIGHTS = "regions.py", "regions.pt"
 HEADER = '''"""Region embeddings and grounding of {name}, exported by cloc {version} (Apache-2.0). Needs PyTorch alone.

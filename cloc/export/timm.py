@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cloc.encoder import Encoder
+from cloc.export.capabilities import ExportError
 from cloc.export.class_token import describe
-from cloc.export.extra import plain, view_stats
-from cloc.export.matrix import ExportError
+from cloc.export.cloc_files import plain, view_stats
 from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
 from cloc.files import write_file, write_tensors
 from cloc.models.image import OpenClipTower
-from cloc.models.layouts import QUICK, TANH, to_timm
-from cloc.models.pretrained import PROJECTION
+from cloc.models.weights.layouts import QUICK, TANH, to_timm
+from cloc.models.weights.tower_folders import PROJECTION
 
 CLIP_NAME = "vit_base_patch16_clip_224"
 

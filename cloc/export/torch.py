@@ -17,7 +17,7 @@ from cloc.export.archive import REMEDY, check_archive
 from cloc.export.graphs import TOKENIZER, ask, notes, trace
 from cloc.export.verify import Probe, Row
 from cloc.files import new_path
-from cloc.models.checksums import check_file
+from cloc.models.weights.digests import check_file
 
 
 def write(encoder: Encoder, folder: Path) -> None:

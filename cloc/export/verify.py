@@ -27,7 +27,7 @@ from torchvision.transforms.functional import to_pil_image
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import Encoder, load
-from cloc.export.matrix import ExportError
+from cloc.export.capabilities import ExportError
 from cloc.files import read_file, write_json
 from cloc.models.image import OpenClipTower
 

@@ -14,8 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from cloc.contracts import Features
 from cloc.losses.gather import log_sum_exp_over_ranks
-from cloc.losses.global_batch import GlobalBatch, Texts, share
-from cloc.losses.stream import Conflicts, floor, log_sum_exp, sum_softplus
+from cloc.losses.global_batch import GlobalBatch, Texts, local_mean
+from cloc.losses.tiles import Conflicts, floor, log_sum_exp, sum_softplus
 
 OUTLYING = 3.0  # standard deviations above the mean cosine from which on two texts are unusually alike
 
@@ -116,19 +116,19 @@ def cosine_moments(text: Tensor) -> tuple[Tensor, Tensor]:
     return mean.square().sum() + shift, (square / pairs - shift.square()).clamp(min=0).sqrt()
 
 
-def global_loss(features: Features, everyone: GlobalBatch, kind: str = "softmax") -> tuple[Tensor, dict[str, Tensor]]:
+def global_loss(features: Features, gathered: GlobalBatch, kind: str = "softmax") -> tuple[Tensor, dict[str, Tensor]]:
     """Contrast of pictures and captions over the global batch; equal captions are not each other's negatives.
 
     Args:
         features: of this process.
-        everyone: see :func:`cloc.losses.global_batch.meet`.
+        gathered: see :func:`cloc.losses.global_batch.meet`.
         kind: ``softmax`` (CLOC, Eq. 1) or ``sigmoid``, which takes the features' bias.
 
     Returns:
         This process's part of the global mean, and ``filtered_captions``, the share of pairs filtered as conflicts.
     """
-    texts = everyone.captions
+    texts = gathered.captions
     bias = features.biases["global"] if kind == "sigmoid" else None
     loss, _ = contrast(features.image, texts, features.scales["global"], bias, Conflicts(texts.own))
-    filtered = (texts.count * (texts.count - 1)).sum() / everyone.pictures.square()
-    return share(loss.sum(), everyone.pictures), {"filtered_captions": filtered}
+    filtered = (texts.count * (texts.count - 1)).sum() / gathered.pictures.square()
+    return local_mean(loss.sum(), gathered.pictures), {"filtered_captions": filtered}

@@ -52,7 +52,7 @@ class GlobalBatch:
     unshared: Tensor
 
 
-def meet(features: Features, batch: Batch, phrases: bool = True) -> GlobalBatch:
+def gather_batch(features: Features, batch: Batch, phrases: bool = True) -> GlobalBatch:
     """Gather what the losses need.
 
     Args:
@@ -88,7 +88,7 @@ def _distinct(embedding: Tensor, facts: Tensor, own: Tensor) -> Texts:
     return Texts(embedding[first], ids, count, torch.searchsorted(ids, own))
 
 
-def share(summed: Tensor, count: Tensor) -> Tensor:
+def local_mean(summed: Tensor, count: Tensor) -> Tensor:
     """This process's part of a global mean: averaging gradients over processes gives that of the whole.
 
     Args:

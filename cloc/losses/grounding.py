@@ -8,18 +8,18 @@ from torch.nn.functional import smooth_l1_loss
 from torchvision.ops import generalized_box_iou_loss
 
 from cloc.contracts import Batch, Features
-from cloc.losses.global_batch import GlobalBatch, share
+from cloc.losses.global_batch import GlobalBatch, local_mean
 
 
 def grounding_loss(
-    features: Features, batch: Batch, everyone: GlobalBatch, kind: str = "l2", shared_phrase: str = "skip"
+    features: Features, batch: Batch, gathered: GlobalBatch, kind: str = "l2", shared_phrase: str = "skip"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Distance between predicted and true boxes, as a mean over the global count of grounded regions.
 
     Args:
         features: ``grounded`` ``[B,M,4]`` must be there.
         batch: the batch it was made of.
-        everyone: see :func:`cloc.losses.global_batch.meet`.
+        gathered: see :func:`cloc.losses.global_batch.meet`.
         kind: ``l2``: squared distance over 4 (Eq. 3 with the square that its 1/4 suggests); ``l1_giou``: smooth L1 with
             a small knee plus generalized IoU.
         shared_phrase: what a phrase that owns several boxes of one picture is compared with: ``skip`` leaves it out,
@@ -31,9 +31,9 @@ def grounding_loss(
     Raises:
         ValueError: unknown ``kind`` or ``shared_phrase``.
     """
-    target, valid, count = batch.boxes, batch.region_valid, everyone.regions
+    target, valid, count = batch.boxes, batch.region_valid, gathered.regions
     if shared_phrase == "skip":
-        valid, count = valid & ~batch.phrase_is_shared, everyone.unshared
+        valid, count = valid & ~batch.phrase_is_shared, gathered.unshared
     elif shared_phrase == "union":
         target = batch.target_boxes
     elif shared_phrase == "nearest":
@@ -50,7 +50,7 @@ def grounding_loss(
         distance = 4 * smooth_l1_loss(features.grounded, target, beta=0.02, reduction="none").mean(-1) + giou
     else:
         raise ValueError(f"loss.box={kind!r}: give l2 or l1_giou")
-    loss = share(torch.where(valid, distance, 0.0).sum(), count)
+    loss = local_mean(torch.where(valid, distance, 0.0).sum(), count)
     return loss, {"grounded": count}
 
 

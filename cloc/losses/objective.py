@@ -10,7 +10,7 @@ from torch import nn
 from cloc.config.domains import ConfigError, Interval, Weight, check_arguments
 from cloc.contracts import Batch, Features, LossTerms
 from cloc.losses.contrastive import global_loss
-from cloc.losses.global_batch import meet
+from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import grounding_loss
 from cloc.losses.region import region_loss
 
@@ -73,22 +73,22 @@ class ClocLoss(nn.Module):
 
     def forward(self, features: Features, batch: Batch) -> LossTerms:
         """Compute every term with a positive weight; a batch without any region is a normal case."""
-        everyone = meet(features, batch, self.weights["region"] > 0)
-        clip, stats = global_loss(features, everyone, self.contrast)
+        gathered = gather_batch(features, batch, self.weights["region"] > 0)
+        clip, stats = global_loss(features, gathered, self.contrast)
         terms = {"global": clip}
         for name, value in features.scales.items():
             stats[f"scale_{name}"] = value.detach().squeeze(0)
         factor = torch.ones((), device=clip.device)
         if self.needs_regions:
-            factor = everyone.with_regions / everyone.pictures
+            factor = gathered.with_regions / gathered.pictures
             stats["lambda"] = factor
         if self.weights["region"] > 0:
             terms["region"], more = region_loss(
-                features, batch, everyone, self.contrast, self.conflicts, self.threshold
+                features, batch, gathered, self.contrast, self.conflicts, self.threshold
             )
             stats |= more
         if self.weights["grounding"] > 0:
-            terms["grounding"], more = grounding_loss(features, batch, everyone, self.box, self.shared_phrase)
+            terms["grounding"], more = grounding_loss(features, batch, gathered, self.box, self.shared_phrase)
             stats |= more
         loss = self.weights["global"] * clip
         for name in ("region", "grounding"):

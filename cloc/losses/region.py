@@ -6,14 +6,14 @@ from torch import Tensor
 
 from cloc.contracts import Batch, Features
 from cloc.losses.contrastive import HardNegatives, alike_texts, contrast
-from cloc.losses.global_batch import GlobalBatch, share
-from cloc.losses.stream import Conflicts
+from cloc.losses.global_batch import GlobalBatch, local_mean
+from cloc.losses.tiles import Conflicts
 
 
 def region_loss(
     features: Features,
     batch: Batch,
-    everyone: GlobalBatch,
+    gathered: GlobalBatch,
     kind: str = "softmax",
     conflicts: str = "cosine",
     threshold: float = 0.9,
@@ -26,7 +26,7 @@ def region_loss(
     Args:
         features: ``region`` ``[B,M,D]`` and ``phrase`` ``[P,D]`` must be there.
         batch: the batch they were made of. Its hard negatives join their own region's denominator (FG-CLIP).
-        everyone: see :func:`cloc.losses.global_batch.meet`, with phrases.
+        gathered: see :func:`cloc.losses.global_batch.meet`, with phrases.
         kind: ``softmax`` (Eq. 2) or ``sigmoid``, which takes the features' bias.
         conflicts: ``cosine`` (same text, or texts with a cosine above ``threshold`` that stands out), ``exact`` (same
             text), or ``none`` (the paper's ablation without filter).
@@ -36,8 +36,8 @@ def region_loss(
         This process's part of the global mean, and statistics (``regions``; ``filtered``, the share of pairs
         that the cosine rule left out, and its ``cosine_limit``).
     """
-    texts, rows = everyone.phrases, features.region[batch.region_valid]
-    rule, statistics = None, {"regions": everyone.regions}
+    texts, rows = gathered.phrases, features.region[batch.region_valid]
+    rule, statistics = None, {"regions": gathered.regions}
     if conflicts == "cosine":
         rule = alike_texts(texts, threshold)
         statistics["cosine_limit"] = rule.limit
@@ -47,7 +47,7 @@ def region_loss(
     bias = features.biases["region"] if kind == "sigmoid" else None
     loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
     statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
-    return share(loss.sum(), everyone.regions), statistics
+    return local_mean(loss.sum(), gathered.regions), statistics
 
 
 def _hard_negatives(features: Features, batch: Batch) -> HardNegatives:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloc.config import instantiate, resolve
 from cloc.models.model import Cloc
-from cloc.models.pretrained import complete
+from cloc.models.weights.pretrained import complete
 
 
 def build_model(
@@ -16,7 +16,7 @@ def build_model(
 ) -> Cloc:
     """Build the model of a ``model`` configuration.
 
-    One that a file brings passes :func:`cloc.models.trust.admit` before.
+    One that a file brings passes :func:`cloc.models.trust.registry.admit` before.
 
     Args:
         config: ``joint_dim``, the nodes ``image``, ``text``, ``prompter``, ``grounding``, and maybe ``logit_bias``.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from cloc.models.positions import token_centers
+from cloc.models.positions.fourier import token_centers
 
 
 class MlpHead(nn.Module):

@@ -17,8 +17,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.config.domains import Amount, ConfigError, Count, Decay, Finite, Interval, Length, Rate
-from cloc.models.positions import covered_share, grid_positions
-from cloc.models.weights import fit_state, read_state
+from cloc.models.positions.fourier import covered_share, grid_positions
+from cloc.models.weights.files import fit_state, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -78,7 +78,7 @@ class TimmTower(nn.Module):
         name: timm model name.
         image_size: side of the view in pixels.
         pretrained: False, True (timm's own download), a local file of weights under timm's names, or a folder (see
-            :mod:`cloc.models.pretrained`).
+            :mod:`cloc.models.weights.pretrained`).
         options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …); weights are
             named by ``pretrained``, never here.
         conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
@@ -224,7 +224,7 @@ def trunk_stride(trunk: nn.Module) -> int:
 
 def _load_trunk(trunk: nn.Module, path: Path) -> Tensor | None:
     """Load a file or folder into a backbone without its classifier; returns the folder's projection, if it has one."""
-    from cloc.models.pretrained import tower_state
+    from cloc.models.weights.tower_folders import tower_state
 
     state = tower_state(path, "trunk") if path.is_dir() else read_state(path)
     projection = state.pop("proj.weight", None)
@@ -344,7 +344,7 @@ class OpenClipTower(nn.Module):
         name: open_clip architecture (``ViT-B-16``) whose vision configuration is taken.
         image_size: side of the view in pixels; position embeddings are resized when it differs from the weights' own.
         pretrained: None, an open_clip tag (downloads), a local file of weights, or a folder of open_clip or of a
-            Hugging Face CLIP (see :mod:`cloc.models.pretrained`).
+            Hugging Face CLIP (see :mod:`cloc.models.weights.pretrained`).
         quick_gelu: take CLIP's approximate GELU; tags and folders say by themselves whether they need it, files do not.
         options: overrides of open_clip's vision configuration (``width``, ``layers``, ``patch_size``, …).
         resize: ``pad`` or ``squash``, as :class:`TimmTower` has it.
@@ -368,7 +368,7 @@ class OpenClipTower(nn.Module):
     ) -> None:
         super().__init__()
         prefer_plain_attention()
-        from cloc.models.weights import open_clip_tower
+        from cloc.models.weights.open_clip_towers import open_clip_tower
 
         self.visual = open_clip_tower(
             "visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {})

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
-from cloc.models.positions import onto_grid, onto_view
+from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
 
 MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
@@ -88,7 +88,7 @@ class Cloc(nn.Module):
 
     @property
     def covered(self) -> float:
-        """Share of the view's side under patch tokens, see :mod:`cloc.models.positions`."""
+        """Share of the view's side under patch tokens, see :mod:`cloc.models.positions.fourier`."""
         return getattr(self.image, "covered", 1.0)
 
     def forward(self, batch: Batch) -> Features:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cloc.models.positions import fourier, grid_positions
+from cloc.models.positions.fourier import fourier, grid_positions
 
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 

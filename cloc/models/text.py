@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
-from cloc.data.text import CLEANINGS, refusing_code, without_code
-from cloc.models.checksums import check_folder
-from cloc.models.folders import check_hugging_face
-from cloc.models.weights import open_clip_tower
+from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
+from cloc.models.trust.values import check_hugging_face
+from cloc.models.weights.digests import check_folder
+from cloc.models.weights.open_clip_towers import open_clip_tower
 
 Cleaning = Annotated[str, OneOf(*CLEANINGS)]
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
@@ -35,14 +35,14 @@ class ClipText(nn.Module):
         joint_dim: D.
         name: open_clip architecture whose text configuration is taken.
         pretrained: None, an open_clip tag, a local file, or a folder of open_clip or of a Hugging Face CLIP or SigLIP
-            (see :mod:`cloc.models.pretrained`).
+            (see :mod:`cloc.models.weights.pretrained`).
         quick_gelu: CLIP's approximate GELU.
-        tokenizer: see :class:`cloc.data.text.Tokenizer`.
+        tokenizer: see :class:`cloc.data.tokenizer.Tokenizer`.
         context_length: longest text in tokens; positions of pretrained weights are stretched as Long-CLIP's, or cut.
             None for the weights' own number, or 77.
         options: overrides of open_clip's text configuration (``width``, ``heads``, ``layers``, ``vocab_size``, …).
         frozen: keep the whole tower as it is, projection included.
-        clean: of texts, see :class:`cloc.data.text.Tokenizer`.
+        clean: of texts, see :class:`cloc.data.tokenizer.Tokenizer`.
 
     Raises:
         ValueError: a tower with a class token, whose place depends on the padding.

@@ -27,8 +27,8 @@ SMALL = (
     "+model.text.options={width: 32, heads: 2, layers: 1, vocab_size: 64}",
 )
 TARGETS = (
-    "cloc.engine.folder.RunFolder", "cloc.data.text.Tokenizer", "cloc.data.remote.ShardCache", "os.system",
-    "builtins.eval", "subprocess.Popen", "cloc.evaluation.cache.Cache", "torch.nn.Linear", "", None, 3,
+    "cloc.engine.durable.run_folder.RunFolder", "cloc.data.tokenizer.Tokenizer", "cloc.data.shards.cache.ShardCache",
+    "os.system", "builtins.eval", "subprocess.Popen", "cloc.evaluation.cache.Cache", "torch.nn.Linear", "", None, 3,
 )  # fmt: skip
 STRINGS = (
     "http://127.0.0.1:9/x.json", "reference::http://127.0.0.1:9/refs.json", "hf-hub:someone/something",

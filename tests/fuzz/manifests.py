@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloc.contracts import BadSample
-from cloc.data.shards import MANIFEST_NAME, ShardError, ShardReader, index_folder, load_manifest, write_manifest
+from cloc.data.shards.index import index_folder, load_manifest, write_manifest
+from cloc.data.shards.manifest import MANIFEST_NAME
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import ShardError
 
 from . import mutate
 from .kinds import Case, Kind

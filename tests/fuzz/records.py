@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cloc.contracts import BadSample
-from cloc.data.schema import parse_sample
-from cloc.data.text import Tokenizer
+from cloc.data.sample import parse_sample
+from cloc.data.tokenizer import Tokenizer
 
 from . import mutate
 from .kinds import Case, Kind, Unreadable

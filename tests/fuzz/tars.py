@@ -10,7 +10,9 @@ import tarfile
 from pathlib import Path
 
 from cloc.contracts import BadSample
-from cloc.data.shards import ShardError, ShardReader, index_folder, read_sample_members
+from cloc.data.shards.index import index_folder
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import ShardError, read_sample_members
 
 from . import mutate
 from .kinds import Case, Kind, Unreadable

@@ -17,13 +17,13 @@ from torch.nn.functional import interpolate, normalize, pad
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.encoder import PAD, Encoder
-from cloc.evaluation.classification import classify
-from cloc.evaluation.outcome import Outcome, Outcomes
+from cloc.evaluation.metrics.classification import classify
+from cloc.evaluation.metrics.outcome import Outcome, Outcomes
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
 from cloc.evaluation.report.content import Answer, Case, DatasetReport, Gallery, Heat
 from cloc.evaluation.report.splits import MEASURES, Best, by_class, by_size
-from cloc.evaluation.sets import EvalSet, pairs
+from cloc.evaluation.sets.annotated import EvalSet, pairs
 from cloc.evaluation.suite import class_embeddings
-from cloc.evaluation.trial import Embedded, Trial
 
 SHOWN_BOXES = 8
 HEAT_PICTURES, HEAT_PHRASES = 3, 2
@@ -34,7 +34,7 @@ HEAT_GRID = 96  # cells of a map's side before it is cut to the picture
 class Evaluated:
     """Everything about one set: the models with what they made of it. Lists are in the same order."""
 
-    trials: Sequence[Trial]
+    models: Sequence[ModelOutputs]
     data: EvalSet
     embedded: Sequence[Embedded]
     outcomes: Mapping[str, Outcomes]
@@ -66,7 +66,7 @@ def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, sa
     chosen = choose(scores, [len(own.regions) for own in data.samples], pictures, seed)
     indices = sorted({index for own in chosen.values() for index in own})
     cases = dict(zip(indices, _cases(found, indices), strict=True))
-    model = found.trials[0].encoder.name
+    model = found.models[0].encoder.name
     words = {
         "random": "Drawn by seed, before any model was asked.",
         "best": f"The pictures that {model} does best on.",
@@ -90,7 +90,7 @@ def picture_scores(found: Evaluated) -> np.ndarray:
 
     The mean of two: the share of boxes named rightly by its best source, and the mean IoU of the boxes that it draws.
     """
-    model, size = found.trials[0].encoder.name, len(found.data.samples)
+    model, size = found.models[0].encoder.name, len(found.data.samples)
     own, best = found.outcomes[model], found.best[model]
     names = [f"region/{best[measure]}/{measure}" for measure in MEASURES if measure in best][:1]
     rows = [_by_picture(own[name], size) for name in (*names, "grounding/mIoU") if name in own]
@@ -130,22 +130,22 @@ def choose(scores: np.ndarray, boxes: Sequence[int], pictures: int, seed: int) -
     return {"random": drawn, "best": ranked[:part], "worst": ranked[::-1][:part]}
 
 
-def _gallery_texts(found: Evaluated, trial: Trial) -> tuple[list[str], Tensor]:
+def _gallery_texts(found: Evaluated, outputs: ModelOutputs) -> tuple[list[str], Tensor]:
     """What a box can be called: the classes, or all phrases of the set where there are none."""
     data = found.data
     if data.categories:
-        return data.categories, class_embeddings(trial, data.categories, data.templates)
+        return data.categories, class_embeddings(outputs, data.categories, data.templates)
     phrases = sorted({phrase for sample in data.samples for region in sample.regions for phrase in region.phrases})
-    return phrases, trial.texts(phrases)
+    return phrases, outputs.texts(phrases)
 
 
 def _said(found: Evaluated) -> list[str]:
     """What the first model calls each box that has a class, in the order of the set."""
-    trial, own, data = found.trials[0], found.embedded[0], found.data
-    source = found.source(trial.encoder.name)
+    outputs, own, data = found.models[0], found.embedded[0], found.data
+    source = found.source(outputs.encoder.name)
     if source is None or not data.categories:
         return []
-    texts, gallery = _gallery_texts(found, trial)
+    texts, gallery = _gallery_texts(found, outputs)
     classes = set(texts)
     regions = [region for sample in data.samples for region in sample.regions]
     classed = [index for index, region in enumerate(regions) if region.category in classes]
@@ -156,15 +156,15 @@ def _named(found: Evaluated, chosen: Sequence[int]) -> dict[str, dict[int, list[
     """Model label → picture → what it calls each box."""
     starts = np.cumsum([0, *(len(sample.regions) for sample in found.data.samples)])
     labels: dict[str, dict[int, list[str]]] = defaultdict(dict)
-    for trial, own in zip(found.trials, found.embedded, strict=True):
-        source = found.source(trial.encoder.name)
+    for outputs, own in zip(found.models, found.embedded, strict=True):
+        source = found.source(outputs.encoder.name)
         if source is None:
             continue
-        texts, gallery = _gallery_texts(found, trial)
+        texts, gallery = _gallery_texts(found, outputs)
         for index in chosen:
             rows = own.regions[source][starts[index] : starts[index + 1]].to(gallery.device)
             nearest = (rows @ gallery.T).argmax(1).tolist()
-            labels[f"{trial.encoder.name} · {source}"][index] = [texts[i] for i in nearest]
+            labels[f"{outputs.encoder.name} · {source}"][index] = [texts[i] for i in nearest]
     return labels
 
 
@@ -192,8 +192,8 @@ def _cases(found: Evaluated, chosen: Sequence[int]) -> list[Case]:
                     for label, names in named.items()
                 },
                 grounded={
-                    trial.encoder.name: [tuple(own.predicted[place].tolist()) for place in places]
-                    for trial, own in zip(found.trials, found.embedded, strict=True)
+                    outputs.encoder.name: [tuple(own.predicted[place].tolist()) for place in places]
+                    for outputs, own in zip(found.models, found.embedded, strict=True)
                     if len(own.predicted)
                 },
                 more=len(sample.regions) - len(regions),
@@ -207,10 +207,10 @@ def _heats(found: Evaluated, cases: Sequence[Case]) -> list[Heat]:
     for case in cases:
         phrases = list(dict.fromkeys(case.phrases))[:HEAT_PHRASES]
         maps: list[dict[str, np.ndarray]] = [{} for _ in phrases]
-        for trial in found.trials:
-            if not getattr(trial.encoder.model.image, "dense", True):
+        for outputs in found.models:
+            if not getattr(outputs.encoder.model.image, "dense", True):
                 continue
-            label, rows = similarity_maps(trial.encoder, case.image, trial.texts(phrases))
+            label, rows = similarity_maps(outputs.encoder, case.image, outputs.texts(phrases))
             for own, row in zip(maps, rows, strict=True):
                 own[label] = row
         for phrase, own in zip(phrases, maps, strict=True):

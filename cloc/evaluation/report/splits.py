@@ -1,4 +1,4 @@
-"""Where the model on trial wins and loses: by class and by box size.
+"""Where the measured model wins and loses: by class and by box size.
 
 Stands beside ``compare.py``: the same outcomes that its metrics are made of, taken apart. One question is asked of
 every box (its class, or its phrase where the set has no classes), of each model by its best source.
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloc.evaluation.bootstrap import BLOCK, LEVELS, draws
-from cloc.evaluation.outcome import Outcome, Outcomes
+from cloc.evaluation.metrics.bootstrap import BLOCK, LEVELS, draws
+from cloc.evaluation.metrics.outcome import Outcome, Outcomes
 from cloc.evaluation.report.dots import Dot, DotRow
 from cloc.evaluation.report.formats import format_range, format_value
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
-from cloc.evaluation.sets import EvalSet
+from cloc.evaluation.sets.annotated import EvalSet
 
 MEASURES = ("top1", "region_to_text_R@10")  # of a box; the first that was measured is taken apart
 ENDS = 8  # classes shown at each end
@@ -44,7 +44,7 @@ class Classes:
     """The classes of a set by two models.
 
     Attributes:
-        first: the model on trial.
+        first: the model on outputs.
         rival: the best other; empty where there is none.
         won: classes at the upper end: of the difference, or of the value where there is no rival.
         lost: classes at the lower end, the lowest first.
@@ -85,7 +85,7 @@ def by_class(
 
     Args:
         data: the set.
-        outcomes: of each model; the first is the one on trial.
+        outcomes: of each model; the first is the one on outputs.
         best: sources.
         said: what the first model calls each box that has a class.
         samples: resamples behind the intervals; 0 for none.

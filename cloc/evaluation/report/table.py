@@ -165,7 +165,7 @@ class Apart:
     """What tells the first model from another: all differences whose interval leaves out zero.
 
     Attributes:
-        first: the model on trial.
+        first: the model on outputs.
         rival: the other one.
         asked: number of measurements that both have.
         behind: measurement in words, difference, interval in words: where ``first`` does worse.

@@ -1,0 +1,1 @@
+"""Data sets of others → shards: one file a format, records, resumable jobs."""

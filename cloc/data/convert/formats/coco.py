@@ -1,0 +1,309 @@
+"""Detection sets in COCO's JSON layout: COCO itself, LVIS, and what others write in it.
+
+Beside COCO's own fields these are read: texts of a box (``caption`` and its like beside ``bbox``), texts of a picture
+(``caption`` of an image), and the grounding files of MDETR and GLIP, whose boxes point into the picture's caption.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from cloc.data.boxes import check_kind
+from cloc.data.convert.formats.files import json_items, need_file, need_folder
+from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
+from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.drops import WITHOUT_IMAGE
+from cloc.data.grit import cut
+
+COCO_BOXES = "xywh_pixels"
+
+TEXT_KEYS = (
+    "caption", "captions", "phrase", "phrases", "description", "descriptions", "object_description", "sentence",
+    "sentences", "expression", "expressions", "text",
+)  # fmt: skip
+"""Keys of an annotation that hold texts of its box, or of the picture where it has none: a text, or a list of texts or
+of RefCOCO's sentences."""
+
+_NO_PARENT = (None, "", "none", "None")
+
+
+def file_name(image: Mapping[str, Any]) -> str | None:
+    """Return a picture's path below the folder of pictures: its name, or in LVIS v1 the last two parts of its URL."""
+    if isinstance(image.get("file_name"), str):
+        return image["file_name"]
+    url = image.get("coco_url")
+    return "/".join(urlsplit(url).path.split("/")[-2:]) if isinstance(url, str) else None
+
+
+IMAGES = Kind("image", file_name, lambda one, two: same_picture(one, two, file_name))
+CATEGORIES = Kind("category", lambda item: item["name"], lambda one, two: one["name"] == two["name"])
+
+
+class Box(NamedTuple):
+    """What is kept of an annotation with a box; the mask, most of a file, is let go."""
+
+    box: Any
+    category: str | None
+    crowd: Any
+    texts: tuple[Any, ...] = ()
+    spans: Any = None
+    phrases: Any = None
+
+
+@dataclass(slots=True)
+class CocoFiles:
+    """What COCO files hold, by id.
+
+    Attributes:
+        images: COCO's objects, in the order of the files.
+        names: class names.
+        phrases: of each class, the name first.
+        boxes: of each picture.
+        captions: of each picture, those of the images' own ``caption`` aside.
+        categories: class names of the set, without what only stands above the classes.
+        roots: names that only stand above them.
+        counts: what was dropped or mended, by reason.
+        annotations: of pictures in the files.
+    """
+
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    phrases: dict[str, list[str]] = field(default_factory=dict)
+    boxes: dict[str, list[Box]] = field(default_factory=lambda: defaultdict(list))
+    captions: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    categories: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    annotations: int = 0
+
+    def of(self, number: str) -> dict[str, Any]:
+        """Return the annotations of one picture, as ``coco_object`` takes them."""
+        boxes = [
+            (own, self.phrases.get(own.category or "", []), self.names.get(own.category or ""))
+            for own in self.boxes.get(number, ())
+        ]
+        return {"image": self.images[number], "boxes": boxes, "captions": self.captions.get(number, [])}
+
+
+def open_coco(
+    source: Path,
+    *,
+    split: str = "val2017",
+    images: Path | None = None,
+    boxes: str = COCO_BOXES,
+    ignore_crowd_flag: bool = False,
+) -> RecordSource:
+    """Open COCO's standard layout: ``annotations/{instances,captions}_SPLIT.json`` and the pictures in ``SPLIT/``.
+
+    A box's phrases are its own texts, then the name of its category; in grounding files the words of the picture's
+    caption that it points at. Crowd flags are kept, masks are not read. One of the two files may be missing.
+
+    Args:
+        source: folder that holds ``annotations`` and the pictures.
+        split: name of the picture folder.
+        images: folder of the pictures; None for ``SPLIT`` in ``source``.
+        boxes: what ``bbox`` holds, one of ``BOX_KINDS``.
+        ignore_crowd_flag: take groups for ordinary regions.
+
+    Raises:
+        FileNotFoundError: there is neither annotation file, or no picture folder.
+        ValueError: an id stands for two pictures or two classes, or the two files number their pictures differently.
+    """
+    folder = source / "annotations"
+    paths = [folder / f"instances_{split}.json", folder / f"captions_{split}.json"]
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        raise FileNotFoundError(f"{paths[0]}: no such file, nor {paths[1].name}; name a split with --split")
+    root = need_folder(
+        images or source / split, "name the folder of the pictures with --images, or a split with --split"
+    )
+    return _open(f"coco_{split}", files, root, str, check_kind(boxes), ignore_crowd_flag)
+
+
+def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
+    """Open LVIS v1: ``lvis_v1_SPLIT.json`` and COCO's pictures, ``train2017/`` and ``val2017/``.
+
+    A category's name and its synonyms are the phrases, with spaces for underscores.
+
+    Args:
+        source: folder of the JSON file, or of ``annotations/`` that holds it.
+        split: ``train``, ``val``, or another part of the file's name.
+        images: folder of ``train2017/`` and ``val2017/``; None for ``source``.
+
+    Raises:
+        FileNotFoundError: there is no such annotation file.
+        ValueError: an id stands for two pictures or two classes.
+    """
+    name = f"lvis_v1_{split}.json"
+    path = source / "annotations" / name
+    path = path if path.is_file() else need_file(source / name, "name a split with --split")
+    return _open(f"lvis_{split}", [path], images or source, lambda name: name.replace("_", " "))
+
+
+def _open(
+    name: str,
+    files: list[Path],
+    root: Path,
+    readable: Callable[[str], str],
+    boxes: str = COCO_BOXES,
+    ignore_crowd_flag: bool = False,
+) -> RecordSource:
+    found = read_coco(files, readable)
+    above = ", ".join(map(repr, found.roots))
+    notes = (f"no class, since it has no box and only stands above the classes: {above}",) if above else ()
+    return RecordSource(
+        name,
+        tuple(files),
+        _records(found, root),
+        len(found.images),
+        found.categories or None,
+        coco_object,
+        found.counts,
+        boxes,
+        ignore_crowd_flag,
+        found.annotations,
+        notes,
+    )
+
+
+def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> CocoFiles:
+    """Read all but the masks of one or two files of the same pictures.
+
+    Args:
+        files: COCO's JSON.
+        readable: makes a phrase of a category's name.
+
+    Raises:
+        ValueError: an id stands for two pictures or two classes, or two files number their pictures differently.
+    """
+    found, categories, earlier = CocoFiles(), {}, set()
+    for path in files:
+        own: dict[str, dict[str, Any]] = {}
+        collect(own, json_items(path, "images.item"), path, IMAGES)
+        refuse_other_numbers(found.images, own, (files[0], path), IMAGES)
+        collect(found.images, own.values(), path, IMAGES)
+        collect(categories, json_items(path, "categories.item"), path, CATEGORIES)
+    for path in files:
+        _read_annotations(path, found, earlier)
+    used = {box.category for boxes in found.boxes.values() for box in boxes}
+    roots = _roots(categories, used)
+    placeholder = len(categories) == 1 and any(box.spans for boxes in found.boxes.values() for box in boxes)
+    for number, item in categories.items():
+        if number not in roots and not placeholder:
+            found.names[number] = readable(item["name"])
+            synonyms = [found.names[number], *map(readable, item.get("synonyms") or [])]
+            found.phrases[number] = list(dict.fromkeys(synonyms))
+    found.categories = tuple(sorted(set(found.names.values())))
+    found.roots = tuple(sorted({str(categories[number]["name"]) for number in roots} - set(found.categories)))
+    return found
+
+
+def _roots(categories: Mapping[str, dict[str, Any]], used: set[str | None]) -> set[str]:
+    """Find what is no class: without a box or a parent, and the parent of others, as Roboflow writes its project."""
+    parents = {parent for item in categories.values() if isinstance(parent := item.get("supercategory"), str)}
+    return {
+        number
+        for number, item in categories.items()
+        if number not in used and item.get("supercategory") in _NO_PARENT and item["name"] in parents
+    }
+
+
+def _read_annotations(path: Path, found: CocoFiles, earlier: set[int]) -> None:
+    """Add the annotations of one file; ``earlier`` holds a mark of each."""
+    for item in json_items(path, "annotations.item"):
+        image = id_of(item.get("image_id")) if isinstance(item, dict) else None
+        if image is None or image not in found.images:
+            found.counts[WITHOUT_IMAGE] += 1
+            continue
+        texts, box = _texts(item), item.get("bbox")
+        spans, phrases = item.get("tokens_positive"), item.get("phrase_ids")
+        kept = Box(box, id_of(item.get("category_id")), item.get("iscrowd"), tuple(texts), spans, phrases)
+        mark = hash((id_of(item.get("id")), image, repr(kept)))
+        if "id" in item and mark in earlier:
+            found.counts["annotation_twice"] += 1
+            continue
+        earlier.add(mark)
+        found.annotations += 1
+        if not box and any(key in item for key in TEXT_KEYS):
+            found.captions[image] += texts or [None]  # counted as caption_not_text
+        else:
+            found.boxes[image].append(kept)
+
+
+def _texts(item: Mapping[str, Any]) -> list[Any]:
+    """Return the texts of an annotation; what is none stays for the parser to count."""
+    found = []
+    for key in TEXT_KEYS:
+        value = item.get(key)
+        for text in value if isinstance(value, list) else [value]:
+            found.append(text.get("sent", text.get("raw")) if isinstance(text, dict) else text)
+    return [text for text in found if text is not None]
+
+
+def _records(found: CocoFiles, root: Path) -> Iterator[Record]:
+    keys = Keys()
+    for number, image in found.images.items():
+        path = file_name(image)
+        if path is None:
+            yield Record(f"image {number}", fault=("bad_annotation", "neither file_name nor coco_url"))
+            continue
+        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, found.of(number))
+
+
+def coco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
+    """Make a shard's JSON object of one picture: ``RecordSource.parse`` of this family. Boxes stay as they are.
+
+    Args:
+        annotations: ``image`` (COCO's object), ``captions``, and ``boxes``, of each the ``Box``, the names of its class
+            and the class itself.
+        counts: receives ``phrase_span_malformed`` for each span that cuts no phrase out of the picture's caption.
+    """
+    image = annotations["image"]
+    own = image.get("caption", image.get("captions"))
+    return {
+        "width": image.get("width"),
+        "height": image.get("height"),
+        "coco_id": image["id"],
+        "regions": [
+            {
+                "box": box.box,
+                "phrases": _phrases(box, names, image, counts),
+                "category": category,
+                "crowd": box.crowd,
+            }
+            for box, names, category in annotations["boxes"]
+        ],
+        "captions": [*(own if isinstance(own, list) else [] if own is None else [own]), *annotations["captions"]],
+    }
+
+
+def _phrases(box: Box, names: Sequence[str], image: Mapping[str, Any], counts: Counter[str]) -> list[Any]:
+    """The box's own texts and spans; the names of its class unless spans say what it is."""
+    pointed = _cut_spans(image.get("caption"), _spans(box, image), counts)
+    texts = [*box.texts, *pointed, *(() if pointed else names)]
+    return list({repr(text): text for text in texts}.values())
+
+
+def _spans(box: Box, image: Mapping[str, Any]) -> list[Any]:
+    """The character spans of a box: its own, or those of its phrases in the picture's list of them."""
+    listed = image.get("tokens_positive_eval")
+    if box.spans is None and box.phrases is not None and isinstance(listed, list):
+        numbers = box.phrases if isinstance(box.phrases, list) else [box.phrases]
+        known = [listed[number] for number in numbers if isinstance(number, int) and 0 <= number < len(listed)]
+        return [span for spans in known for span in (spans if isinstance(spans, list) else [spans])]
+    if box.spans is None:
+        return []
+    flat = not isinstance(box.spans, list) or (len(box.spans) == 2 and not any(isinstance(n, list) for n in box.spans))
+    return [box.spans] if flat else box.spans
+
+
+def _cut_spans(caption: Any, spans: Sequence[Any], counts: Counter[str]) -> list[str]:
+    pairs = [span if isinstance(span, list) and len(span) == 2 else (None, None) for span in spans]
+    phrases = [cut(caption, *pair) for pair in pairs]
+    counts.update({"phrase_span_malformed": lost} if (lost := phrases.count(None)) else {})
+    return [phrase for phrase in phrases if phrase is not None]

@@ -1,0 +1,62 @@
+"""Shards that img2dataset downloaded, with GRIT's regions where their JSON has them.
+
+The stream reads such shards as they are. Converting them checks every picture, drops the unusable ones once and for
+all, and writes a manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloc.data.convert.formats.files import need_folder
+from cloc.data.convert.records import Keys, Record, RecordSource, TarSlice
+from cloc.data.shards.tar_headers import HeaderError, walk_whole
+from cloc.data.shards.tars import open_tar, split_name
+
+
+def open_grit(source: Path) -> RecordSource:
+    """Open a folder of ``.tar`` shards of ``jpg``, ``txt`` and ``json``, as img2dataset writes them.
+
+    Only headers are read while records are listed. What follows damage in a tar cannot be counted: it is one record
+    left out as ``unreadable_shard``, and so is the sample before it, which may lack members.
+
+    Args:
+        source: the folder.
+
+    Raises:
+        FileNotFoundError: there is no ``.tar`` in it.
+    """
+    paths = tuple(sorted(need_folder(source, "format 'grit' reads a folder of img2dataset's shards").glob("*.tar")))
+    if not paths:
+        raise FileNotFoundError(
+            f"{source}: holds no .tar; download GRIT's pictures with img2dataset --output_format webdataset"
+        )
+    return RecordSource(source.name, paths, _records(paths))
+
+
+def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
+    keys = Keys()
+    for path in paths:
+        key, start, end = "", 0, 0
+        try:
+            file, read, size = open_tar(path)
+            with file:
+                for member in walk_whole(read, size):
+                    own, _ = split_name(member)
+                    if own and own != key:
+                        if key:
+                            yield _record(path, key, start, end, keys)
+                        key, start = own, member.offset
+                    end = member.end if own else end
+        except (HeaderError, OSError) as error:
+            yield Record(f"{path.name} at byte {end:,}", fault=("unreadable_shard", f"{path}: {error}"))
+            if key:
+                yield Record(f"{path.name} key {key}", fault=("unreadable_shard", "what follows it is damaged"))
+        else:
+            if key:
+                yield _record(path, key, start, end, keys)
+
+
+def _record(path: Path, key: str, start: int, end: int, keys: Keys) -> Record:
+    return Record(f"{path.name} key {key}", keys.unique(key), TarSlice(path, start, end))

@@ -1,0 +1,56 @@
+"""One JSON object a line: a shard's JSON member, and the path of its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloc.contracts import BadSample
+from cloc.data.boxes import NORMALIZED, check_kind
+from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.json_values import shown
+from cloc.data.sample import read_object
+
+
+def open_jsonl(
+    source: Path, *, images: Path | None = None, boxes: str = NORMALIZED, ignore_crowd_flag: bool = False
+) -> RecordSource:
+    """Open a ``.jsonl`` file; ``image`` is a path relative to it, the rest of a line is a shard's JSON member.
+
+    Args:
+        source: the file.
+        images: folder that the picture paths are relative to; None for the file's own.
+        boxes: what ``box`` of a region holds, one of ``BOX_KINDS``.
+        ignore_crowd_flag: take groups for ordinary regions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such kind of box.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no file; format 'jsonl' reads one .jsonl file")
+    with source.open("rb") as lines:
+        total = sum(1 for line in lines if line.strip())
+    records = _records(source, images or source.parent)
+    own = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
+    return RecordSource(source.stem, (source,), records, total, **own)
+
+
+def _records(source: Path, root: Path) -> Iterator[Record]:
+    keys = Keys()
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{source.name} line {number}"
+            try:
+                record = read_object(line, where)
+            except BadSample as error:
+                yield Record(where, fault=(error.reason, error.detail))
+                continue
+            image = record.pop("image", None)
+            if isinstance(image, str):
+                yield Record(where, keys.unique(Path(image).stem), root / image, record)
+            else:
+                fault = ("no_image", f"image is {shown(image)}, a path relative to {root} is needed")
+                yield Record(where, annotations=record, fault=fault)

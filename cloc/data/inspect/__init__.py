@@ -1,0 +1,1 @@
+"""``data check``, ``show``, ``bench``: what a folder of shards holds."""

@@ -1,0 +1,179 @@
+"""What ``check`` found, for people (a table, or plain lines where the output is piped) and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cloc.data.console import print_line, print_rows
+from cloc.data.drops import dropped, dropped_regions, mended
+from cloc.data.inspect.check import Check
+from cloc.data.inspect.duplicates import repeated_captions, repeated_files, repeated_looks
+from cloc.data.inspect.tally import Bad
+from cloc.data.shards.manifest import MANIFEST_NAME
+
+_WRITE_BOXES = "write x0, y0, x1, y1 in 0..1 under regions[].box, for instance by data convert with --boxes"
+_EXAMPLES = 5  # of each kind that the table names; the JSON names all
+_COMMON = 10
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def print_check(found: Check, console: Console | None = None) -> None:
+    """Print the statistics, then what is wrong, on standard output where no console is given."""
+    console = console or Console()
+    print_rows(console, str(found.folder), _statistics(found))
+    faults = list(_faults(found))
+    if faults:
+        print_rows(console, "faults", faults, "red")
+    if found.manifest_written:
+        print_line(console, f"wrote {found.folder / MANIFEST_NAME}")
+    if found.fixed is not None:
+        left = f"{found.samples - found.fixed.samples:,} left out"
+        print_line(console, f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}, {left}")
+    elif found.region_fault is not None and found.region_fault.misread:
+        print_line(console, f"no copy mends the boxes; {_WRITE_BOXES}", "dim")
+    elif faults and found.usable:
+        print_line(console, "--fix OUT writes a copy without these", "dim")
+    print_line(console, *(("ok", "bold green") if found.ok else ("not ok", "bold red")))
+
+
+def _statistics(found: Check) -> Iterator[tuple[str, str]]:
+    tally = found.tally
+    rate = found.samples / max(found.seconds, 1e-9)
+    yield "samples", f"{found.samples:,}, usable {found.usable:,}; {rate:,.0f} samples/s"
+    yield "captions a picture", _spread(tally.captions)
+    yield "regions a picture", _spread(tally.regions)
+    if tally.crowds:
+        total = sum(number * count for number, count in tally.regions.items())
+        lost = "" if total else "warning: no region is left; "
+        yield "crowds", f"{lost}{tally.crowds:,} groups beside {total:,} regions, not trained on and not measured"
+    if tally.phrases:
+        yield "phrases", f"{tally.phrases.total():,}, {len(tally.phrases):,} distinct"
+        yield "words a phrase", _spread(tally.words)
+        yield "most common", ", ".join(f"{name} {count:,}" for name, count in tally.phrases.most_common(_COMMON))
+        quantiles = ", ".join(f"{share:.0%} ≤ {area:.2%}" for share, area in _quantiles(tally.areas).items())
+        yield "box area / picture", quantiles
+    for label, groups in (
+        ("pictures that come twice", repeated_files(tally.prints)),
+        ("pictures that look alike", repeated_looks(tally.prints)),
+        ("captions that come twice", repeated_captions(tally.prints)),
+    ):
+        if groups:
+            yield label, _groups(groups)
+    for word, counts in (("dropped", dropped(tally.mended)), ("mended", mended(tally.mended))):
+        for reason, count in counts.items():
+            yield f"{word}: {reason}", f"{count:,}"
+    if found.shared is not None:
+        shared = found.shared
+        texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
+        yield "shared", f"{len(shared.pictures):,} pictures, {texts}; with {shared.folder}"
+        if shared.not_compared:
+            yield "not compared", f"{shared.not_compared:,} samples of {shared.folder} that cannot be used"
+
+
+def _faults(found: Check) -> Iterator[tuple[str, str]]:
+    tally = found.tally
+    yield from found.broken.items()
+    for reason, count in found.bad.most_common():
+        yield reason, f"{count:,} {_plural('sample', count)}"
+        named = [one for one in tally.bad if one.reason == reason]
+        yield from (("", _place(one)) for one in named[:_EXAMPLES])
+        if count > _EXAMPLES:
+            yield "", f"and {count - _EXAMPLES:,} more; --json FILE names them all"
+    if found.duplicates:
+        shown = ", ".join(f"{key} ×{count}" for key, count in list(found.duplicates.items())[:_EXAMPLES])
+        more = ", …" if len(found.duplicates) > _EXAMPLES else ""
+        yield "keys that come twice", f"{len(found.duplicates):,}: {shown}{more}"
+    if found.shared is not None and found.shared.pictures:
+        count = len(found.shared.pictures)
+        pairs = ", ".join(f"{match.here[0]} = {match.there[0]}" for match in found.shared.matches[:_EXAMPLES])
+        more = ", …" if len(found.shared.matches) > _EXAMPLES else ""
+        yield "shared pictures", f"{count:,} of {found.shared.pictures_there:,} there: {pairs}{more}"
+    if found.region_fault is not None:
+        yield "regions", found.region_fault.text
+        lost = dropped_regions(tally.mended)
+        yield from (("", example) for reason in lost for example in tally.examples.get(reason, ()))
+    if not found.usable:
+        yield "no usable sample", "nothing can be trained on"
+
+
+def _place(one: Bad) -> str:
+    return f"{one.key or '(no key)'} ({one.shard} #{one.index}): {one.detail}"
+
+
+def to_json(found: Check) -> dict[str, Any]:
+    """All that was found, as plain JSON values; every bad sample is named."""
+    tally, shared = found.tally, found.shared
+    return {
+        "folder": str(found.folder),
+        "ok": found.ok,
+        "samples": found.samples,
+        "usable": found.usable,
+        "seconds": round(found.seconds, 3),
+        "bad": dict(found.bad),
+        "bad_samples": [one._asdict() for one in tally.bad],
+        "broken_shards": found.broken,
+        "duplicate_keys": found.duplicates,
+        "dropped": dropped(tally.mended),
+        "mended": mended(tally.mended),
+        "dropped_examples": tally.examples,
+        "region_fault": found.region_fault and found.region_fault.text,
+        "crowds": tally.crowds,
+        "captions_per_picture": _histogram(tally.captions),
+        "regions_per_picture": _histogram(tally.regions),
+        "phrases": tally.phrases.total(),
+        "distinct_phrases": len(tally.phrases),
+        "words_per_phrase": _histogram(tally.words),
+        "common_phrases": [list(pair) for pair in tally.phrases.most_common(100)],
+        "box_area_quantiles": {str(share): area for share, area in _quantiles(tally.areas).items()},
+        "repeated_pictures": repeated_files(tally.prints),
+        "lookalike_pictures": repeated_looks(tally.prints),
+        "repeated_captions": repeated_captions(tally.prints),
+        "shared": None
+        if shared is None
+        else {
+            "folder": shared.folder,
+            "pictures": len(shared.pictures),
+            "pictures_there": shared.pictures_there,
+            "matches": [match._asdict() for match in shared.matches],
+            "captions": [{"here": here, "there": there} for here, there in shared.captions],
+            "phrases": shared.phrases,
+            "not_compared": shared.not_compared,
+        },
+        "manifest_written": found.manifest_written,
+        "fixed": None if found.fixed is None else {"folder": str(found.fixed.folder), "samples": found.fixed.samples},
+    }
+
+
+def _histogram(counts: Counter[int]) -> dict[str, int]:
+    return {str(value): counts[value] for value in sorted(counts)}
+
+
+def _quantiles(values: np.ndarray) -> dict[float, float]:
+    if not len(values):
+        return {}
+    return {share: round(float(v), 6) for share, v in zip(_QUANTILES, np.quantile(values, _QUANTILES), strict=True)}
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    shown = ", ".join(" = ".join(group[:3]) + (" = …" if len(group) > 3 else "") for group in groups[:_EXAMPLES])
+    pictures = len({key for group in groups for key in group})
+    more = ", …" if len(groups) > _EXAMPLES else ""
+    return f"{len(groups):,} in {pictures:,} {_plural('sample', pictures)}: {shown}{more}"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def _spread(histogram: Counter[int]) -> str:
+    total = histogram.total()
+    if not total:
+        return "none"
+    mean = sum(value * count for value, count in histogram.items()) / total
+    text = f"{min(histogram)} to {max(histogram)}, mean {mean:.2f}"
+    return f"{text}; none in {histogram[0]:,}" if histogram[0] else text

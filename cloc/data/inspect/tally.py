@@ -1,0 +1,153 @@
+"""What some samples hold, counted: each is read, parsed and decoded as training does it.
+
+Stands below ``check``, which adds up the parts that its processes count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cloc.contracts import BadSample, Sample
+from cloc.data.boxes import NORMALIZED, observe
+from cloc.data.decode import decode_rgb
+from cloc.data.drops import dropped_regions, has_room, show
+from cloc.data.inspect import duplicates
+from cloc.data.inspect.duplicates import Fingerprints
+from cloc.data.regions import count_regions, excerpt, raw_boxes
+from cloc.data.sample import encode_json, parse_sample, read_object
+from cloc.data.shards.manifest import Manifest
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import ShardInfo, read_sample_members
+
+_NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
+
+
+class Bad(NamedTuple):
+    """A sample that cannot be used; ``key`` is empty where not even that could be read."""
+
+    key: str
+    shard: str
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What some samples hold.
+
+    Attributes:
+        samples: how many there are.
+        keys: of those that could be read.
+        bad: those that cannot be used.
+        given: regions that the usable samples list, usable or not.
+        mended: captions and regions that were dropped or mended in usable samples, by reason; ``drops`` parts the two.
+        boxes: what the boxes can be, the evidence of ``boxes.observe``.
+        crowds: usable groups, which are not trained on.
+        examples: of each reason for which regions are dropped the first ones, as they are in the JSON.
+        captions: number of captions of each usable sample, as a histogram.
+        regions: number of regions of each usable sample, as a histogram; groups aside.
+        phrases: how often each phrase names a region.
+        words: number of words of each of these, as a histogram.
+        areas: share of the picture that each box covers, 0..1.
+        prints: fingerprints of the usable samples.
+    """
+
+    samples: int = 0
+    keys: list[str] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    given: int = 0
+    mended: Counter[str] = field(default_factory=Counter)
+    boxes: Counter[str] = field(default_factory=Counter)
+    crowds: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    captions: Counter[int] = field(default_factory=Counter)
+    regions: Counter[int] = field(default_factory=Counter)
+    phrases: Counter[str] = field(default_factory=Counter)
+    words: Counter[int] = field(default_factory=Counter)
+    areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    prints: Fingerprints = field(default_factory=Fingerprints)
+
+
+def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
+    """Count the samples between the offsets of a part of a shard; ``first`` is the number of its first one."""
+    tally, reader = Tally(samples=len(part.offsets) - 1), ShardReader(Manifest(folder, (part,), ()))
+    areas: list[float] = []
+    files, gradients, captions, owners = [], [], [], []
+    for index in range(tally.samples):
+        key = ""
+        try:
+            key, members = read_sample_members(reader.read(0, index))
+            sample, mended = parse_sample(members, key, folder.name)
+            picture = decode_rgb(sample.image)
+            encode_json(sample)
+        except (BadSample, OSError) as error:
+            tally.bad.append(Bad(key, part.name, first + index, *_fault(error, folder / part.name, key)))
+            continue
+        finally:
+            tally.keys += [key] if key else []
+        tally.mended.update(mended)
+        record = read_object(members["json"], key) if "json" in members else {}
+        tally.given += count_regions(record)
+        observe(raw_boxes(record), (picture.shape[-1], picture.shape[-2]), NORMALIZED, tally.boxes)
+        for reason in dropped_regions(mended):
+            if has_room(tally.examples, reason):
+                show(tally.examples, reason, [f"{key} ({part.name} #{first + index}): {excerpt(record, reason)}"])
+        _count(sample, tally, areas)
+        owners += [len(files)] * len(sample.captions)
+        captions += map(duplicates.text_hash, sample.captions)
+        files.append(duplicates.file_hash(sample.image))
+        gradients.append(duplicates.gradient_hash(picture))
+        tally.prints.keys.append(key)
+    reader.close()
+    tally.areas = np.array(areas, np.float32)
+    tally.prints.files, tally.prints.captions = np.array(files, np.uint64), np.array(captions, np.uint64)
+    tally.prints.gradients = np.array(gradients, np.uint64).reshape(-1, 2)
+    tally.prints.owners = np.array(owners, np.int64)
+    return tally
+
+
+def join(parts: Sequence[Tally]) -> Tally:
+    """Add up the parts of one set, in order."""
+    whole = Tally()
+    for part in parts:
+        whole.samples += part.samples
+        whole.keys += part.keys
+        whole.bad += part.bad
+        whole.given += part.given
+        whole.crowds += part.crowds
+        for reason, examples in part.examples.items():
+            show(whole.examples, reason, examples)
+        for name in ("mended", "boxes", "captions", "regions", "phrases", "words"):
+            getattr(whole, name).update(getattr(part, name))
+    if parts:
+        whole.areas = np.concatenate([part.areas for part in parts])
+        whole.prints = duplicates.join([part.prints for part in parts])
+    return whole
+
+
+def _count(sample: Sample, tally: Tally, areas: list[float]) -> None:
+    tally.captions[len(sample.captions)] += 1
+    regions = [region for region in sample.regions if not region.crowd]
+    tally.regions[len(regions)] += 1
+    tally.crowds += len(sample.regions) - len(regions)
+    for region in regions:
+        tally.phrases.update(region.phrases)
+        tally.words.update(len(phrase.split()) for phrase in region.phrases)
+        x0, y0, x1, y1 = region.box
+        areas.append((x1 - x0) * (y1 - y0))
+
+
+def _fault(error: Exception, path: Path, key: str) -> tuple[str, str]:
+    """Reason and detail, without what stands beside them in the report: shard, number and key; and what mends it."""
+    if isinstance(error, BadSample):
+        return error.reason, error.detail.removeprefix(f"{path}: ").removeprefix(f"sample {key!r}: ")
+    detail = str(error).removeprefix(f"{path}: ").partition(";")[0]
+    return "unreadable_shard", _NUMBER.sub("", detail)

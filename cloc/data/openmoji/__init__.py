@@ -1,0 +1,1 @@
+"""The embedded data set: OpenMoji scenes, their texts and relations."""

@@ -1,0 +1,129 @@
+"""Reads any one sample of a folder of shards, on disk or behind URLs.
+
+Stands at the start of ``data → models → losses → evaluation → engine``. A manifest beside plain webdataset tars says
+where each sample's bytes are; so the set has a known length, any sample can be read alone, and the order of training
+can be a pure function of (seed, pass). Nothing here unpickles or runs what a shard holds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+from cloc.config.secrets import public
+from cloc.contracts import BadSample
+from cloc.data.sample import MAX_MEMBER_BYTES
+from cloc.data.shards.cache import ShardCache
+from cloc.data.shards.manifest import (
+    Manifest,
+)
+from cloc.data.shards.stores import read_range, read_ranges
+from cloc.data.shards.tars import ShardReadError
+from cloc.files import open_file
+
+MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
+"""Largest sample, all members together, that is read into memory."""
+RETRY_SECONDS = 300.0
+"""A remote shard that could not be fetched is not asked for again before."""
+
+
+class ShardReader:
+    """Reads the bytes of any sample. May be pickled into workers: files open where they are read.
+
+    Args:
+        manifest: the index.
+        max_open: number of local files held open; the one used longest ago closes first.
+        cache: for remote shards; those that it does not hold are read by ranges.
+    """
+
+    def __init__(self, manifest: Manifest, max_open: int = 128, cache: ShardCache | None = None) -> None:
+        self.manifest, self.max_open, self.cache = manifest, max_open, cache or ShardCache()
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lost: dict[int, tuple[float, str]] = {}
+        self._loaded: dict[tuple[int, int], bytes | None] = {}
+
+    def read(self, shard_index: int, sample_index: int) -> bytes:
+        """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
+
+        Raises:
+            ShardReadError: the shard is gone, or shorter than its manifest says.
+            BadSample: ``giant_member``: it is too large to be read at all.
+        """
+        shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
+        start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
+        if stop - start > MAX_SAMPLE_BYTES:
+            detail = f"sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
+            raise BadSample("giant_member", f"{public(where)}: {detail}")
+        if not self.manifest.remote:
+            data = os.pread(self._file(shard_index).fileno(), stop - start, start)
+        else:
+            data = self._loaded.pop((shard_index, sample_index), None) or self._read_remote(
+                shard_index, where, start, stop
+            )
+        if len(data) != stop - start:
+            message = f"{where}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
+            raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
+        return data
+
+    def prefetch(self, shard_index: int) -> None:
+        """Bring a remote shard into the cache, where it fits.
+
+        Raises:
+            ShardReadError: it cannot be fetched.
+        """
+        shard = self.manifest.shards[shard_index]
+        if self.manifest.remote and self._cached(shard_index):
+            self.cache.fetch(self.manifest.location(shard_index), shard.bytes, shard.sha256)
+
+    def load(self, places: Iterable[tuple[int, int]]) -> None:
+        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
+
+        What fails here is asked for again, alone, when it is read.
+        """
+        shards = self.manifest.shards
+        wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
+        spans = [(self.manifest.location(shard), *shards[shard].offsets[index : index + 2]) for shard, index in wanted]
+        self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
+
+    def _cached(self, shard_index: int) -> bool:
+        return self.manifest.shards[shard_index].bytes <= self.cache.limit
+
+    def close(self) -> None:
+        """Close every file; a later ``read`` opens them again."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _read_remote(self, shard_index: int, url: str, start: int, stop: int) -> bytes:
+        until, reason = self._lost.get(shard_index, (0.0, ""))
+        if time.monotonic() < until:
+            raise ShardReadError(reason)
+        shard = self.manifest.shards[shard_index]
+        try:
+            if not self._cached(shard_index):
+                return read_range(url, start, stop, self.cache.access)
+            # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
+            with self.cache.open(url, shard.bytes, shard.sha256) as file:
+                return os.pread(file.fileno(), stop - start, start)
+        except ShardReadError as error:
+            self._lost[shard_index] = time.monotonic() + RETRY_SECONDS, str(error)
+            raise
+
+    def _file(self, shard_index: int) -> BinaryIO:
+        if shard_index in self._files:
+            self._files.move_to_end(shard_index)
+            return self._files[shard_index]
+        path = self.manifest.folder / self.manifest.shards[shard_index].name
+        try:
+            file = open_file(path)
+        except OSError as error:
+            raise ShardReadError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
+        self._files[shard_index] = file
+        if len(self._files) > self.max_open:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict(), "_lost": {}, "_loaded": {}}

@@ -1,0 +1,1 @@
+"""The endless stream of batches: global order, sources, choice, collation, worker processes, shared buffers."""

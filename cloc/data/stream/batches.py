@@ -1,0 +1,299 @@
+"""The endless stream of batches that training reads (``order → decode → views → collate → stream``).
+
+Global batch k is the slice [kB, (k+1)B) of the global order, for every number of ranks and workers. Resuming is one
+integer, the cursor, which travels in each batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cloc.config.secrets import public
+from cloc.contracts import BadSample, Batch, Sample
+from cloc.data.decode import decoder
+from cloc.data.sample import parse_sample
+from cloc.data.shards.cache import ShardCache
+from cloc.data.shards.manifest import Manifest
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import read_sample_members
+from cloc.data.stream.collate import Candidate, Chooser, Item, collate
+from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, Mixture, choices
+from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
+from cloc.data.stream.sources import ShardSource, ShardSources
+from cloc.data.stream.workers import Readers
+from cloc.data.tokenizer import Tokenizer
+from cloc.data.views import new_views
+
+READER_MEMORY = "reader_memory_bytes"
+"""Entry of ``Batch.stats`` that is no counter: the most memory that the reading process has had."""
+
+TOGETHER = 64
+"""Samples whose encoded pictures a reader holds at a time."""
+
+FETCHING = "fetching ahead"
+"""Name of the threads that do."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class SkipLimitError(RuntimeError):
+    """More samples or shards were left out than the configuration allows."""
+
+
+class _Found(NamedTuple):
+    """A sample that was read and parsed, and which substitutes are left should its picture be bad."""
+
+    position: int
+    number: int
+    sample: Sample
+    decode: Callable[[], Tensor]
+    counts: Counter[str]
+    rng: np.random.Generator
+    tries: Iterator[int]
+
+
+class _Reading:
+    """One source as a worker reads it: its order, its files, and what was left out so far."""
+
+    def __init__(self, source: ShardSource, order: GlobalOrder, cache: ShardCache) -> None:
+        self.name, self.manifest, self.order = source.name, source.manifest, order
+        self.reader = ShardReader(source.manifest, cache=cache)
+        self.read, self.skipped, self.lost = 0, Counter(), set()
+        self.window: tuple[int, int] | None = None
+
+    def look_ahead(self, index: int) -> None:
+        """Fetch the shards of the next window while this one is being read."""
+        if not self.manifest.remote:
+            return
+        window, shards = self.order.window_shards(index)
+        if window == self.window:
+            return
+        self.window = window
+        _, following = self.order.window_shards(self.order.next_window(index))
+        start = os.getpid() % len(shards)  # the readers of a host begin with different shards
+        order = shards[start:] + shards[:start] + following
+        threading.Thread(target=self._fetch, args=(order,), name=FETCHING, daemon=True).start()
+
+    def _fetch(self, shards: list[int]) -> None:
+        for shard in shards:
+            with contextlib.suppress(OSError):  # it comes again where the shard is read, and is counted there
+                self.reader.prefetch(shard)
+
+
+class Stream(IterableDataset):
+    """Batches of one rank, for ever.
+
+    Args:
+        data: what to read: one manifest, or sources that are mixed by their weights.
+        tokenizer: of the model's text tower.
+        chooser: sample → item at a position.
+        batch_size: **global** batch B.
+        seed: of the order and of every random choice.
+        rank: of this process.
+        world_size: W.
+        cursor: global position to start at; 0, or what a checkpoint stored.
+        max_skip_share: stop when more than this share of a source's samples, or of its shards, was unusable to this
+            worker so far.
+
+    Raises:
+        ValueError: the global batch does not divide over the ranks.
+    """
+
+    def __init__(
+        self,
+        data: Manifest | ShardSources,
+        tokenizer: Tokenizer,
+        chooser: Chooser,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        cursor: int = 0,
+        max_skip_share: float = 0.01,
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size} does not divide over {world_size} ranks; give a multiple of it")
+        if isinstance(data, Manifest):
+            data = ShardSources((ShardSource("train", data, 1),), ShardCache())
+        self.tokenizer, self.chooser = tokenizer, chooser
+        orders = data.orders(seed)
+        self.sources = [_Reading(part, order, data.cache) for part, order in zip(data.parts, orders, strict=True)]
+        self.mixture = Mixture([part.weight for part in data.parts])
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.cursor, self.max_skip_share = cursor, max_skip_share
+        self.cache, self.damaged = data.cache, 0  # shards of the cache that were told of in a batch
+
+    def __iter__(self) -> Iterator[Batch | SharedBatch]:
+        worker = get_worker_info()
+        step, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        buffers = SharedBuffers() if worker else None
+        count, size = self.batch_size // self.world_size, self.chooser.view.size
+        while True:
+            position = self.cursor + number * self.batch_size
+            if buffers is None:
+                yield self.batch_at(position)
+            else:
+                buffer, memory = buffers.take(count * size * size * 3)
+                yield buffers.share(self.batch_at(position, new_views(count, size, memory)), buffer)
+            number += step
+
+    def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
+        """Build this rank's part of the global batch that starts at a global position.
+
+        Args:
+            position: of the global batch's first sample.
+            images: ``[B,3,size,size]`` uint8 to write the pictures to; a new one by default.
+        """
+        local = self.batch_size // self.world_size
+        first = position + self.rank * local
+        stats: Counter[str] = Counter()
+        places = range(first, first + local)
+        self._load(places)
+        items: list[Item] = []
+        images = new_views(local, self.chooser.view.size) if images is None else images
+        for start in range(0, local, TOGETHER):
+            # First read, then decode, then choose: between two decodings the rest ran two to five times as long, for
+            # by then its code had left the processor's cache.
+            found = [self._find(place, iter(range(REPLACEMENTS)), stats) for place in places[start : start + TOGETHER]]
+            own = images[start : start + TOGETHER]
+            items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, own, strict=True)])
+        end = position + self.batch_size
+        if damaged := self.cache.damaged - self.damaged:  # read once: shards are fetched ahead meanwhile
+            stats["cached_shards_damaged"] += damaged
+            self.damaged += damaged
+        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
+        batch.stats[READER_MEMORY] = peak_memory()
+        return batch
+
+    def read(self, position: int, replacement: int = 0) -> tuple[Sample, Counter[str]]:
+        """Read the sample that stands at a global position, or one of its substitutes.
+
+        Returns:
+            The sample, its picture a view into the bytes that were read; and what was dropped or mended, by reason.
+
+        Raises:
+            BadSample: it cannot be used.
+            OSError: its shard cannot be read.
+        """
+        number, index = self.mixture.locate(position)
+        source = self.sources[number]
+        shard, place = source.order.locate(index, replacement)
+        key, members = read_sample_members(memoryview(source.reader.read(shard, place)))
+        return parse_sample(members, key, source.manifest.folder.name)
+
+    def _load(self, positions: range) -> None:
+        """Ask for the remote samples of a batch all at once."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for position in positions if any(source.manifest.remote for source in self.sources) else ():
+            number, index = self.mixture.locate(position)
+            wanted.setdefault(number, []).append(self.sources[number].order.locate(index))
+        for number, places in wanted.items():
+            self.sources[number].reader.load(places)
+
+    def _find(self, position: int, tries: Iterator[int], stats: Counter[str]) -> _Found:
+        """Read the sample of a position, or the next of its substitutes that can be parsed."""
+        number, index = self.mixture.locate(position)
+        source = self.sources[number]
+        source.look_ahead(index)
+        for replacement in tries:
+            source.read += 1
+            try:
+                sample, counts = self.read(position, replacement)
+                decode = decoder(sample.image)
+            except (BadSample, OSError) as error:
+                self._leave_out(source, error, stats)
+                if not isinstance(error, BadSample):
+                    self._lose(source, source.order.locate(index, replacement)[0], error)
+                continue
+            return _Found(position, number, sample, decode, counts, choices(self.seed, position), tries)
+        raise SkipLimitError(
+            f"{_where(source)}: position {position}: {REPLACEMENTS} samples in a row unusable ({dict(source.skipped)})"
+        )
+
+    def _see(self, found: _Found, out: Tensor, stats: Counter[str]) -> Candidate:
+        """Decode and transform the picture, or that of the next substitute, into its row of the batch."""
+        source = self.sources[found.number]
+        while True:
+            try:
+                candidate = self.chooser(found.sample, found.rng, out, found.decode)
+            except BadSample as error:
+                self._leave_out(source, error, stats)
+                found = self._find(found.position, found.tries, stats)
+                continue
+            candidate.source = found.number
+            if len(self.sources) > 1:
+                stats[f"samples_from/{source.name}"] += 1
+            stats.update({f"regions/{name}": count for name, count in found.counts.items()})
+            return candidate
+
+    def _leave_out(self, source: _Reading, error: Exception, stats: Counter[str]) -> None:
+        reason = error.reason if isinstance(error, BadSample) else "unreadable_shard"
+        stats[f"skipped/{reason}"] += 1
+        if len(self.sources) > 1:
+            stats[f"skipped_from/{source.name}"] += 1
+        source.skipped[reason] += 1
+        self._check_skips(source, error)
+
+    def _lose(self, source: _Reading, shard: int, error: Exception) -> None:
+        """A shard is one loss, however many samples it held: the run goes on while few are lost."""
+        if shard in source.lost:
+            return
+        source.lost.add(shard)
+        _LOG.warning("samples of other shards take the places of an unreadable one: %s", error)
+        if len(source.lost) > max(1, self.max_skip_share * len(source.manifest.shards)):
+            raise SkipLimitError(
+                f"{_where(source)}: {len(source.lost)} of {len(source.manifest.shards)} shards cannot be read, more "
+                f"than data.max_skip_share={self.max_skip_share}; last: {error}. Restore them, or raise the limit."
+            )
+
+    def _check_skips(self, source: _Reading, last: Exception) -> None:
+        skipped = source.skipped.total() - source.skipped["unreadable_shard"]
+        # A single bad sample among the first few hundred is no share worth stopping for.
+        if skipped > max(3, self.max_skip_share * max(source.read, 500)):
+            raise SkipLimitError(
+                f"{_where(source)}: {skipped} of {source.read} samples left out ({dict(source.skipped)}), more than "
+                f"data.max_skip_share={self.max_skip_share}; last: {last}. Run `python -m cloc data check "
+                f"{source.manifest.folder}`, or raise data.max_skip_share."
+            )
+
+
+def _where(source: _Reading) -> str:
+    return f"data.train {source.name!r} ({public(source.manifest.remote) or source.manifest.folder})"
+
+
+def peak_memory() -> int:
+    """The most memory that this program has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage of Linux counts what the process was before it became this program
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if line is not None:
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def make_loader(stream: Stream, workers: int, timeout: float = 0, **options: Any) -> Readers:
+    """Wrap a stream in a loader that passes whole batches through.
+
+    Args:
+        stream: builds whole batches itself.
+        workers: reading processes of this rank; 0 reads in the training process.
+        timeout: seconds that a batch may take; 0 waits for ever.
+        options: further arguments of the DataLoader (for instance ``pin_memory``).
+    """
+    if workers:
+        options = {"prefetch_factor": 4, "multiprocessing_context": "forkserver", "persistent_workers": True} | options
+    return Readers(stream, workers, timeout, **options)

@@ -1,0 +1,1 @@
+"""What lets no run be lost: run folder, checkpoints, resuming, signals, initial weights."""

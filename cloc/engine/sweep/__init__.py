@@ -1,0 +1,1 @@
+"""Sweeps: the number a job returns, its folder, and the report over all jobs."""

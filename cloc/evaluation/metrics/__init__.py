@@ -1,0 +1,1 @@
+"""Metrics: how each is measured, from answers to intervals."""

@@ -1,0 +1,1 @@
+"""Evaluation sets: annotated pictures, class folders, relations, class names."""

@@ -1,0 +1,208 @@
+"""Class names, and which pictures are of which class: labels and names are joined by what they say, never by order.
+
+Below ``class_images.py`` and ``annotated.py`` (``sets → model_outputs → suite → compare``). A folder that is
+missing, or one more (an editor's ``.ipynb_checkpoints``), would shift every class behind it, and the result would still
+look like a number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cloc.config import ConfigError
+
+SYNSET = re.compile(r"n\d{8}")  # of WordNet, as ImageNet's folders are called
+NUMBERED = re.compile(r"\d+[\s._-]+(?=\D)")  # 001.Black_footed_Albatross
+
+
+@dataclass(frozen=True, slots=True)
+class ClassList:
+    """Classes in the order of their numbers.
+
+    Attributes:
+        names: what the class texts say.
+        synsets: WordNet's names of the same classes; empty where the list has none.
+    """
+
+    names: list[str]
+    synsets: list[str] = field(default_factory=list)
+
+    @property
+    def repeated(self) -> list[str]:
+        """Names that stand for several classes: a text cannot tell those apart."""
+        return [name for name, count in Counter(map(plain, self.names)).items() if count > 1]
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: no case, and one space for any of spaces, underscores and hyphens."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def read_classes(path: str, key: str) -> ClassList:
+    """Classes of a file, or ``imagenet`` for open_clip's names with ImageNet's synsets.
+
+    Args:
+        path: a text file of one class a line, with or without its synset in front (``n01440764 tench``); or JSON: a
+            list of names, or an object of number → [synset, name].
+        key: of the configuration, for messages.
+
+    Raises:
+        ConfigError: no such file, or another content.
+    """
+    if path == "imagenet":
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+        from timm.data import ImageNetInfo
+
+        return ClassList(list(IMAGENET_CLASSNAMES), ImageNetInfo("imagenet-1k").label_names())
+    lines = read_lines(path, key)
+    split = [line.partition(" ") for line in (" ".join(line.split()) for line in lines)]
+    if all(SYNSET.fullmatch(first) and rest for first, _, rest in split):
+        return ClassList([rest for *_, rest in split], [first for first, *_ in split])
+    return ClassList(lines)
+
+
+def read_lines(path: str, key: str) -> list[str]:
+    """Texts of a file: one a line, or JSON (see :func:`read_classes`).
+
+    Raises:
+        ConfigError: no such file, another content, or no text in it.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{key}={path!r}: no such file")
+    try:
+        content = file.read_text(encoding="utf-8")
+        texts = _of_json(json.loads(content)) if file.suffix == ".json" else content.splitlines()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{key}={path!r}: not {'JSON' if file.suffix == '.json' else 'UTF-8'} ({error})") from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{key}={path!r}: a JSON list of texts is needed, or a text file of one a line")
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise ConfigError(f"{key}={path!r}: the file holds no text")
+    return texts
+
+
+def _of_json(content: Any) -> Any:
+    """A list as it is; ImageNet's usual index, number → [synset, name], as lines in the order of the numbers."""
+    if isinstance(content, Mapping) and sorted(map(str, content)) == sorted(map(str, range(len(content)))):
+        rows = [content[str(number)] for number in range(len(content))]
+        return [
+            " ".join(row) if isinstance(row, list) and all(isinstance(x, str) for x in row) else row for row in rows
+        ]
+    return content
+
+
+def names_of(folders: Sequence[str], key: str) -> list[str]:
+    """Class names of folders for which no list was given: their own.
+
+    Raises:
+        ConfigError: synsets, which no text tower has read.
+    """
+    if folders and all(SYNSET.fullmatch(name) for name in folders):
+        raise ConfigError(
+            f"{key}: the folders are called by synset ({folders[0]}, …), which says nothing to a text tower; set "
+            "classes=imagenet, or a file of lines such as 'n01440764 tench'"
+        )
+    return [name.replace("_", " ") for name in folders]
+
+
+def join(folders: Sequence[str], classes: ClassList, key: str) -> list[int]:
+    """Number of the class of each folder: by synset, by name, or by number.
+
+    Raises:
+        ConfigError: a folder that is no class of the list, or may be several.
+    """
+    if folders and all(name in classes.synsets for name in folders):
+        return [classes.synsets.index(name) for name in folders]
+    places = _places(classes.names)
+    named = [places.get(plain(name), places.get(plain(NUMBERED.sub("", name, count=1)), [])) for name in folders]
+    if all(named):
+        unclear = [name for name, found in zip(folders, named, strict=True) if len(found) > 1]
+        if unclear:
+            raise ConfigError(
+                f"{key}: the folder {unclear[0]!r} may be any of classes {named[folders.index(unclear[0])]}, all of "
+                "that name; call the folders by synset or number"
+            )
+        return _distinct(folders, [found[0] for found in named], key)
+    if all(name.isascii() and name.isdigit() for name in folders):
+        return _numbered(folders, len(classes.names), key)
+    strangers = [name for name, found in zip(folders, named, strict=True) if not found]
+    close = difflib.get_close_matches(plain(strangers[0]), list(places), 1)
+    hint = f"; {strangers[0]!r} looks like {close[0]!r}" if close else ""
+    raise ConfigError(
+        f"{key}: {len(strangers)} of {len(folders)} folders are no class of the {len(classes.names)} in the list, by "
+        f"name, number or synset: {', '.join(strangers[:5])}{hint}; rename or remove them, or leave classes out to "
+        "take the folders' own names"
+    )
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    """Name as it is compared → numbers of the classes; of "tench, Tinca tinca" also the first of the names."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        for own in {plain(name), plain(name.partition(",")[0])}:
+            found.setdefault(own, []).append(number)
+    return found
+
+
+def _numbered(folders: Sequence[str], count: int, key: str) -> list[int]:
+    numbers = [int(name) for name in folders]
+    low, high = min(numbers), max(numbers)
+    first = 1 if low >= 1 and high == count else 0
+    if high - first >= count:
+        raise ConfigError(f"{key}: folders {low} to {high} for {count} classes; give the list that they count")
+    if low >= 1 and high < count:
+        raise ConfigError(
+            f"{key}: folders {low} to {high} for {count} classes may be counted from 0 or from 1; make an empty folder "
+            f"'0', or '{count}', to say which"
+        )
+    return _distinct(folders, [number - first for number in numbers], key)
+
+
+def _distinct(folders: Sequence[str], numbers: list[int], key: str) -> list[int]:
+    twice = [folder for folder, number in zip(folders, numbers, strict=True) if numbers.count(number) > 1]
+    if twice:
+        raise ConfigError(f"{key}: the folders {', '.join(twice[:2])} are the same class; join them")
+    return numbers
+
+
+def renumber(own: Sequence[str], classes: ClassList, key: str) -> list[int]:
+    """Where labels are numbers: class number in the list of each label, whose name in the set is ``own[label]``.
+
+    Names that both sides know decide; where they know none in common, the list is in the order of the numbers.
+
+    Raises:
+        ConfigError: some names are in the list, at other numbers, and some are not.
+    """
+    places = _places(classes.names)
+    found = [places.get(plain(name), []) for name in own]
+    if all(found):
+        return [number if number in some else some[0] for number, some in enumerate(found)]
+    moved = [name for number, (name, some) in enumerate(zip(own, found, strict=True)) if some and number not in some]
+    if moved:
+        missing = next(name for name, some in zip(own, found, strict=True) if not some)
+        raise ConfigError(
+            f"{key}: the list has {moved[0]!r} at another number than the set, and lacks {missing!r}; give all names "
+            "of the set, or other words for them in the order of its numbers"
+        )
+    return list(range(len(own)))
+
+
+def remarks(classes: ClassList, labels: Sequence[int]) -> list[str]:
+    """What a reader of the result should know of the classes, in words."""
+    said = []
+    if classes.repeated:
+        shown = ", ".join(repr(name) for name in classes.repeated[:5])
+        said.append(f"{len(classes.repeated)} class names come more than once, so no text can tell them apart: {shown}")
+    empty = len(classes.names) - len(set(labels))
+    if empty and labels:
+        said.append(f"{empty} of {len(classes.names)} classes have no picture; they compete all the same")
+    return said

@@ -1,0 +1,241 @@
+"""Relation sets: our own shards, and the published files of What'sUp, VSR and SugarCrepe, read as they are.
+
+An item is a picture and some captions, of which one is true. Where a caption says of two things (or of one thing and
+the picture) how they lie, it is parsed, so that it can also be judged by where the things are grounded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloc.config import ConfigError, DatasetConfig
+from cloc.contracts import BadSample
+from cloc.data.sample import parse_sample
+from cloc.data.shards.index import load_manifest
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.tars import read_sample_members
+from cloc.files import read_file
+
+FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind", "behind": "front"}
+# Wording → relation, longest first: "on the left of" must not be read as "on".
+WORDINGS = {
+    "to the left of": "left",
+    "on the left of": "left",
+    "at the left side of": "left",
+    "left of": "left",
+    "to the right of": "right",
+    "on the right of": "right",
+    "at the right side of": "right",
+    "right of": "right",
+    "in front of": "front",
+    "behind": "behind",
+    "at the back of": "behind",
+    "on top of": "above",
+    "above": "above",
+    "over": "above",
+    "on": "above",
+    "underneath": "below",
+    "beneath": "below",
+    "under": "below",
+    "below": "below",
+}
+MIRRORED = {  # wording → the wording that says the opposite of the same two things
+    "left of": "right of",
+    "right of": "left of",
+    "at the left side of": "at the right side of",
+    "at the right side of": "at the left side of",
+    "in front of": "behind",
+    "behind": "in front of",
+    "above": "below",
+    "below": "above",
+    "over": "under",
+    "under": "over",
+    "on top of": "beneath",
+    "beneath": "on top of",
+}
+PLACES = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
+_LEAD = re.compile(r"^(?:a|an|the) (?:photo|picture|image) of ", re.IGNORECASE)
+_ONE = re.compile(r"^(?P<subject>.+?) (?:on|at) the (?P<place>left|right|top|bottom)$", re.IGNORECASE)
+_TWO = re.compile(
+    rf"^(?P<subject>.+?) (?:(?:is|are) )?(?P<wording>{'|'.join(WORDINGS)}) (?P<other>.+)$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a caption says: ``subject`` is ``relation`` of ``other``; of the whole picture where ``other`` is None."""
+
+    subject: str
+    relation: str
+    other: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelationItem:
+    """One question.
+
+    Attributes:
+        image: encoded picture, or its path.
+        candidates: captions; at least two.
+        answer: index of the true one.
+        set: name of the items that show the same things.
+        relation: the true relation, where the set is made of opposite ones; else None.
+        facts: what each candidate says; None for one that is not about two places.
+    """
+
+    image: bytes | Path
+    candidates: tuple[str, ...]
+    answer: int
+    set: str
+    relation: str | None
+    facts: tuple[Fact | None, ...]
+
+    def read(self) -> bytes:
+        """The encoded picture."""
+        return self.image if isinstance(self.image, bytes) else read_file(self.image)
+
+    @property
+    def can_ground(self) -> bool:
+        """Whether where the things are can tell the candidates apart: the same things, in another relation or order."""
+        known = [fact for fact in self.facts if fact is not None]
+        things = {frozenset((fact.subject, fact.other)) for fact in known}
+        return len(known) == len(self.facts) == len(set(known)) and len(things) == 1
+
+
+def parse_fact(caption: str) -> Fact | None:
+    """Read a caption of the form "[a photo of] SUBJECT [is] RELATION OTHER" or "… on the left|right|top|bottom"."""
+    text = _LEAD.sub("", caption.strip().rstrip("."))
+    one = _ONE.match(text)
+    if one:
+        return Fact(one["subject"].lower(), PLACES[one["place"].lower()], None)
+    two = _TWO.match(text)
+    if two:
+        return Fact(two["subject"].lower(), WORDINGS[two["wording"].lower()], two["other"].lower())
+    return None
+
+
+def read_relations(config: DatasetConfig, name: str, limit: int = 0) -> tuple[list[RelationItem], Counter[str]]:
+    """Read the relation items of a set.
+
+    Args:
+        config: with ``relations``.
+        name: of the set, for messages.
+        limit: at most so many items; 0 for all. Sets of four lie together: the first ones are taken.
+
+    Returns:
+        The items, and how many were left out, by reason.
+
+    Raises:
+        ConfigError: an unknown format, or no folder of pictures for a published set.
+        FileNotFoundError: the file or a picture is not there.
+        ValueError: no usable item, or a file of another format.
+    """
+    left_out: Counter[str] = Counter()
+    if config.relation_format not in FORMATS:
+        raise ConfigError(f"datasets.{name}.relation_format={config.relation_format!r}: give one of {FORMATS}")
+    if config.relation_format == "shards":
+        return list(_shards(str(config.relations), limit, left_out)), left_out
+    file = Path(str(config.relations)).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"datasets.{name}.relations={config.relations}: no such file")
+    if not config.pictures or not Path(config.pictures).expanduser().is_dir():
+        raise ConfigError(f"datasets.{name}.pictures={config.pictures!r}: must be the folder of the set's pictures")
+    reader = {"whatsup": _whatsup, "vsr": _vsr, "sugarcrepe": _sugarcrepe}[config.relation_format]
+    try:
+        items = list(reader(file, Path(config.pictures).expanduser(), left_out))[: limit or None]
+    except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+        message = f"{file} is not a file of {config.relation_format} ({type(error).__name__}: {error})"
+        raise ValueError(f"{message}; mend datasets.{name}.relation_format") from error
+    if not items:
+        raise ValueError(f"datasets.{name}.relations={config.relations}: no usable item; left out: {dict(left_out)}")
+    missing = [item.image for item in items if isinstance(item.image, Path) and not item.image.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"datasets.{name}.pictures: {len(missing)} of {len(items)} pictures are missing, the first is {missing[0]}"
+        )
+    return items, left_out
+
+
+def _shards(folder: str, limit: int, left_out: Counter[str]) -> Iterator[RelationItem]:
+    manifest = load_manifest(folder)
+    reader = ShardReader(manifest)
+    places = [(shard, index) for shard, info in enumerate(manifest.shards) for index in range(info.samples)]
+    for place in places[: limit or None]:
+        try:
+            key, members = read_sample_members(reader.read(*place))
+            sample, _ = parse_sample(members, key, manifest.folder.name)
+        except BadSample as error:
+            left_out[error.reason] += 1
+            continue
+        stored = sample.extra.get("relation")
+        if not _is_relation(stored):
+            left_out["no_relation" if stored is None else "bad_relation"] += 1
+            continue
+        yield _item(sample.image, stored["candidates"], stored["answer"], stored["set"], stored["relation"])
+
+
+def _is_relation(stored: Any) -> bool:
+    """Tell whether a sample's ``relation`` is what it should be: candidates, one of them the answer, and two names."""
+    if not isinstance(stored, dict):
+        return False
+    candidates, answer = stored.get("candidates"), stored.get("answer")
+    texts = isinstance(candidates, list) and all(isinstance(text, str) for text in candidates)
+    names = isinstance(stored.get("set"), str) and isinstance(stored.get("relation"), str | None)
+    return texts and names and type(answer) is int and 0 <= answer < len(candidates)
+
+
+def _item(image: bytes | Path, candidates: list[str], answer: int, name: str, relation: str | None) -> RelationItem:
+    return RelationItem(image, tuple(candidates), answer, name, relation, tuple(map(parse_fact, candidates)))
+
+
+def _whatsup(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[RelationItem]:
+    """``controlled_*_dataset.json`` (four captions, the first true) and ``*_qa_*_obj.json`` (two, the first true)."""
+    for number, record in enumerate(_read(file)):
+        if isinstance(record, dict):
+            image = pictures / Path(record["image_path"]).name
+            words = image.stem.split("_")  # THING_RELATION[_of]_THING
+            relation = {"in-front": "front", "on": "above", "under": "below"}.get(words[1], words[1])
+            yield _item(image, record["caption_options"], 0, f"{words[0]} {words[-1]}", relation)
+        else:
+            names = [pictures / f"{record[0]}.jpg", pictures / f"{str(record[0]).zfill(12)}.jpg"]
+            image = next((path for path in names if path.is_file()), names[-1])
+            yield _item(image, record[1:3], 0, str(number), None)
+
+
+def _vsr(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[RelationItem]:
+    """VSR's JSON lines: a caption that is true or false, set against the same caption with the opposite relation.
+
+    There is no threshold to fit so: the caption is called true where it fits better than its opposite. Relations that
+    have no opposite (touching, facing, …) are left out, and counted.
+    """
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        record = json.loads(line)
+        wording = record["relation"]
+        mirrored = MIRRORED.get(wording)
+        if mirrored is None or f" {wording} " not in record["caption"]:
+            left_out["no_opposite"] += 1
+            continue
+        other = record["caption"].replace(f" {wording} ", f" {mirrored} ", 1)
+        answer = 0 if int(record["label"]) else 1
+        yield _item(pictures / record["image"], [record["caption"], other], answer, str(number), None)
+
+
+def _sugarcrepe(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[RelationItem]:
+    """One of SugarCrepe's files: ``{"0": {"filename", "caption", "negative_caption"}, …}``."""
+    stored = _read(file)
+    for number, record in stored.items() if isinstance(stored, dict) else enumerate(stored):
+        texts = [record["caption"], record["negative_caption"]]
+        yield _item(pictures / record["filename"], texts, 0, str(number), None)
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

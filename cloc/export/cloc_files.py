@@ -1,0 +1,61 @@
+"""cloc's own two files inside an exported folder: what the other library has no place for.
+
+``cloc.json`` (format, parts and their arguments) and ``prompter.safetensors`` (Prompter, grounding head, their
+temperature, biases); ``cloc.load`` of the folder reads them, the other library ignores them. ``cloc.json`` also lists
+the SHA-256 of all files that were written before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from cloc import __version__
+from cloc.encoder import Encoder
+from cloc.files import write_json, write_tensors
+from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
+from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
+
+PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
+
+
+def clamped_scale(model: Cloc) -> Tensor:
+    """Log of the inverse temperature, clamped as in use; a scalar, as other libraries have it."""
+    return model.log_scales["global"].detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as every format stores them: on the CPU, in float32 (counters as they are), sharing no memory."""
+    return {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for name, value in state.items()
+    }
+
+
+def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
+    """Write both files; ``cloc.json`` alone where there are no further weights, or the format holds a part only."""
+    node = encoder.info["config"]["model"]
+    stored = {
+        "format": format,
+        "version": encoder.info.get("version", __version__),
+        "samples_seen": encoder.info.get("samples_seen", 0),
+        "weights": encoder.info.get("weights", ""),
+        "tokenizer": "open_clip" if encoder.tokenizer.name == "open_clip" else "own",
+        "resize": encoder.model.image.resize,
+        "prompter": node.get("prompter"),
+        "grounding": node.get("grounding"),
+        "logit_bias": node.get("logit_bias"),
+    }
+    state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
+    if state and format in LOADABLE:
+        write_tensors(folder / EXTRA_WEIGHTS, plain(state))
+    write_json(folder / EXTRA_CONFIG, with_sums(stored, folder))
+
+
+def view_stats(encoder: Encoder) -> dict[str, list[float]]:
+    """Mean and standard deviation of the pixels, in 0..1."""
+    return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}

@@ -1,0 +1,173 @@
+"""What is exported: a run's newest weights, an average of its checkpoints, a blend with a base model.
+
+Before the first step of an export (``source → matrix → … → verify → card``). The parity proof then compares the export
+with exactly these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cloc.checkpoints import find, list_checkpoints
+from cloc.encoder import Encoder, load
+from cloc.export.capabilities import ExportError
+from cloc.models.build import build_model
+from cloc.models.text import HuggingFaceText
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which weights of a run are exported.
+
+    Attributes:
+        average: mean over so many of the run's newest checkpoints.
+        raw: the trained weights, where the checkpoint also holds their moving average (``trainer.ema``).
+        base: a model to blend with: ``(1 - alpha) · base + alpha · run`` for each weight that both have (WiSE-FT,
+            arXiv 2109.01903, Eq. 1).
+        alpha: share of the run.
+        unfinished: a run that has not reached its budget may be exported.
+        trusted: classes besides ours that the run and the base may name (see :func:`cloc.encoder.load`).
+    """
+
+    average: int = 1
+    raw: bool = False
+    base: Path | None = None
+    alpha: float | None = None
+    unfinished: bool = False
+    trusted: Sequence[type] = ()
+
+
+def load_source(run: Path, choice: Choice) -> Encoder:
+    """Load what is to be exported; ``info["weights"]`` says in words what it is.
+
+    Args:
+        run: run folder, checkpoint, or exported folder.
+        choice: of the weights.
+
+    Raises:
+        ExportError: a choice that the run does not allow, or a model of another library.
+        FileNotFoundError: no checkpoint there.
+        ValueError: a checkpoint that cannot be loaded.
+    """
+    if (choice.base is None) != (choice.alpha is None):
+        raise ExportError("--base and --alpha go together: the model to blend with, and the share of RUN")
+    if choice.alpha is not None and not 0 <= choice.alpha <= 1:
+        raise ExportError(f"--alpha {choice.alpha}: a share in 0..1; 1 is RUN itself, 0 the base")
+    if choice.average < 1:
+        raise ExportError(f"--average {choice.average}: at least 1 checkpoint")
+    encoder = load(run, averaged=not choice.raw, trusted=choice.trusted)
+    if "config" not in encoder.info:
+        raise ExportError(
+            f"{run} is a model of another library; cloc exports what it has trained. Start a run from it "
+            "(model.image.pretrained, model.text.pretrained), or use it as --base"
+        )
+    _check_finished(run, encoder, choice)
+    said = ["the trained weights beside their moving average"] if choice.raw else []
+    if encoder.info.get("averaged"):
+        said = ["the moving average of the weights"]
+    state = None
+    if choice.average > 1:
+        state, names = _averaged(run, choice)
+        said = [f"mean of {', '.join(names)}", *said]
+    if choice.base is not None:
+        state, apart = blend(
+            _state(choice.base, encoder, choice.trusted), state or encoder.model.state_dict(), choice.alpha, choice.base
+        )
+        kept = f"; {', '.join(apart)} of the run alone" if apart else ""
+        said.append(f"{choice.alpha} of the run and {1 - choice.alpha:.6g} of {choice.base.name}{kept}")
+    if state is not None:
+        encoder.model.load_state_dict(state)
+    encoder.info["weights"] = "; ".join(said)
+    return encoder
+
+
+def _check_finished(run: Path, encoder: Encoder, choice: Choice) -> None:
+    """A checkpoint that is named may be any; of a run folder, the end is meant."""
+    budget, seen = encoder.info["config"].get("samples"), encoder.info.get("samples_seen", 0)
+    if run.is_dir() and budget and seen < budget and not choice.unfinished:
+        raise ExportError(
+            f"{run} has not finished: {seen:,} of {budget:,} samples. Run its training command again, or export it "
+            "as it is with --unfinished"
+        )
+
+
+def _averaged(run: Path, choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
+    folder = run / "checkpoints" if run.is_dir() else run.parent
+    files = [folder / name for name in list_checkpoints(folder) if name != "last.ckpt"]
+    if run.is_file():  # those up to the one that was named
+        files = [file for file in files if file.name <= find(run).resolve().name]
+    if len(files) < choice.average:
+        raise ExportError(
+            f"--average {choice.average}: {folder} holds {len(files)} checkpoints of their own "
+            f"({', '.join(file.name for file in files) or 'none'}); train with a larger trainer.keep_last"
+        )
+    files = files[: choice.average]
+    states = [load(file, averaged=not choice.raw, trusted=choice.trusted).model.state_dict() for file in files]
+    return average(states), [file.name for file in files]
+
+
+def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of state dicts, summed in float64; counters are those of the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
+
+
+def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:
+    """Weights of the base under our names; of another library's folder, those that a run would start with."""
+    found = load(base, trusted=trusted)
+    if "config" in found.info:
+        return found.model.state_dict()
+    if isinstance(encoder.model.text, HuggingFaceText):  # what it names is fetched, and no CLIP has it
+        raise ExportError(f"--base {base} has another text tower; give the model that the run was fine-tuned from")
+    node = encoder.info["config"]["model"]
+    towers = {part: {**node[part], "pretrained": str(base)} for part in ("image", "text")}
+    known = {part: {node[part]["_target_"]: type(getattr(encoder.model, part))} for part in towers}
+    config = {"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers}
+    model = build_model(config, known=known)
+    return {name: value for name, value in model.state_dict().items() if name.startswith(("image.", "text."))}
+
+
+def blend(
+    base: Mapping[str, Tensor], run: Mapping[str, Tensor], alpha: float, name: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """``(1 - alpha) · base + alpha · run``.
+
+    Args:
+        base: state dict of the base model.
+        run: of the run.
+        alpha: share of the run.
+        name: of the base, for messages.
+
+    Returns:
+        The blend, and the parts (``prompter``, …) that the base does not have and that stay the run's.
+
+    Raises:
+        ExportError: the towers differ.
+    """
+    wrong = [
+        weight
+        for weight, value in run.items()
+        if (weight in base and base[weight].shape != value.shape)
+        or (weight not in base and weight.startswith(("image.", "text.")))
+    ]
+    if wrong:
+        raise ExportError(
+            f"--base {name} has other towers: {len(wrong)} weights differ, the first is {wrong[0]}; give the model "
+            "that the run was fine-tuned from"
+        )
+    mixed = {
+        weight: torch.lerp(base[weight].double(), value.double(), alpha).to(value.dtype)
+        if weight in base and value.is_floating_point()
+        else value
+        for weight, value in run.items()
+    }
+    return mixed, sorted({weight.partition(".")[0] for weight in run if weight not in base})

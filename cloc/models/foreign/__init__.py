@@ -1,0 +1,1 @@
+"""Models of others behind our interface: open_clip, Hugging Face CLIP and SigLIP."""

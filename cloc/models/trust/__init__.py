@@ -1,0 +1,1 @@
+"""What files of others may say, and which classes they may name."""

@@ -1,0 +1,145 @@
+"""The one gate between the configuration that a file of others brings and the model that is built from it.
+
+A checkpoint, an export or a downloaded folder names parts from :data:`PARTS` only, unless the caller passes the class.
+Its values are plain (``folders``), weights come from the file itself, and a tokenizer or encoder from a folder that is
+here: no code runs and no network is asked. A user's own configuration passes no gate (``config.nodes``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from torch import nn
+
+from cloc.config import ConfigError
+from cloc.models.grounding import MlpHead, SpatialHead
+from cloc.models.image import OpenClipTower, TimmTower
+from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
+from cloc.models.text import ClipText, HuggingFaceText
+from cloc.models.trust.values import TEXT_OPTIONS, VISION_OPTIONS, check_options, check_plain, is_word
+
+PARTS: dict[str, tuple[type, ...]] = {
+    "image": (TimmTower, OpenClipTower),
+    "text": (ClipText, HuggingFaceText),
+    "prompter": (SharedPrompter, PaperPrompter, RoiAlign),
+    "grounding": (MlpHead, SpatialHead),
+}
+NUMBERS = ("joint_dim", "logit_bias")
+OURS = {cls for classes in PARTS.values() for cls in classes}
+FOLDERS = {HuggingFaceText: ("tokenizer", "name")}  # arguments that name a folder, where it is not the tokenizer alone
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A stored model configuration that may be built.
+
+    Attributes:
+        config: for :func:`cloc.models.build.build_model`, without initial weights.
+        known: for the same: by part, the classes that may be named, and their names.
+    """
+
+    config: dict[str, Any]
+    known: dict[str, dict[str, type]]
+
+
+def admit(model: Any, source: Any, trusted: Sequence[type] = ()) -> Admitted:
+    """Hold a stored ``model`` configuration to what a file of others may say.
+
+    Args:
+        model: nodes ``image``, ``text``, ``prompter``, ``grounding``, and numbers.
+        source: file or folder that it comes from, for messages.
+        trusted: classes that the caller passes; a node may name them too, by their own name, in whatever module.
+
+    Raises:
+        ConfigError: a class that is neither in the registry nor trusted.
+        FolderError: a value that could reach code, a path or a network.
+    """
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"{source}: its model is a {type(model).__name__}, not a configuration")
+    config = {key: model.get(key) for key in NUMBERS}
+    for key, value in config.items():
+        if not (value is None or isinstance(value, int | float)):
+            raise ConfigError(f"{source}: model.{key}={str(value)[:100]!r}: must be a number")
+    known = {part: {name_of(cls): cls for cls in (*classes, *trusted)} for part, classes in PARTS.items()}
+    for part in PARTS:
+        node = model.get(part)
+        config[part] = _node(node, part, source, known[part], trusted) if node is not None else None
+    return Admitted(config, known)
+
+
+def name_of(cls: type) -> str:
+    """Dotted name of a class, as a ``_target_`` has it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted: Sequence[type]) -> dict[str, Any]:
+    key, target = f"model.{part}", node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or target not in known:
+        # A class that moved, or was named by the package that offers it, is still the one that the caller passes.
+        last = str(target).rpartition(".")[2]
+        target = next((name_of(cls) for cls in trusted if cls.__name__ == last), None)
+    if target is None:
+        own = str(node.get("_target_") if isinstance(node, Mapping) else node)[:100]
+        raise ConfigError(
+            f"{source}: {key}._target_={own!r} is not one of {', '.join(cls.__name__ for cls in PARTS[part])}; a file "
+            f"of others names no other class. If you have read that one and trust it, pass it: "
+            f"cloc.load(PATH, trusted=[{own.rpartition('.')[2]}])"
+        )
+    found = {**node, "_target_": target} | ({"pretrained": False} if "pretrained" in node else {})
+    check_node(found, part, source, known[target])
+    return found
+
+
+def check_node(node: Mapping[str, Any], part: str, source: Any, cls: type) -> None:
+    """Hold the arguments of a stored node to plain values, its options to the architecture, its folders to those here.
+
+    Raises:
+        FolderError: an argument that says more; names it.
+        ConfigError: a folder that is not here.
+    """
+    for name, value in node.items():
+        key = f"model.{part}.{name}"
+        if name == "_target_" or value is None:
+            continue
+        if name in FOLDERS.get(cls, ("tokenizer",)):
+            _check_folder(value, key, source)
+        elif name == "options" and cls in (TimmTower, OpenClipTower, ClipText):
+            check_options(value, _allowed(cls, node, source), key, source)
+        else:
+            check_plain(value, key, source, texts=cls not in OURS)
+
+
+def _check_folder(value: Any, key: str, source: Any) -> None:
+    if value == "open_clip" and key.endswith("tokenizer"):
+        return
+    if not isinstance(value, str) or not os.path.isdir(os.path.expanduser(value)):
+        raise ConfigError(
+            f"{source}: {key}={str(value)[:100]!r} is no folder here, and loading a file never asks a hub; load the "
+            "whole run folder, whose text/ holds it, or put that folder there"
+        )
+
+
+def _allowed(cls: type, node: Mapping[str, Any], source: Any) -> Collection[str]:
+    if cls is not TimmTower:
+        return VISION_OPTIONS if cls is OpenClipTower else TEXT_OPTIONS
+    name = node.get("name")
+    if not is_word(name) or not timm.is_model(name):
+        raise ConfigError(
+            f"{source}: model.image.name={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "
+            "file of others fetches none"
+        )
+    return timm_arguments(name)
+
+
+def timm_arguments(name: str) -> set[str]:
+    """What the classes of a timm backbone take: its architecture, and nothing of ``timm.create_model`` itself."""
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
+    taken = {argument for cls in classes for argument in inspect.signature(cls).parameters}
+    return taken - {"args", "kwargs", "out_indices", *inspect.signature(timm.create_model).parameters}

@@ -1,0 +1,212 @@
+"""What a file of others may say of an architecture: plain numbers, flags and short words. Below ``trust``.
+
+Libraries build more from a configuration than a model: ``auto_map`` names Python files, ``hf_model_name`` and
+``attn_implementation`` fetch from a hub, ``checkpoint_path`` unpickles. So the files of others are held to what a tower
+needs before a library sees them, and nothing in them reaches a path, a URL or a hub.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloc import __version__
+from cloc.config import ConfigError
+from cloc.models.weights.digests import check_file
+
+OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
+WORD = re.compile(r"[\w.+-]{0,100}", re.ASCII)  # a name of an architecture, an activation, a way to pool
+# Fields of open_clip's CLIPVisionCfg, CLIPTextCfg and MultimodalCfg that describe an architecture.
+_BLOCK = {
+    *("layers", "width", "mlp_ratio", "ls_init_value", "act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool"),
+    *("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
+    "output_tokens",
+}
+VISION_OPTIONS = _BLOCK | {
+    *("head_width", "patch_size", "image_size", "patch_dropout", "attentional_pool", "attn_pooler_queries"),
+    *("attn_pooler_heads", "no_ln_pre", "pos_embed_type"),
+}
+TEXT_OPTIONS = _BLOCK | {
+    *("heads", "context_length", "vocab_size", "embed_cls", "pad_id", "eos_id", "no_causal_mask"),
+    *("proj_type", "proj_bias"),
+}
+_TIMM = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"}
+_TIMM |= {"timm_drop", "timm_drop_path"}
+_TOKENIZER = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
+OPEN_CLIP_SECTIONS = {
+    "vision_cfg": VISION_OPTIONS | _TIMM,
+    "text_cfg": TEXT_OPTIONS | _TOKENIZER | {"hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"},
+    "multimodal_cfg": TEXT_OPTIONS | {"dim_head", "n_queries", "attn_pooler_queries", "attn_pooler_heads"},
+}
+OPEN_CLIP_TOP = {
+    *("embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"),
+    *("output_dict", "pad_id"),
+}
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"}
+# In transformers' configurations: what would fetch another model, or choose how weights are turned into code.
+_FETCHES = ("backbone", "quantization_config", "adapter_config")
+
+
+class FolderError(ValueError):
+    """A file of others that says more than an architecture; names the file, the key, its value and the remedy."""
+
+
+@contextmanager
+def building(source: Path, written: str = "") -> Iterator[None]:
+    """While a model of others is built: whatever a library raises becomes a line that names the file.
+
+    Where a count is a text, or negative, a constructor raises what it happens to run into.
+
+    Args:
+        source: file or folder of the model.
+        written: by which version, for the message.
+
+    Raises:
+        ValueError: the values build no model, or the weights are another's. A ConfigError stays one.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[min(len(lines), 2) - 1] if lines else ""  # of PyTorch's lists, the first entry
+        named = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        kind = ConfigError if isinstance(error, ConfigError) else ValueError
+        raise kind(
+            f"{source}: its weights and configuration do not fit this version; {written}this is {__version__}. "
+            f"{named}{reason}"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    check_file(file)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error}); export or download the model again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: holds a {type(found).__name__}, not an object; export or download the model again")
+    return found
+
+
+def check_plain(value: Any, key: str, source: Any, texts: bool = False) -> None:
+    """Hold a value to numbers, flags, short words, and lists and objects of them.
+
+    Args:
+        value: of a stored configuration.
+        key: its name, for messages.
+        source: the file, for messages.
+        texts: any text may stand there, for a class whose code the caller trusts.
+
+    Raises:
+        FolderError: another value; a path, a URL, and an object with a ``_target_`` of its own among them.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == "_target_":
+                raise FolderError(f"{source}: {key}._target_={inner!r}: an argument of a part names no class")
+            check_plain(inner, f"{key}.{name}", source, texts)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_plain(inner, key, source, texts)
+    elif value is not None and not isinstance(value, bool | int | float) and not (texts or is_word(value)):
+        raise FolderError(
+            f"{source}: {key}={str(value)[:100]!r}: a file of others holds numbers, flags and short words here, no "
+            "path, URL or code"
+        )
+
+
+def is_word(value: Any) -> bool:
+    """Whether a value is a short word, such as the name of an architecture."""
+    return isinstance(value, str) and WORD.fullmatch(value) is not None
+
+
+def check_options(options: Any, allowed: Collection[str], key: str, source: Any) -> None:
+    """Hold the options of a tower to its architecture.
+
+    Raises:
+        FolderError: an option that is not one of the architecture, or a value that is not plain; names the key.
+    """
+    for name, value in _object(options, key, source).items():
+        if name not in allowed:
+            raise FolderError(
+                f"{source}: {key}.{name}={str(value)[:100]!r}: not an option of the architecture, so a file of others "
+                "cannot set it"
+            )
+        check_plain(value, f"{key}.{name}", source)
+
+
+def _object(value: Any, key: str, source: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise FolderError(f"{source}: {key}={str(value)[:100]!r}: must be an object of keys and values")
+    return dict(value)
+
+
+def check_open_clip(config: Any, source: Any, hub: bool = False) -> None:
+    """Hold open_clip's ``model_cfg`` to an architecture and a tokenizer that lies beside it.
+
+    Args:
+        config: ``model_cfg`` of an ``open_clip_config.json``.
+        source: its file, for messages.
+        hub: the caller named a repository of a hub, so its text tower may be another repository's.
+
+    Raises:
+        FolderError: a key that would run code, or ask the network.
+    """
+    rest = _object(config, "model_cfg", source)
+    for name in OPEN_CLIP_SECTIONS.keys() & rest.keys():
+        _check_section(rest.pop(name), name, source, hub)
+    check_options(rest, OPEN_CLIP_TOP, "model_cfg", source)
+
+
+def _check_section(section: Any, name: str, source: Any, hub: bool) -> None:
+    key = f"model_cfg.{name}"
+    rest = _object(section, key, source)
+    check_options(rest.pop("tokenizer_kwargs", None) or {}, TOKENIZER_OPTIONS, f"{key}.tokenizer_kwargs", source)
+    rest.pop("hf_tokenizer_name", None)  # only says that there is one: a folder's is the one that lies in it
+    fetched = rest.pop("hf_model_name", None)
+    if fetched and not hub:
+        raise FolderError(
+            f"{source}: {key}.hf_model_name={str(fetched)[:100]!r} is fetched from a hub, and a folder asks no "
+            "network; name the repository: open_clip:hf-hub:OWNER/NAME"
+        )
+    check_options(rest, OPEN_CLIP_SECTIONS[name], key, source)
+
+
+def check_hugging_face(folder: Path) -> None:
+    """Hold the ``config.json`` of a folder to what transformers builds without another file or repository.
+
+    Raises:
+        FolderError: a key that would fetch a model or code from a hub, or an adapter in place of a model.
+    """
+
+    def check(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if name in _FETCHES and inner:
+                    raise FolderError(f"{folder / HF_CONFIG}: {key}{name}={str(inner)[:100]!r}: {_WHY}")
+                if "attn_implementation" in name or "experts_implementation" in name:
+                    check_plain(inner, f"{key}{name}", folder / HF_CONFIG)  # a name with a slash is code of a hub
+                check(inner, f"{key}{name}.")
+        elif isinstance(value, list):
+            for inner in value:
+                check(inner, key)
+
+    if (folder / "adapter_config.json").is_file():
+        raise FolderError(f"{folder}: an adapter, which names its model on a hub; merge it into the model first")
+    check(read_json(folder / HF_CONFIG), "")
+
+
+_WHY = "it would fetch from a hub or choose code, and a folder does neither; give a plain text encoder or CLIP"

@@ -1,0 +1,1 @@
+"""Weights: reading, digests, layouts of other libraries, fitting."""

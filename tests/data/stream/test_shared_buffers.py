@@ -1,0 +1,135 @@
+"""Batches arrive from their worker whole, and no memory that somebody still reads is written again."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cloc.contracts import Batch
+from cloc.data.stream import batches as stream_module
+from cloc.data.stream import shared_buffers as handover
+from cloc.data.stream.batches import make_loader
+from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
+from tests.kit.streams import contents, make_manifest, make_stream
+
+SIZE = 12
+
+
+class _SameProcess:
+    """Sends to this process, as a worker sends to another: each buffer itself travels once."""
+
+    def __init__(self) -> None:
+        self.buffers = SharedBuffers()
+
+    def __call__(self, batch: Batch, value: int) -> tuple[Batch, int]:
+        number, memory = self.buffers.take(SIZE)
+        batch.images = memory.view(1, 2, 2, 3).permute(0, 3, 1, 2)
+        batch.images.fill_(value)
+        receive, arguments = self.buffers.share(batch, number).__reduce__()
+        return receive(*arguments), number
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return next(iter(make_stream(make_manifest(tmp_path / "shards"))))
+
+
+def test_a_room_is_free_when_the_last_tensor_over_it_is_gone(batch: Batch) -> None:
+    send = _SameProcess()
+    first, buffer = send(batch, 1)
+    part = first.images[0, :2]
+    del first
+    gc.collect()
+    second, other = send(batch, 2)
+    assert other != buffer, "a slice still looks into the first buffer"
+    assert part.eq(1).all() and second.images.eq(2).all()
+    del part
+    gc.collect()
+    third, again = send(batch, 3)
+    assert again == buffer
+    assert second.images.eq(2).all() and third.images.eq(3).all()
+
+
+@pytest.mark.parametrize("held", [0, 1, 3])
+def test_there_are_as_many_rooms_as_batches_that_are_held(batch: Batch, held: int) -> None:
+    send, kept = _SameProcess(), []
+    for value in range(20):
+        kept = [*kept, send(batch, value)[0]][-held:] if held else [None, send(batch, value)[0]][:1]
+    assert len(send.buffers._buffers) <= held + 1
+    assert [int(one.images[0, 0, 0, 0]) for one in kept if one] == list(range(20 - held, 20))
+
+
+def test_batches_of_another_size_get_rooms_of_their_own() -> None:
+    buffers = SharedBuffers()
+    (first, memory), (second, larger) = buffers.take(SIZE), buffers.take(2 * SIZE)
+    assert first != second and len(memory) == SIZE and len(larger) == 2 * SIZE
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_of_real_workers_are_those_read_here(tmp_path: Path, workers: int) -> None:
+    """Held all the time, and dropped at once: the second makes workers use their buffers again and again."""
+    manifest = make_manifest(tmp_path / "shards")
+    expected = [contents(batch) for batch in islice(make_stream(manifest), 30)]
+
+    def arriving() -> Iterator[Batch]:
+        return islice(make_loader(make_stream(manifest), workers, prefetch_factor=2), 30)
+
+    held = list(arriving())
+    assert [contents(batch) for batch in held] == expected
+    assert [contents(batch) for batch in arriving()] == expected
+    assert [contents(batch) for batch in held] == expected, "a later worker wrote into memory of an earlier one"
+
+
+def test_a_fork_that_drops_a_batch_does_not_free_its_room(batch: Batch) -> None:
+    send = _SameProcess()
+    first, buffer = send(batch, 1)
+    child = os.fork()
+    if not child:
+        del first
+        os._exit(0)
+    os.waitpid(child, 0)
+    _, other = send(batch, 2)
+    assert other != buffer
+    assert first.images.eq(1).all()
+
+
+def test_what_numpy_cannot_carry_is_pickled_as_it_is(batch: Batch) -> None:
+    batch.boxes, batch.content = batch.boxes.bfloat16(), batch.content.requires_grad_()
+    again = copy.deepcopy(pickle.loads(pickle.dumps(batch)))
+    assert again.boxes.equal(batch.boxes) and again.content.requires_grad
+
+
+def test_all_but_the_pictures_is_pickled_by_value(batch: Batch) -> None:
+    state = batch.__getstate__()
+    assert [name for name, value in state.items() if isinstance(value, Tensor)] == ["images"]
+    again = pickle.loads(pickle.dumps(batch))
+    assert contents(again) == contents(batch)
+    again.boxes.zero_()  # what arrives can be written to
+    assert again.negatives is None and again.stats == batch.stats
+
+
+def test_rooms_of_workers_that_ended_are_let_go(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
+    ended = 2**22 + 1  # beyond the largest process number of Linux
+    monkeypatch.setattr(handover, "_received", {(ended, 0): torch.zeros(SIZE + 1, dtype=torch.uint8)})
+    arrived, _ = _SameProcess()(batch, 5)
+    assert [owner for owner, _ in handover._received] != [] and ended not in {owner for owner, _ in handover._received}
+    assert arrived.images.eq(5).all()
+
+
+def test_a_worker_sends_parcels_and_the_training_process_reads_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_manifest(tmp_path / "shards")
+    assert isinstance(next(iter(make_stream(manifest))), Batch)
+    monkeypatch.setattr(stream_module, "get_worker_info", lambda: SimpleNamespace(num_workers=1, id=0))
+    assert isinstance(next(iter(make_stream(manifest))), SharedBatch)

@@ -1,0 +1,76 @@
+"""Reading processes that are killed, stand still, or fail."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from torch.utils.data import IterableDataset
+
+from cloc.data.stream.workers import ReaderError, Readers
+from cloc.engine.durable.signals import StopAtSignal
+
+FORK = {"multiprocessing_context": "fork", "prefetch_factor": 1, "persistent_workers": True}
+
+
+class Numbers(IterableDataset):
+    """0, 1, …; at ``last`` the process sends itself a signal, or raises."""
+
+    def __init__(self, last: int, number: int | None) -> None:
+        self.last, self.number = last, number
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.last)
+        if self.number is None:
+            raise OSError("no such shard")
+        os.kill(os.getpid(), self.number)
+        yield -1
+
+
+def read(readers: Readers) -> list[int]:
+    """All that comes until an error; the error is raised again."""
+    found: list[int] = []
+    try:
+        for value in readers:
+            found.append(value)
+    finally:
+        assert found == list(range(4))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGKILL, r"^the reading process \d+ was killed, often for want of memory.*fewer than data.workers=1$"),
+        (signal.SIGSTOP, r"^no batch for \d s \(data.batch_timeout\): a reading process \(\d+\) was stopped"),
+    ],
+)
+def test_a_process_that_is_killed_or_stopped_is_missed(number: int, told: str) -> None:
+    others = set(multiprocessing.active_children())
+    readers = Readers(Numbers(4, number), 1, timeout=2, **FORK)
+    with pytest.raises(ReaderError, match=told):
+        read(readers)
+    readers.end()
+    for process in set(multiprocessing.active_children()) - others:
+        process.join(10)
+    assert not set(multiprocessing.active_children()) - others
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_stream_is_passed_on(workers: int) -> None:
+    with pytest.raises(OSError, match="no such shard"):
+        read(Readers(Numbers(4, None), workers, **(FORK if workers else {})))
+
+
+def test_where_reading_ends_the_step_in_hand_is_not_lost() -> None:
+    """Lightning fetches one batch ahead; in the place of the one that is missing comes one that nobody trains on."""
+    stop = StopAtSignal()
+    batches = iter(stop.reading(Readers(Numbers(4, None), 0)))
+    assert [next(batches) for _ in range(5)] == [0, 1, 2, 3, 3] and str(stop.failure) == "no such shard"
+    with pytest.raises(OSError, match="no such shard"):
+        next(batches)
+    with pytest.raises(OSError, match="no such shard"):  # no step to save
+        next(iter(StopAtSignal().reading(Readers(Numbers(0, None), 0))))

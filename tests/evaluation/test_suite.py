@@ -1,0 +1,497 @@
+"""Sets, measured models and the comparison as a whole, on pictures drawn here and models with random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cloc
+from cloc.config import ConfigError, DatasetConfig, EvalConfig, EvaluationConfig
+from cloc.contracts import Region, Sample
+from cloc.data.shards.writer import write_shards
+from cloc.encoder import Encoder, load
+from cloc.evaluation import embed as embed_module
+from cloc.evaluation.cache import Cache, model_digest
+from cloc.evaluation.compare import compare
+from cloc.evaluation.embed import embed
+from cloc.evaluation.metrics.outcome import values
+from cloc.evaluation.model_outputs import ModelOutputs
+from cloc.evaluation.reduce import Ranks
+from cloc.evaluation.sets.annotated import load_eval_set
+from cloc.evaluation.sets.class_images import load_images
+from cloc.evaluation.suite import TrainingSuite, measure
+from cloc.models.build import build_model
+from tests.kit.paths import ROOT
+
+MODEL: dict[str, Any] = {
+    "joint_dim": 16,
+    "image": {
+        "_target_": "cloc.models.image.OpenClipTower",
+        "image_size": 32,
+        "options": {"width": 64, "layers": 1, "patch_size": 8, "head_width": 32},
+    },
+    "text": {"_target_": "cloc.models.text.ClipText", "options": {"width": 32, "heads": 2, "layers": 1}},
+    "prompter": {"_target_": "cloc.models.prompter.SharedPrompter"},
+    "grounding": {"_target_": "cloc.models.grounding.SpatialHead"},
+}
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "gray": (128, 128, 128)}
+QUICK = EvaluationConfig(batch_size=5, bootstrap=50)
+
+
+def png(index: int) -> bytes:
+    rng = np.random.default_rng(index)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample(index: int) -> Sample:
+    names = list(COLORS)
+    regions = [
+        Region(
+            (0.1 * box, 0.1, 0.1 * box + 0.4, 0.3 + 0.1 * (index % 5)),
+            (f"a {names[(index + box) % 3]} thing", f"thing {box}"),
+            category=names[(index + box) % 3],
+            negatives=(f"a {names[(index + box + 1) % 3]} thing",) if box == 0 else (),
+        )
+        for box in range(index % 4)  # pictures with no, one, two and three boxes
+    ]
+    crowd = [Region((0.0, 0.0, 1.0, 1.0), ("things",), category="gray", crowd=True)] if index == 3 else []
+    captions = (f"picture {index}", f"picture number {index}")
+    return Sample(f"s{index:02d}", png(index), "png", captions, (*regions, *crowd))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards; a folder by class; a What'sUp file with its pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    samples = [sample(i) for i in range(12)]
+    broken = replace(samples[0], key="s99", image=png(0)[:100])
+    write_shards([*samples, broken], folder / "shards", samples_per_shard=5, categories=list(COLORS))
+    for name, color in COLORS.items():
+        (folder / "classes" / f"{name}_ish").mkdir(parents=True)
+        for i in range(0 if name == "gray" else 3):
+            Image.new("RGB", (20, 16), color).save(folder / "classes" / f"{name}_ish" / f"{i}.png")
+    (folder / "classes" / "red_ish" / "broken.png").write_bytes(png(0)[:80])
+    (folder / "relations").mkdir()
+    items = []
+    words = {
+        "left_of": "to the left of",
+        "right_of": "to the right of",
+        "in-front_of": "in front of",
+        "behind": "behind",
+    }
+    for number, (name, word) in enumerate(words.items()):
+        (folder / "relations" / f"cap_{name}_fork.jpeg").write_bytes(png(40 + number))
+        options = [f"A cap {own} a fork" for own in [word, *(other for other in words.values() if other != word)]]
+        items.append({"image_path": f"x/cap_{name}_fork.jpeg", "caption_options": options})
+    (folder / "relations.json").write_text(json.dumps(items))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders of a CLOC and a CLIP with random weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    for name, config in (("cloc", MODEL), ("clip", MODEL | {"prompter": None, "grounding": None})):
+        weights = {f"model.{key}": value for key, value in build_model(config).state_dict().items()}
+        info = {"version": "0", "config": {"model": config}, "cursor": 8, "samples_seen": 8}
+        (folder / name / "checkpoints").mkdir(parents=True)
+        torch.save({"state_dict": weights, "cloc": info}, folder / name / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def dataset(data: Path, **changes: Any) -> DatasetConfig:
+    known = {
+        "shards": str(data / "shards"),
+        "relations": str(data / "relations.json"),
+        "relation_format": "whatsup",
+        "pictures": str(data / "relations"),
+        "images": str(data / "classes"),
+        "templates": ["a {}", "some {}"],
+    }
+    return DatasetConfig(**known | changes)
+
+
+def run(encoder: Encoder, config: DatasetConfig, evaluation: EvaluationConfig = QUICK) -> dict[str, float]:
+    outputs, found = ModelOutputs(encoder, Ranks()), load_eval_set("toy", config)
+    return values(measure(outputs, found, outputs.embed(found, evaluation)))
+
+
+@pytest.fixture(scope="module")
+def encoder(runs: Path) -> Encoder:
+    return load(runs / "cloc")
+
+
+def test_a_set_holds_what_can_be_used_and_counts_what_cannot(data: Path) -> None:
+    found = load_eval_set("toy", dataset(data))
+    assert len(found.samples) == 12 and found.skipped == {"corrupt_image": 1}
+    assert {(own.width, own.height) for own in found.samples} == {(32, 24)}
+    assert not any(region.crowd for own in found.samples for region in own.regions)
+    assert found.categories == sorted(COLORS)  # also the class without a box
+    assert found.counts["relation items by grounding"] == 4 and found.counts["images to classify"] == 10
+    few = load_eval_set("toy", dataset(data), limit=6)
+    assert [own.key for own in few.samples] == [f"s{i:02d}" for i in (0, 2, 4, 6, 8, 10)] and few.digest != found.digest
+
+
+def test_every_metric_that_set_and_model_allow(data: Path, encoder: Encoder, runs: Path) -> None:
+    found = run(encoder, dataset(data))
+    for name in ("image/zero_shot_top1", "image/zero_shot_mAcc", "image/zero_shot_top1_names"):
+        assert 0 <= found[name] <= 1
+    for source in ("prompter", "roi_align", "crop", "mask_pool"):
+        for name in ("top1", "mAcc", "top1_names", "top1_small", "comprehension", "hard_negatives"):
+            assert 0 <= found[f"region/{source}/{name}"] <= 1
+        assert f"region/{source}/top1_large" not in found  # there is no such box: an absence
+        assert found[f"region/{source}/region_to_text_R@10"] >= found[f"region/{source}/region_to_text_R@1"]
+    for name in ("any/acc@0.5", "union/acc@0.5", "mIoU", "pointing", "AP", "AP50", "AP75"):
+        assert 0 <= found[f"grounding/{name}"] <= 1
+    for scoring in ("similarity", "grounded"):
+        assert {f"relations/{scoring}/{name}" for name in ("accuracy", "pair", "set4")} <= found.keys()
+    clip = run(load(runs / "clip"), dataset(data))
+    assert clip.keys() == {
+        name for name in found if not name.startswith(("region/prompter", "grounding/", "relations/grounded"))
+    }
+
+
+def test_region_metrics_are_those_of_the_encoder_by_hand(data: Path, encoder: Encoder) -> None:
+    found = run(encoder, dataset(data))
+    texts = torch.nn.functional.normalize(
+        encoder.encode_text([t.format(c) for c in sorted(COLORS) for t in ("a {}", "some {}")])
+        .unflatten(0, (4, 2))
+        .mean(1)
+    )
+    right: list[bool] = []
+    for own in (sample(i) for i in range(12)):
+        regions = [region for region in own.regions if not region.crowd]
+        picture = Image.open(io.BytesIO(own.image))
+        (rows,) = encoder.encode_regions([picture], [[region.box for region in regions]])
+        named = (rows @ texts.T).argmax(1).tolist()
+        right += [sorted(COLORS)[i] == region.category for i, region in zip(named, regions, strict=True)]
+    assert found["region/prompter/top1"] == pytest.approx(sum(right) / len(right))
+
+
+def test_only_the_parts_that_are_asked_for(data: Path, encoder: Encoder) -> None:
+    found = run(encoder, dataset(data), replace(QUICK, parts=["region"], sources=["roi_align"]))
+    assert found and all(name.startswith("region/roi_align/") for name in found)
+    found = run(encoder, dataset(data), replace(QUICK, parts=["image"]))
+    assert found and all(name.startswith(("image/", "image_text/")) for name in found)
+
+
+def test_metrics_do_not_depend_on_the_batch_size(data: Path, encoder: Encoder) -> None:
+    one, other = (run(encoder, dataset(data), replace(QUICK, batch_size=size)) for size in (3, 64))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name] == pytest.approx(other[name], abs=1e-5), name
+
+
+def test_frequencies_split_the_classes(data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "often.json").write_text('{"red": "r", "green": "f", "blue": "f"}')
+    found = run(encoder, dataset(data, frequency=str(tmp_path / "often.json")), replace(QUICK, parts=["region"]))
+    assert "region/prompter/mAcc_rare" in found and "region/prompter/mAcc_frequent" in found
+    assert "region/prompter/mAcc_common" not in found
+
+
+def test_sets_that_hold_nothing_or_name_nothing_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names no data"):
+        load_eval_set("toy", DatasetConfig())
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_eval_set("toy", DatasetConfig(shards="nowhere"))
+    write_shards([replace(sample(1), image=b"no picture")], tmp_path / "bad")
+    with pytest.raises(ValueError, match="no usable sample in .*'corrupt_image': 1"):
+        load_eval_set("toy", DatasetConfig(shards=str(tmp_path / "bad")))
+    (tmp_path / "names.txt").write_text("red\ngreen")
+    with pytest.raises(ConfigError, match=r"lacks 1 classes of boxes: \['blue'\]"):
+        load_eval_set("toy", DatasetConfig(shards=str(data / "shards"), classes=str(tmp_path / "names.txt")))
+
+
+def test_a_set_without_captions_or_boxes_has_none_of_their_metrics(encoder: Encoder, tmp_path: Path) -> None:
+    write_shards([replace(sample(i), regions=()) for i in range(3)], tmp_path / "captions")
+    write_shards([replace(sample(i), captions=()) for i in range(1, 4)], tmp_path / "boxes")
+    found = run(encoder, DatasetConfig(shards=str(tmp_path / "captions")))
+    assert found and all(name.startswith("image_text/") for name in found)
+    found = run(encoder, DatasetConfig(shards=str(tmp_path / "boxes")))
+    assert found and not any(name.startswith("image_text/") for name in found)
+
+
+# --- classification sets ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_by_class_from_a_folder(data: Path) -> None:
+    found = load_images("toy", DatasetConfig(images=str(data / "classes")))
+    assert found.classes == ["blue ish", "gray ish", "green ish", "red ish"]
+    assert sorted(found.labels) == [0] * 3 + [2] * 3 + [3] * 4
+    assert len(load_images("toy", DatasetConfig(images=str(data / "classes")), limit=4).labels) == 4
+
+
+def test_pictures_by_class_from_shards(tmp_path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for index in range(4):
+            for extension, content in (("png", png(index)), ("cls", str(index % 2).encode())):
+                member = tarfile.TarInfo(f"s{index}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = DatasetConfig(images=str(tmp_path))
+    with pytest.raises(ConfigError, match="the shards name no class"):
+        load_images("toy", config)
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    found = load_images("toy", config)
+    assert found.labels == [0, 1, 0, 1] and found.classes == ["cat", "dog"] and found.read(0).shape == (3, 24, 32)
+    (tmp_path / "one.txt").write_text("cat\n")
+    with pytest.raises(ConfigError, match="1 names for labels 0 to 1"):
+        load_images("toy", replace(config, classes=str(tmp_path / "one.txt")))
+
+
+def test_pictures_by_class_from_torchvision(tmp_path: Path) -> None:
+    for name in ("Forest", "SeaLake"):
+        (tmp_path / "eurosat" / "2750" / name).mkdir(parents=True)
+        (tmp_path / "eurosat" / "2750" / name / "1.jpg").write_bytes(png(1))
+    found = load_images("toy", DatasetConfig(images=f"torchvision:EuroSAT:{tmp_path}"))
+    assert found.labels == [0, 1] and found.classes == ["Forest", "SeaLake"] and found.read(1).size == (32, 24)
+    with pytest.raises(ConfigError, match="cannot open CIFAR10"):
+        load_images("toy", DatasetConfig(images=f"torchvision:CIFAR10:{tmp_path}"))
+    with pytest.raises(ConfigError, match="a class of torchvision.datasets"):
+        load_images("toy", DatasetConfig(images=f"torchvision:Nothing:{tmp_path}"))
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def configuration(folder: Path, runs: Path, out: Path, **changes: Any) -> EvalConfig:
+    known = {
+        "checkpoint": str(runs / "cloc"),
+        "baseline": [str(runs / "clip")],
+        "data": ["toy"],
+        "out": str(out),
+        "cache": str(out / "cache"),
+        "pictures": 2,
+        "device": "cpu",
+        "evaluation": QUICK,
+        "datasets": {"toy": dataset(folder)},
+    }
+    return EvalConfig(**known | changes)
+
+
+def result(out: Path) -> dict[str, Any]:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_intervals_differences_and_a_cache_that_saves_every_pass(
+    data: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = compare(configuration(data, runs, tmp_path))
+    first = result(tmp_path)
+    entry = first["data"]["toy"]
+    assert page.is_file() and entry["skipped"] == {"corrupt_image": 1, "image_to_classify_unreadable": 1}
+    for model, metrics in entry["models"].items():
+        for name, (low, high) in entry["intervals"][model].items():
+            assert low <= high and 0 <= low and high <= 1 and name in metrics
+        assert entry["intervals"][model].keys() == metrics.keys()
+    gaps = entry["differences"]["clip"]
+    for name, (gap, low, high) in gaps.items():
+        assert low <= high
+        if "best" not in name:
+            assert gap == pytest.approx(entry["models"]["cloc"][name] - entry["models"]["clip"][name])
+    assert entry["best_sources"]["clip"]["top1"] in ("roi_align", "crop", "mask_pool")
+    assert "region/best/top1" in gaps and first["bootstrap"] == {"samples": 50, "level": 0.95, "seed": 0}
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("the model was asked again")
+
+    for method in ("see", "encode_text", "encode_image"):
+        monkeypatch.setattr(Encoder, method, never)
+    compare(configuration(data, runs, tmp_path))
+    assert result(tmp_path)["data"] == first["data"]
+
+
+def test_the_cache_knows_weights_and_damage(data: Path, runs: Path, tmp_path: Path) -> None:
+    one, other = load(runs / "cloc"), load(runs / "cloc")
+    assert model_digest(one) == model_digest(other) != model_digest(load(runs / "clip"))
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1e-3
+    assert model_digest(one) != model_digest(other)
+    cache = Cache(tmp_path, Ranks())
+    cache.write({"rows": torch.arange(3)}, "model", "part")
+    assert cache.read("model", "part")["rows"].tolist() == [0, 1, 2]
+    (tmp_path / "model" / "part.safetensors").write_bytes(b"half a file")
+    assert cache.read("model", "part") is None and cache.read("model", "nothing") is None
+    assert Cache(None, Ranks()).read("model", "part") is None
+
+
+def test_the_same_run_twice_and_an_unknown_set_are_refused(data: Path, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the same run twice"):
+        compare(configuration(data, runs, tmp_path, baseline=[str(runs / "cloc")]))
+    with pytest.raises(ConfigError, match="data='nothing'"):
+        compare(configuration(data, runs, tmp_path, data=["nothing"]))
+
+
+def test_training_measures_without_crops(data: Path, encoder: Encoder) -> None:
+    config = replace(QUICK, data=["toy"], limit=6)
+    found = TrainingSuite(config, {"toy": dataset(data)}, encoder.model)(encoder.model)
+    assert 0 <= found["toy/region/prompter/top1"] <= 1 and not any("crop" in name for name in found)
+    with pytest.raises(ValueError, match="unknown; known sets are"):
+        TrainingSuite(replace(config, data=["x"]), {"toy": dataset(data)}, encoder.model)
+
+
+# --- embed ------------------------------------------------------------------------------------------------------------
+
+
+def table(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def test_embeddings_of_shards_are_the_encoders(
+    data: Path, runs: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "PIECE", 1)
+    monkeypatch.setattr(embed_module, "BATCH", 5)
+    counts = embed(str(runs / "cloc"), data / "shards", tmp_path, device="cpu")
+    assert counts == {"images": 12, "regions": 19, "texts": 24 + 37, "skipped": 1}
+    images, regions, texts = (table(tmp_path / f"{name}.npz") for name in ("images", "regions", "texts"))
+    assert images["key"].tolist() == [f"s{i:02d}" for i in range(12)] and set(images["width"]) == {32}
+    pictures = [Image.open(io.BytesIO(png(i))) for i in range(12)]
+    np.testing.assert_allclose(images["embedding"], encoder.encode_image(pictures).numpy(), atol=1e-5)
+    own = sample(7).regions
+    (rows,) = encoder.encode_regions([pictures[7]], [[region.box for region in own]])
+    mine = regions["key"] == "s07"
+    np.testing.assert_allclose(regions["embedding"][mine], rows.numpy(), atol=1e-5)
+    assert regions["text"][mine].tolist() == [region.phrases[0] for region in own]
+    caption = texts["text"].tolist().index("picture number 3")
+    assert texts["kind"][caption] == "caption" and texts["key"][caption] == "s03"
+    np.testing.assert_allclose(
+        texts["embedding"][caption], encoder.encode_text(["picture number 3"])[0].numpy(), atol=1e-5
+    )
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    data: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "PIECE", 1)
+    monkeypatch.setattr(embed_module, "BATCH", 5)
+    make, done = embed_module._embed_piece, []
+
+    def stops(*arguments: Any) -> Any:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(arguments[-1])
+        return make(*arguments)
+
+    monkeypatch.setattr(embed_module, "_embed_piece", stops)
+    with pytest.raises(KeyboardInterrupt):
+        embed(str(runs / "cloc"), data / "shards", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "images.npz").exists()
+    seen = []
+    monkeypatch.setattr(embed_module, "_embed_piece", lambda *a: seen.append(a[-1]) or make(*a))
+    embed(str(runs / "cloc"), data / "shards", tmp_path / "out", device="cpu")
+    assert done == [range(0, 5)] and seen == [range(5, 10), range(10, 13)]
+    embed(str(runs / "cloc"), data / "shards", tmp_path / "whole", device="cpu")
+    for name in ("images", "regions", "texts"):
+        one, other = (table(tmp_path / folder / f"{name}.npz") for folder in ("out", "whole"))
+        assert all((one[key] == other[key]).all() for key in one)
+    with pytest.raises(ValueError, match="another model, data or source"):
+        embed(str(runs / "clip"), data / "shards", tmp_path / "out", device="cpu")
+
+
+def test_embeddings_of_a_folder_and_of_a_coco_file_as_parquet(data: Path, runs: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
+    counts = embed(str(runs / "clip"), data / "classes", tmp_path / "folder", device="cpu")
+    assert counts == {"images": 9, "regions": 0, "texts": 0, "skipped": 1}
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "1.png").write_bytes(png(1))
+    boxes = [{"image_id": 1, "category_id": 5, "bbox": [3.2, 2.4, 16, 12]}, {"image_id": 1, "caption": "noise"}]
+    stored = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 32, "height": 24}],
+        "annotations": boxes,
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(stored))
+    file = tmp_path / "annotations" / "instances_val.json"
+    counts = embed(str(runs / "clip"), file, tmp_path / "coco", "parquet", device="cpu")
+    assert counts == {"images": 1, "regions": 1, "texts": 2, "skipped": 0}
+    row = parquet.read_table(tmp_path / "coco" / "regions.parquet").to_pylist()[0]
+    assert row["text"] == "cat" and row["box"] == pytest.approx([0.1, 0.1, 0.6, 0.6])
+    clip = cloc.load(str(runs / "clip"))
+    (rows,) = clip.encode_regions([Image.open(io.BytesIO(png(1)))], [[[0.1, 0.1, 0.6, 0.6]]], "roi_align")
+    np.testing.assert_allclose(row["embedding"], rows[0].numpy(), atol=1e-5)
+
+
+def test_wrong_use_of_embed(data: Path, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="format 'csv'"):
+        embed(str(runs / "clip"), data / "shards", tmp_path / "x", "csv")
+    with pytest.raises(ValueError, match="source 'prompter': clip has roi_align, crop, mask_pool"):
+        embed(str(runs / "clip"), data / "shards", tmp_path / "x", source="prompter", device="cpu")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        embed(str(runs / "clip"), Path("nowhere"), tmp_path / "x", device="cpu")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        embed(str(runs / "clip"), data / "shards", tmp_path / "full", device="cpu")
+
+
+def test_the_regions_benchmark_times_each_way_on_the_same_boxes() -> None:
+    from benchmarks.regions import WAYS, make_encoder, make_task, measure
+
+    small = make_encoder(32, 8, 64, 1, "SharedPrompter")
+    images, boxes = make_task(2, 3, torch.Generator().manual_seed(0))
+    assert all((own >= 0).all() and (own <= 1).all() and (own[:, 2:] > own[:, :2]).all() for own in boxes)
+    assert set(measure(small, images, boxes, rounds=1)) == set(WAYS)
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def launch(ranks: int, *arguments: str) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.distributed
+def test_two_ranks_measure_as_one_to_the_last_digit(data: Path, runs: Path, tmp_path: Path) -> None:
+    own = {name: value for name, value in vars(dataset(data)).items() if value and name != "templates"}
+    sets = [f"+datasets.toy.{name}={value}" for name, value in own.items()]
+    found = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        common = [f"checkpoint={runs / 'cloc'}", f"baseline=[{runs / 'clip'}]", "data=[toy]", f"out={out}"]
+        options = [f"cache={out / 'cache'}", "device=cpu", "evaluation.batch_size=5", "evaluation.bootstrap=20"]
+        launch(ranks, "eval.py", *common, *options, *sets)
+        found.append(result(out)["data"])
+        assert list((out / "cache").rglob("*.safetensors")) and (out / "report" / "index.html").is_file()
+    assert found[0] == found[1]
+    assert found[0]["toy"]["models"]["cloc"]["grounding/AP"] >= 0
+
+
+@pytest.mark.distributed
+def test_two_ranks_embed_as_one(data: Path, runs: Path, tmp_path: Path) -> None:
+    script = tmp_path / "small.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom cloc.evaluation import embed as e\ne.PIECE, e.BATCH = 1, 5\n"
+        "e.embed(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), device='cpu')\n"
+    )
+    for ranks in (1, 2):
+        launch(ranks, str(script), str(runs / "cloc"), str(data / "shards"), str(tmp_path / str(ranks)))
+    for name in ("images", "regions", "texts"):
+        one, two = (table(tmp_path / folder / f"{name}.npz") for folder in ("1", "2"))
+        assert all((one[key] == two[key]).all() for key in one)
