@@ -27,7 +27,7 @@ from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
 from cloc.models.checksums import check_archive
 from cloc.models.exported import is_exported, read_exported
-from cloc.models.folders import building, weights_in
+from cloc.models.folders import building
 from cloc.models.foreign_load import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.sound import UnsoundError, check_embedded, check_model
@@ -384,7 +384,7 @@ def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
 
 def _load_exported(folder: Path, device: str, trusted: Sequence[type]) -> Encoder:
     exported = read_exported(folder)
-    admitted = admit(exported.config, folder, trusted, weights_in(folder))
+    admitted = admit(exported.config, folder, trusted, folder)
     model = build_model(admitted.config, pretrained=False, known=admitted.known)
     model.load_state_dict(exported.state)
     info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}

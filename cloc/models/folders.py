@@ -169,13 +169,7 @@ def check_size(value: float, key: str, source: Any) -> None:
         )
 
 
-def weights_in(folder: Path) -> int | None:
-    """Bytes of the weight files in a folder; None where there is none."""
-    sizes = [file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHTS and file.is_file()]
-    return sum(sizes) if sizes else None
-
-
-def check_room(config: Mapping[str, Any], held: int | None, source: Any) -> None:
+def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) -> None:
     """Refuse a description of a model that needs far more weights than its file holds, before anything is built.
 
     Of each part only the obvious matrices are counted, fewer numbers than any transformer of that size has: a square of
@@ -185,17 +179,22 @@ def check_room(config: Mapping[str, Any], held: int | None, source: Any) -> None
 
     Args:
         config: parts of the model within each other, with a joint width of ``joint_dim`` or ``projection_dim``.
-        held: bytes of the weights; None where they are not known, and nothing is compared.
+        held: bytes of the weights, or the folder of their files; where there is none, nothing is compared.
         source: the file, for the message.
 
     Raises:
         FolderError: the file is too small.
+        DamageError: it is, and it is not what its checksum says.
     """
+    files = [file for file in held.iterdir() if file.suffix in _WEIGHTS] if isinstance(held, Path) else []
+    size = (sum(file.stat().st_size for file in files) or None) if isinstance(held, Path) else held
     joint = max(_count(config.get(name)) for name in ("joint_dim", "projection_dim"))
     needed = _needed(config, joint)
-    if held is not None and needed > held:
+    if size is not None and needed > size:
+        for file in files:
+            check_file(file)
         raise FolderError(
-            f"{source}: its configuration describes at least {needed:,} weights, its weight file has {held:,} bytes; "
+            f"{source}: its configuration describes at least {needed:,} weights, its weight file has {size:,} bytes; "
             "one of them is another model's: export or download the model again"
         )
 
@@ -259,8 +258,11 @@ def check_open_clip(config: Any, source: Any, hub: bool = False) -> None:
         _check_section(rest.pop(name), name, source, hub)
     check_options(rest, OPEN_CLIP_TOP, "model_cfg", source)
     if isinstance(source, Path):
-        towers = {name: {**_OWN.get(name, {}), **config[name]} for name in OPEN_CLIP_SECTIONS if name in config}
-        check_room({"joint_dim": config.get("embed_dim"), **towers}, weights_in(source.parent), source)
+        towers = {name: config[name] for name in OPEN_CLIP_SECTIONS if name in config}
+        for name, section in towers.items():
+            if not section.get("timm_model_name"):  # whose sizes are its own
+                towers[name] = {**_OWN.get(name, {}), **section}
+        check_room({"joint_dim": config.get("embed_dim"), **towers}, source.parent, source)
 
 
 def _check_section(section: Any, name: str, source: Any, hub: bool) -> None:
@@ -302,7 +304,7 @@ def check_hugging_face(folder: Path) -> None:
         raise FolderError(f"{folder}: an adapter, which names its model on a hub; merge it into the model first")
     config = read_json(folder / HF_CONFIG)
     check(config, "")
-    check_room(config, weights_in(folder), folder / HF_CONFIG)
+    check_room(config, folder, folder / HF_CONFIG)
 
 
 _WHY = "it would fetch from a hub or choose code, and a folder does neither; give a plain text encoder or CLIP"

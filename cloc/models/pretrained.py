@@ -24,7 +24,7 @@ from cloc.models.exported import (
     split_open_clip,
     tower_node,
 )
-from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json, weights_in
+from cloc.models.folders import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
 from cloc.models.layouts import CLIP_VOCABULARY, TANH, from_hf, siglip_to_timm
 from cloc.models.trust import PARTS, check_node, name_of
 from cloc.models.weights import TEXT_LENGTH, read_state, text_length
@@ -111,7 +111,7 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
 def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) -> dict[str, Any]:
     found, width = _describe(folder, part)
     key = f"model.{part}"
-    check_room({"joint_dim": joint_dim, part: found}, weights_in(folder), folder)
+    check_room({"joint_dim": joint_dim, part: found}, folder, folder)
     check_node(found, part, folder, next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"]))
     if found["_target_"] != node["_target_"]:
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")

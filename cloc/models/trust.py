@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -49,14 +50,14 @@ class Admitted:
     known: dict[str, dict[str, type]]
 
 
-def admit(model: Any, source: Any, trusted: Sequence[type] = (), held: int | None = None) -> Admitted:
+def admit(model: Any, source: Any, trusted: Sequence[type] = (), held: Path | int | None = None) -> Admitted:
     """Hold a stored ``model`` configuration to what a file of others may say.
 
     Args:
         model: nodes ``image``, ``text``, ``prompter``, ``grounding``, and numbers.
         source: file or folder that it comes from, for messages.
         trusted: classes that the caller passes; a node may name them too, by their own name, in whatever module.
-        held: bytes of its weights, which the configuration must fit in; None where that is not known.
+        held: bytes of its weights or the folder of their files, which must have room for what the configuration says.
 
     Raises:
         ConfigError: a class that is neither in the registry nor trusted.
