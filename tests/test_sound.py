@@ -61,6 +61,12 @@ def test_statistics_of_pixels_are_three_sensible_numbers(tmp_path: Path, key: st
     refused(run, rf"last\.ckpt.*{key}")
 
 
+@pytest.mark.parametrize("side", [0, -1, 10**6, "32", None, 32.5, True])
+def test_a_short_side_is_a_number_of_pixels(tmp_path: Path, side: Any) -> None:
+    folder = hugging_face_folder(tmp_path / "b")
+    refused(change(folder / "preprocessor_config.json", "size", "shortest_edge", to=side), r"shortest_edge=")
+
+
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, bad: float) -> None:
     for folder, file, name in (

@@ -34,7 +34,7 @@ from cloc.engine.loggers import build_loggers
 from cloc.engine.module import Pretrain
 from cloc.engine.processes import check_same
 from cloc.engine.profile import StepProfile
-from cloc.engine.resume import begin
+from cloc.engine.resume import begin, tell_other_settings
 from cloc.engine.runtime import (
     agree,
     connect,
@@ -97,6 +97,7 @@ def train(composed: DictConfig) -> Path | None:
             if rank == 0:
                 seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
                 console.print(f"{folder.location}: {seen}; remove it to start anew", soft_wrap=True)
+                tell_other_settings(stored, module, data.digest, folder)
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
