@@ -114,8 +114,8 @@ def from_hugging_face(config: Mapping[str, Any], size: int) -> Preprocess:
         short = target["shortest_edge"]
         if isinstance(short, bool) or not isinstance(short, int) or not 1 <= short <= _MOST_CUT * size:
             raise ValueError(
-                f"preprocessor_config.json: size.shortest_edge={str(short)[:100]}: a number of pixels up to {_MOST_CUT} "
-                f"times the view's {size} is needed; correct it"
+                f"preprocessor_config.json: size.shortest_edge={str(short)[:100]}: a number of pixels up to "
+                f"{_MOST_CUT} times the view's {size} is needed; correct it"
             )
         crop = config.get("crop_size", size)
         made = {crop} if isinstance(crop, int) else set(crop.values())
