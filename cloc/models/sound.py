@@ -42,12 +42,11 @@ def check_pixels(mean: Any, std: Any) -> None:
             )
 
 
-def check_weights(state: Mapping[str, Any], source: Any = "") -> None:
+def check_weights(state: Mapping[str, Any]) -> None:
     """Refuse weights that are not finite. Costs one pass over them.
 
     Args:
         state: names and tensors; what is no tensor of floating point passes.
-        source: the file, for the message.
 
     Raises:
         UnsoundError: names the first tensor.
@@ -58,9 +57,8 @@ def check_weights(state: Mapping[str, Any], source: Any = "") -> None:
         # A sum is finite only if all of it is; one that overflows is looked at again, number by number.
         if not math.isfinite(value.sum(dtype=torch.float32).item()) and not value.isfinite().all():
             count = int((~value.isfinite()).sum())
-            where = f"{source}: " if source else ""
             raise UnsoundError(
-                f"{where}{count} of {value.numel()} numbers of {name} are not finite; copy the file again, or take "
+                f"{count} of {value.numel()} numbers of {name} are not finite; copy the file again, or take "
                 "another checkpoint"
             )
 
