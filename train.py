@@ -15,14 +15,13 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Compose, build, run; see :func:`cloc.engine.run.train`."""
-    from cloc.config import ConfigError, TrainConfig, check_keys
-
     try:
         check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
@@ -59,4 +58,8 @@ def _one_of_many() -> bool:
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
+    try:
+        check_overrides(sys.argv[1:], TrainConfig)
+    except ConfigError as wrong:
+        sys.exit(f"ConfigError: {wrong}")
     run(main)
