@@ -28,8 +28,8 @@ from cloc.evaluation.embed import embed
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks
-from cloc.evaluation.sets.annotated import load_eval_set
 from cloc.evaluation.sets.class_images import load_images
+from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import TrainingSuite, measure
 from cloc.models.build import build_model
 from tests.kit.paths import ROOT
