@@ -69,7 +69,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """How the report takes a metric apart by box size.
+    """How the report takes a metric of shares apart by box size.
 
     Attributes:
         place: among the metrics that ask the same; the lowest that was measured is shown.

@@ -145,19 +145,19 @@ def make_row(
     entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[str, str]], catalog: Catalog = ALL
 ) -> Row:
     """One metric of a set; ``region/best/MEASURE`` takes each model's best source, which ``best`` names."""
-    own_words, measure, models = catalog.describe(metric), metric.removeprefix(BEST), entry["models"]
+    described, measure, models = catalog.describe(metric), metric.removeprefix(BEST), entry["models"]
     own = {model: metric for model in models}
     if measure != metric:
         own = {model: f"region/{best[model].get(measure, 'best')}/{measure}" for model in models}
     values = {model: finite(metrics, own[model]) for model, metrics in models.items()}
     known = [value for value in values.values() if value is not None]
-    top = max(known, key=own_words.goodness) if known and len(models) > 1 else None
+    top = max(known, key=described.goodness) if known and len(models) > 1 else None
     intervals = entry.get("intervals", {})
     cells = [
         Cell(
             model,
             value,
-            format_value(value, own_words.percent),
+            format_value(value, described.percent),
             "" if value is not None else catalog.why_missing(own[model], models[model]),
             top is not None and value is not None and math.isclose(value, top, abs_tol=5e-5),
             _interval(intervals.get(model, {}).get(own[model])),
@@ -165,7 +165,7 @@ def make_row(
         )
         for model, value in values.items()
     ]
-    return Row(own_words, cells, _row_gap(entry, own_words, values))
+    return Row(described, cells, _row_gap(entry, described, values))
 
 
 def _row_gap(entry: Mapping[str, Any], own: Description, values: Mapping[str, float | None]) -> Gap:
