@@ -24,6 +24,17 @@ from cloc.config.domains import (
 )
 
 PARTS = ("image", "region", "grounding", "relations")
+METRICS = (
+    "zero_shot",
+    "retrieval",
+    "region_retrieval",
+    "region_naming",
+    "hard_negatives",
+    "comprehension",
+    "grounding",
+    "average_precision",
+    "relations",
+)
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16", "auto")
@@ -162,7 +173,7 @@ class TrainerConfig:
 
 @dataclass
 class DatasetConfig:
-    """One evaluation set; at least one of ``shards``, ``relations`` and ``images``.
+    """One evaluation set; at least one of ``shards``, ``relations``, ``images`` and ``set``.
 
     Attributes:
         shards: folder of shards: captions, boxes, phrases.
@@ -177,6 +188,8 @@ class DatasetConfig:
         template_file: file of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of
             CLIP's ImageNet evaluation.
         frequency: LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``; null for none.
+        set: a kind of set of your own: ``_target_`` of a class with its arguments (SetReader in
+            ``cloc/evaluation/sets/eval_set.py``), instead of the three or beside them.
         lead: metric of the set's own protocol, which the report opens with (``region/best/mAcc`` reads boxes by each
             model's best source); null takes one by what the set holds.
         description: one line for the report.
@@ -191,6 +204,7 @@ class DatasetConfig:
     templates: list[str] = field(default_factory=lambda: ["{}"])
     template_file: str | None = None
     frequency: str | None = None
+    set: dict[str, Any] | None = None
     lead: str | None = None
     description: str = ""
 
@@ -206,6 +220,7 @@ class EvaluationConfig:
         limit: at most so many pictures of each set; 0 for all.
         best: metric (``val/SET/METRIC``, larger is better) whose best checkpoint is kept; null for none.
         parts: of ``image`` (classification, retrieval), ``region``, ``grounding``, ``relations``.
+        metrics: what is measured: names of ours, or nodes with the ``_target_`` of a class of your own.
         sources: region sources; those that a model lacks are left out.
         batch_size: pictures a forward pass.
         bootstrap: resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals.
@@ -217,6 +232,7 @@ class EvaluationConfig:
     limit: Amount = 500
     best: str | None = None
     parts: list[Annotated[str, OneOf(*PARTS)]] = field(default_factory=lambda: list(PARTS))
+    metrics: list[Any] = field(default_factory=lambda: list(METRICS))
     sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(SOURCES))
     batch_size: Count = 64
     bootstrap: Amount = 1000

@@ -58,7 +58,8 @@ AFTER: dict[str, After] = {
     **dict.fromkeys(_keys("trainer", "accelerator devices num_nodes strategy precision threads"), After.HOLDS),
     **dict.fromkeys(_keys("trainer", "log_every checkpoint_every checkpoint_minutes keep_last"), After.HOLDS),
     **dict.fromkeys(_keys("trainer", "max_skipped_steps compile checkpoint_activations accumulate ema"), After.HOLDS),
-    **dict.fromkeys(_keys("evaluation", "every data limit best parts sources batch_size bootstrap"), After.HOLDS),
+    **dict.fromkeys(_keys("evaluation", "every data limit best parts metrics"), After.HOLDS),
+    **dict.fromkeys(_keys("evaluation", "sources batch_size bootstrap"), After.HOLDS),
 }
 IN_TRAINING = re.compile(r"drop|^remember$")  # of a part: its weights mean the same with it as without
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
