@@ -25,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 
 say = @printf '\033[1m==>\033[0m %s\n'
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow lint format docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,9 @@ lint: $(STAMP) ## Check style and format, change nothing
 format: $(STAMP) ## Sort imports, fix what can be fixed, format
 	@$(PY) -m ruff check -q --fix-only .
 	@$(PY) -m ruff format .
+
+docs: $(STAMP) ## Write the key tables of docs/ from the schema
+	@$(PY) -m cloc.config.docs --write
 
 clean: ## Remove .venv, caches and build products; keep data and runs
 	$(say) "clean: $(VENV), caches, build products"
