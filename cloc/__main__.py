@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from cloc.command import prepare, run
+from cloc.command import prepare, run, told
 
 if __name__ == "__main__":
     prepare()  # before the imports that take time
@@ -274,7 +274,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         sys.exit(1)
 
 

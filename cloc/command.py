@@ -1,4 +1,4 @@
-"""What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach.
+"""What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach, extras.
 
 Stands below all else, beside ``contracts``, and imports the standard library alone: it is in force before anything
 heavy is imported.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -21,6 +22,12 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
+
+EXTRAS = {
+    "train": ("aiohttp", "braceexpand", "fsspec", "hydra", "ijson", "lightning", "webdataset"),
+    "eval": ("fsspec", "hydra", "ijson", "jinja2", "matplotlib", "pycocotools"),
+}
+"""Modules that the extras ``train`` and ``eval`` bring; a loaded model needs none of them."""
 
 _WORD = "interrupted; run the same command again"
 _PATIENCE = 5.0  # seconds until a process whose main thread does not come back from compiled code is ended from outside
@@ -124,6 +131,31 @@ def announced(word: str) -> Iterator[None]:
         yield
     finally:
         _watch.word = before
+
+
+def require(extra: str) -> None:
+    """Leave the process with one line where a module of an extra is missing; imports none of them."""
+    missing = [module for module in EXTRAS[extra] if not _is_there(module)]
+    if missing:
+        sys.exit(f"ImportError: {_remedy(missing, extra)}")
+
+
+def told(error: Exception) -> str:
+    """An error in a line; of a module that an extra brings, with that extra."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = next((name for name, modules in EXTRAS.items() if module in modules), None)
+    return _remedy([module], extra) if extra else str(error)
+
+
+def _remedy(missing: list[str], extra: str) -> str:
+    return f"{', '.join(missing)}: not installed; pip install 'cloc-pretrain[{extra}]'"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a finder that refuses it, of a module without a specification
+        return False
 
 
 def run(main: Callable[[], Any]) -> NoReturn:

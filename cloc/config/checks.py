@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -158,6 +157,8 @@ def register_eval() -> None:
     ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would take that
     for a choice of file.
     """
+    from hydra.core.config_store import ConfigStore
+
     folder = Path(__file__).resolve().parents[2] / "conf"
     store = ConfigStore.instance()
     store.store(name="eval", node=OmegaConf.load(folder / "eval.yaml"))
