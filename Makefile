@@ -73,9 +73,10 @@ test-slow: $(STAMP) ## Run the long and the distributed tests
 	$(say) "test-slow: long and distributed tests"
 	@$(PY) -m pytest -q -m "slow or distributed"
 
-lint: $(STAMP) ## Check style and format, change nothing
+lint: $(STAMP) ## Check style, format and types, change nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: $(STAMP) ## Sort imports, fix what can be fixed, format
 	@$(PY) -m ruff check -q --fix-only .
@@ -86,7 +87,7 @@ docs: $(STAMP) ## Write the key tables of docs/ from the schema
 
 clean: ## Remove .venv, caches and build products; keep data and runs
 	$(say) "clean: $(VENV), caches, build products"
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis ./*.egg-info data/.partial
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info data/.partial
 	@for folder in cloc benchmarks tests; do \
 		[ ! -d $$folder ] || find $$folder -name __pycache__ -type d -prune -exec rm -rf {} +; done
 	@rm -rf __pycache__

@@ -100,8 +100,9 @@ def prepare(*, tell_closed_pipe: bool = False) -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)
-    sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)
+    # Typeshed calls the dunder names final; libraries that restore the streams take them from there.
+    sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)  # type: ignore[misc]
     sys.unraisablehook, threading.excepthook = _unraisable, _thread_failed
     atexit.register(_skip_teardown)  # before any other is registered: called after them
     listen()
@@ -246,7 +247,7 @@ class _Sink(io.FileIO):
         self.tell_closed_pipe = tell_closed_pipe
         self.lost, self.reason = 0, ""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             if self.lost:
                 super().write(f"[{self.lost} bytes of output lost: {self.reason}]\n".encode())
@@ -255,7 +256,7 @@ class _Sink(io.FileIO):
         except OSError as error:
             if not self.lost:
                 self._tell(error)
-            self.lost, self.reason = self.lost + len(data), error.strerror
+            self.lost, self.reason = self.lost + len(data), error.strerror or str(error)
             if error.errno == errno.EPIPE and self.tell_closed_pipe and callable(signal.getsignal(signal.SIGHUP)):
                 os.kill(os.getpid(), signal.SIGHUP)
             return len(data)

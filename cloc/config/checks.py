@@ -67,7 +67,10 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
         if "=" not in override:
             raise ConfigError(f"{override!r}: give KEY=VALUE, for example crop=0.4")
     given = OmegaConf.from_dotlist([override.removeprefix("data.") for override in overrides])
-    return validate(OmegaConf.merge({"train": ""}, given), DataConfig)
+    merged = OmegaConf.merge({"train": ""}, given)
+    assert isinstance(merged, DictConfig)
+    found: DataConfig = validate(merged, DataConfig)
+    return found
 
 
 def _hint(schema: type, key: str) -> str:
@@ -93,11 +96,12 @@ def _check_train(config: TrainConfig) -> None:
         )
     _check_contrast(config)
     _check_scale(config)
-    for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text")):
-        resolve(node, path)
-    for node, path in ((config.model.prompter, "model.prompter"), (config.model.grounding, "model.grounding")):
-        if node is not None:
-            resolve(node, path)
+    model = config.model
+    for part, node in (("image", model.image), ("text", model.text)):
+        resolve(node, f"model.{part}")
+    for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
+        if choice is not None:
+            resolve(choice, f"model.{part}")
 
 
 def _check_contrast(config: TrainConfig) -> None:

@@ -96,7 +96,7 @@ def keys(cls: type) -> Iterator[Key]:
         yield Key(field.name, hints[field.name], default, docs[field.name])
 
 
-def _arguments(cls: type) -> Iterator[Key]:
+def _arguments(cls: Any) -> Iterator[Key]:
     hints, docs = get_type_hints(cls.__init__, include_extras=True), argument_docs(cls)
     for name, parameter in inspect.signature(cls).parameters.items():
         given = parameter.default is not parameter.empty
