@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PY) -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
-# A conversion that stops half-way leaves no folder that looks complete.
+# A conversion that is stopped leaves no folder that looks complete.
 $(DEMO_DATA): | $(STAMP)
 	$(say) "demo: drawing the OpenMoji scenes into $@"
 	@rm -rf data/.partial
