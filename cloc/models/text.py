@@ -260,6 +260,11 @@ class HuggingFaceText(nn.Module):
             )
         self.vocab_size = self.tower.config.vocab_size
 
+    @property
+    def architecture(self) -> Any:
+        """The encoder's configuration, without which its weights cannot be loaded."""
+        return self.tower.config
+
     def forward(self, *groups: Tensor) -> Tensor:
         """Groups of ``[T,L]`` token ids → ``[T,D]`` of all in their order, not yet of unit norm."""
         pool = self._remembered if self.frozen else self._pooled
