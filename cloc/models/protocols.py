@@ -116,12 +116,17 @@ class Declares(Protocol):
         prefix_tokens: class and register tokens before the patch tokens, inside of an image tower.
         describes: what a tower's ``pretrained`` may name whose description the configuration takes over: ``folder``,
             ``tag``, both or (by default) none; a tower without it reads what it is given by itself.
+        open_length: of a text tower, the context length where the configuration leaves it open; by default it must not.
         kind: what a tower is, in words, for the card of an export.
+        activation: of a tower's perceptrons, in the words of transformers, where one word of open_clip's configuration
+            rules both towers; by default None.
     """
 
     prefix_tokens: int
     describes: Collection[str]
+    open_length: int
     kind: str
+    activation: str | None
 
     def no_weight_decay(self) -> Collection[str]:
         """Names of own parameters without weight decay, besides vectors and tables of embeddings (timm's method)."""
@@ -136,7 +141,20 @@ class Declares(Protocol):
         """Recompute activations in backward instead of keeping them (timm's and open_clip's method)."""
 
     def refuses(self, format: str) -> list[str]:
-        """Why a format of export cannot hold the part, one reason each; empty where it can."""
+        """Why a format of export cannot hold the part, one reason each; empty where it can.
+
+        An image tower that ``hf`` can hold has ``class_token_vit``, one for ``timm`` has ``timm_model``, one for
+        ``open_clip`` has ``open_clip_vision``. Formats that trace (``onnx``, ``torch``) need nothing.
+        """
+
+    def class_token_vit(self) -> ClassTokenViT:
+        """The tower as CLIP's class-token ViT."""
+
+    def timm_model(self) -> TimmModel:
+        """The tower as a model of timm."""
+
+    def open_clip_vision(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """open_clip's ``vision_cfg`` but for the size, and the weights of its ``visual``."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,54 @@ class View:
     mean: Sequence[float]
     std: Sequence[float]
     resize: str
+
+
+@dataclass(frozen=True)
+class ClassTokenViT:
+    """A ViT that pools at its class token, behind a last norm, and projects linearly.
+
+    Attributes:
+        width: C.
+        layers: blocks.
+        heads: of the attention.
+        mlp_width: hidden width of the perceptrons.
+        patch_size: side of a patch in pixels.
+        image_size: side of the view.
+        activation: transformers' name of it.
+        eps: of the norms.
+        pre_norm: whether a norm stands before the blocks.
+        state: weights under the names of open_clip's ``VisionTransformer``.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch_size: int
+    image_size: int
+    activation: str
+    eps: float
+    pre_norm: bool
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """An image tower as timm builds it.
+
+    Attributes:
+        name: of ``timm.create_model``.
+        arguments: for the same.
+        state: weights under timm's names.
+        config: timm's own ``pretrained_cfg`` of the name.
+        projection: ``[D,C]``, from what it pools to the joint space.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    state: dict[str, Tensor]
+    config: Mapping[str, Any]
+    projection: Tensor
 
 
 def view(tower: nn.Module) -> View:
