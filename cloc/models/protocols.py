@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import MethodType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -339,8 +339,13 @@ def recompute(tower: nn.Module) -> list[str]:
         return done
     parts = [block for block in blocks(tower) if _trained(block)] or [tower]
     for part in parts:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+        part.forward = MethodType(_recomputed, part)  # bound: a copy of the module recomputes itself
     return [f"{name} as a whole" if parts == [tower] else f"{len(parts)} blocks of {name}"]
+
+
+def _recomputed(part: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """``forward`` of a module that keeps its inputs alone. A frame of ours: torch.compile passes by PyTorch's."""
+    return checkpoint(type(part).forward, part, *inputs, use_reentrant=False, **named)
 
 
 def _trained(part: nn.Module) -> bool:
