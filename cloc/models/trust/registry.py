@@ -18,6 +18,7 @@ import timm
 from torch import nn
 
 from cloc.config import ConfigError
+from cloc.config.nodes import present_name
 from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
@@ -79,7 +80,7 @@ def name_of(cls: type) -> str:
 
 
 def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted: Sequence[type]) -> dict[str, Any]:
-    key, target = f"model.{part}", node.get("_target_") if isinstance(node, Mapping) else None
+    key, target = f"model.{part}", present_name(node.get("_target_")) if isinstance(node, Mapping) else None
     if not isinstance(target, str) or target not in known:
         # A class that moved, or was named by the package that offers it, is still the one that the caller passes.
         last = str(target).rpartition(".")[2]
