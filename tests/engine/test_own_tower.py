@@ -95,6 +95,20 @@ class TellingTower(SilentTower):
         return [] if format == "torch" else [f"a mixer is no model of {format}"]
 
 
+class OwnText(nn.Module):
+    """A bag of words that declares nothing."""
+
+    def __init__(self, joint_dim: int, tokenizer: str, vocab_size: int = 64, context_length: int = 24) -> None:
+        super().__init__()
+        self.tokenizer, self.context_length, self.joint_dim = tokenizer, context_length, joint_dim
+        self.vocab_size = vocab_size
+        self.words = nn.EmbeddingBag(vocab_size, joint_dim, mode="sum", padding_idx=0)
+
+    def forward(self, *groups: Tensor) -> Tensor:
+        """As :class:`cloc.models.protocols.TextTower`."""
+        return torch.cat([self.words(tokens) for tokens in groups])
+
+
 # Softmax does not see a bias of the keys: its gradient is rounding noise, which Adam turns into steps.
 NOISE = ("attn.in_proj_bias", "prompter.key.bias")
 TOWERS = (SilentTower, TellingTower)
@@ -150,6 +164,16 @@ def test_it_trains_and_resumes(tower: type, squares: Path, tmp_path: Path, monke
         cloc.load(str(tmp_path / "whole"))
     encoder = cloc.load(str(tmp_path / "whole"), trusted=[tower])
     assert encoder.preprocess.mode == view(encoder.model.image).resize == getattr(tower, "resize", "pad")
+
+
+def test_a_text_tower_of_ones_own_trains(squares: Path, tmp_path: Path) -> None:
+    own = ["~model.text", f"+model.text._target_={__name__}.OwnText", f"+model.text.tokenizer={squares / 'tokenizer'}"]
+    rest = [option for option in overrides(squares, tmp_path, TellingTower) if "model.text" not in option]
+    run.train(configure(*rest, *own))
+    encoder = cloc.load(str(tmp_path), trusted=[TellingTower, OwnText])
+    assert encoder.encode_text(["a red square"]).norm().item() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ExportError, match="OwnText does not declare that hf can hold it"):
+        check_pair(encoder, "hf")
 
 
 def test_what_it_declares_is_what_the_optimizer_does() -> None:
