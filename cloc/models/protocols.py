@@ -287,11 +287,18 @@ def layers(tower: nn.Module) -> tuple[dict[str, int], int]:
 
     Returns:
         By name, 0 for what feeds the first block; and the number of the last layer.
+
+    Raises:
+        ValueError: the tower declares a layer or a block that it does not have.
     """
     names = [name for name, _ in tower.named_parameters()]
     if hasattr(tower, "parameter_layers"):
         own = tower.parameter_layers()
         last = max(own.values(), default=0)
+        if unknown := sorted(own.keys() - names):
+            raise ValueError(
+                f"{type(tower).__name__}.parameter_layers() names {unknown[0]!r}, no parameter of it"
+            )
         return {name: own.get(name, last) for name in names}, last
     places = _declared_places(tower, names) if hasattr(tower, "block_modules") else _named_places(names)
     numbers = {place: number for number, place in enumerate(dict.fromkeys(filter(None, places.values())), start=1)}
@@ -306,7 +313,10 @@ def _declared_places(tower: nn.Module, names: Sequence[str]) -> dict[str, Place 
     """As :func:`_named_places`, in the order of the blocks."""
     paths = {module: path for path, module in tower.named_modules()}
     places: dict[str, Place | None] = {}
-    for path in (paths[block] for block in blocks(tower)):
+    for block in blocks(tower):
+        if block not in paths:
+            raise ValueError(f"{type(tower).__name__}.block_modules() gives a {type(block).__name__} that is not in it")
+        path = paths[block]
         stack, _, index = f"tower.{path}".rpartition(".")
         places |= {name: (stack, index) for name in names if name.startswith(f"{path}.")}
     return places | {name: None for name in names if name not in places}
