@@ -296,9 +296,7 @@ def layers(tower: nn.Module) -> tuple[dict[str, int], int]:
         own = tower.parameter_layers()
         last = max(own.values(), default=0)
         if unknown := sorted(own.keys() - names):
-            raise ValueError(
-                f"{type(tower).__name__}.parameter_layers() names {unknown[0]!r}, no parameter of it"
-            )
+            raise ValueError(f"{type(tower).__name__}.parameter_layers() names {unknown[0]!r}, no parameter of it")
         return {name: own.get(name, last) for name in names}, last
     places = _declared_places(tower, names) if hasattr(tower, "block_modules") else _named_places(names)
     numbers = {place: number for number, place in enumerate(dict.fromkeys(filter(None, places.values())), start=1)}
