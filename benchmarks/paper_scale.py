@@ -65,8 +65,8 @@ def count(name: str) -> Counted:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from cloc.engine.strategy import blocks
     from cloc.models.build import build_model
+    from cloc.models.protocols import blocks
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", [f"model={name}", "name=x", "samples=1", "batch_size=1", "data.train=x"])

@@ -45,8 +45,8 @@ from cloc.engine.machine import precision_of
 from cloc.engine.optim import build_optimizer
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
-from cloc.models.image import CLIP_MEAN, CLIP_STD
 from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.protocols import CLIP_MEAN, CLIP_STD
 
 NOUNS = """man woman dog child boy girl ball bike street water horse shirt snow grass beach car wall hat player tree
 bench camera crowd rock field river boat table guitar jacket""".split()

@@ -27,6 +27,7 @@ from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
 from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
+from cloc.models.protocols import view
 from cloc.models.sanity import SanityError, check_embedded, check_model
 from cloc.models.trust.registry import admit
 from cloc.models.trust.values import building
@@ -78,8 +79,7 @@ class Encoder:
     ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
         self.tokenizer = tokenizer or Tokenizer.of(model.text)
-        resize: Any = model.image.resize
-        self.preprocess = preprocess or Preprocess(resize)
+        self.preprocess = preprocess or Preprocess(view(model.image).resize)
 
     @property
     def image_size(self) -> int:

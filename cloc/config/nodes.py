@@ -14,6 +14,14 @@ from typing import Any
 
 from cloc.config.domains import ConfigError, check_arguments
 
+# Where classes went that configurations and checkpoints of earlier versions name; names of ours alone.
+MOVED = {"cloc.engine.sweep.SweepFolder": "cloc.engine.sweep.report.SweepFolder"}
+
+
+def present_name(target: Any) -> Any:
+    """Today's name of a class that a ``_target_`` names; whatever is not in :data:`MOVED` as it is."""
+    return MOVED.get(target, target) if isinstance(target, str) else target
+
 
 def find_class(name: Any, key: str) -> type:
     """Import a class that the user names.
@@ -28,7 +36,7 @@ def find_class(name: Any, key: str) -> type:
     if not isinstance(name, str) or "." not in name:
         raise ConfigError(f"{key}={name!r}: must name a class with its module, such as mypackage.towers.MyTower")
     try:
-        found = pkgutil.resolve_name(name)
+        found = pkgutil.resolve_name(present_name(name))
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(f"{key}={name!r}: {error}; is its folder on PYTHONPATH, or its package installed?") from error
     if not inspect.isclass(found):
@@ -53,7 +61,7 @@ def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{path}={node!r}: must be a node, with a _target_ and the arguments of that class")
-    target = node.get("_target_")
+    target = present_name(node.get("_target_"))
     if known is None:
         found = find_class(target, f"{path}._target_")
     elif isinstance(target, str) and target in known:

@@ -6,7 +6,6 @@ Of a checkpoint an optimizer takes its moments alone; its settings are those of 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,10 +15,9 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from cloc.config import OptimConfig
+from cloc.models.protocols import hidden, layers, undecayed
 
-BLOCK = re.compile(r"(.+?\.(?:blocks|resblocks|layers?|block))\.(\d+)\.")
-INPUT = re.compile(r"embed|cls_token|reg_token|\.(conv1|conv_stem|bn1|ln_pre|norm_pre|norm_in)\.|adapter\.proj\.")
-TABLES = ("pos_embed", "positional_embedding", "class_embedding", "cls_token", "reg_token")
+TOWERS = ("image", "text")
 
 
 class Combined(Optimizer):
@@ -76,19 +74,20 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
     joint space and of a frozen backbone's features stay with AdamW unless ``muon_projections``: Muon moves every
     direction alike, noise of frozen features as well.
 
-    No weight decay on norms, biases, temperatures, embedding and position tables. Rates are scaled by
-    :func:`rate_factors`.
+    No weight decay on norms, biases, temperatures, tables of embeddings, and what a part declares
+    (:func:`cloc.models.protocols.undecayed`). Rates are scaled by :func:`rate_factors`.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    factors = rate_factors([name for name, _ in model.named_parameters()], config)
+    declared = {f"{part}.{name}" for part, module in model.named_children() for name in undecayed(module)}
+    factors, inner = rate_factors(model, config), _hidden(model)
     found: dict[tuple[str, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
-        if parameter.ndim not in (2, 4) or id(parameter) in tables or name.endswith(TABLES):
+        if parameter.ndim not in (2, 4) or id(parameter) in tables or name in declared:
             kind = "plain"
-        elif config.name == "muon" and parameter.ndim == 2 and (config.muon_projections or _hidden(name)):
+        elif config.name == "muon" and parameter.ndim == 2 and (config.muon_projections or name in inner):
             kind = "matrix"
         else:
             kind = "decayed"
@@ -206,35 +205,28 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def rate_factors(names: Iterable[str], config: OptimConfig) -> dict[str, float]:
+def rate_factors(model: nn.Module, config: OptimConfig) -> dict[str, float]:
     """Factor of each parameter on the peak rate: ``tower_rate`` and layer-wise decay (BEiT, arXiv 2106.08254, App. H).
 
-    In each tower the blocks are numbered in forward order, through a backbone and an adapter upon it. What feeds a
-    stack of blocks (embeddings, stem) counts as the layer below its first block, what follows (norms, projections) as
-    the layer above its last. The top has the full ``tower_rate``, and each layer below ``layer_decay`` times the rate
-    above it. Prompter, grounding head and temperatures have factor 1.
+    The last layer of a tower (:func:`cloc.models.protocols.layers`) has the full ``tower_rate``, and each layer below
+    ``layer_decay`` times the rate above it. Prompter, grounding head and temperatures have factor 1.
     """
-    names = list(names)
-    factors = dict.fromkeys(names, 1.0)
-    for tower in ("image.", "text."):
-        own = [name for name in names if name.startswith(tower)]
-        layers: dict[tuple[str, str], int] = {}  # (stack, index of the block) → layer, counted from 1
-        for name in own:
-            if found := BLOCK.match(name):
-                layers.setdefault(found.groups(), len(layers) + 1)
-        for name in own:
-            if found := BLOCK.match(name):
-                layer = layers[found.groups()]
-            else:
-                near = [n for (stack, _), n in layers.items() if name.startswith(stack.rpartition(".")[0] + ".")]
-                near = near or list(layers.values()) or [0]
-                layer = min(near) - 1 if INPUT.search(name) else max(near) + 1
-            factors[name] = config.tower_rate * config.layer_decay ** (len(layers) + 1 - max(0, layer))
+    factors = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    for part, tower in model.named_children():
+        if part in TOWERS:
+            own, last = layers(tower)
+            factors |= {
+                f"{part}.{name}": config.tower_rate * config.layer_decay ** (last - layer)
+                for name, layer in own.items()
+            }
     return factors
 
 
-def _hidden(name: str) -> bool:
-    return "blocks." in name or (name.startswith(("prompter.", "grounding.")) and name != "prompter.proj.weight")
+def _hidden(model: nn.Module) -> set[str]:
+    """Names of the parameters in the towers' blocks, in the Prompter but its projection, and in the grounding head."""
+    towers = {f"{part}.{name}" for part, own in model.named_children() if part in TOWERS for name in hidden(own)}
+    heads = {name for name, _ in model.named_parameters() if name.startswith(("prompter.", "grounding."))}
+    return towers | heads - {"prompter.proj.weight"}
 
 
 def rate(samples: int, total: int, warmup: int, final: float) -> float:

@@ -59,6 +59,7 @@ from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.files import into_folder, make_folder
+from cloc.models.protocols import architecture, view
 from cloc.models.weights.pretrained import complete
 
 console = Console()
@@ -243,11 +244,11 @@ def _quiet_lightning() -> None:
 
 def build_stream(config: TrainConfig, module: Pretrain, data: ShardSources, rank: int, world: int) -> Stream:
     """The training stream that fits a model: its tokenizer, its view."""
-    text = module.model.text
+    text, seen = module.model.text, view(module.model.image)
     return Stream(
         data,
         Tokenizer.of(text),
-        make_chooser(config.data, module.model.image.image_size, module.model.image.resize),
+        make_chooser(config.data, seen.size, seen.resize),
         config.batch_size,
         seed=config.seed,
         rank=rank,
@@ -346,9 +347,9 @@ def _save_text_files(module: Pretrain, folder: Path) -> None:
     text = module.model.text
     if text.tokenizer != "open_clip":
         Tokenizer.of(text).save(folder / "text")
-    if hasattr(text.tower, "config"):
+    if (needed := architecture(text)) is not None:
         with into_folder(folder, "text") as room:
-            text.tower.config.save_pretrained(room)
+            needed.save_pretrained(room)
 
 
 def _print_plan(

@@ -29,8 +29,7 @@ from torch.optim import Optimizer
 from cloc.config import ConfigError, TrainerConfig
 from cloc.engine.process_group import rank_and_world
 from cloc.models.model import Cloc
-
-STACKS = ("blocks", "resblocks", "layer", "layers", "block")  # how timm, open_clip and transformers name their blocks
+from cloc.models.protocols import blocks, recompute
 
 # Every parameter takes part in every step (losses/objective.py), so DDP need not search for unused ones.
 DDP_OPTIONS: dict[str, Any] = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
@@ -89,17 +88,6 @@ def _renamed(state: dict[str, Any], keys: Mapping[Any, Any]) -> dict[str, Any]:
     return {"state": {keys[key]: value for key, value in state["state"].items()}, "param_groups": groups}
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """Blocks of the stacks inside a module, in order: what is sharded or compiled one at a time."""
-    found: list[nn.Module] = []
-    for name, child in module.named_children():
-        if name in STACKS and isinstance(child, nn.ModuleList | nn.Sequential):
-            found += child.children()
-        else:
-            found += blocks(child)
-    return found
-
-
 def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
     """Settle batch norm, recomputation and compilation, before the weights are spread.
 
@@ -115,6 +103,8 @@ def prepare(model: Cloc, options: TrainerConfig) -> list[str]:
         notes.append(_checkpoint_activations(model))
     if options.compile:
         notes.append(_compile(model))
+    if options.strategy == "fsdp":
+        notes.append(_unsharded(model))
     return [note for note in notes if note]
 
 
@@ -137,7 +127,7 @@ def _compile(model: Cloc) -> str:
         parts = [part for part in blocks(tower) or [tower] if any(value.requires_grad for value in part.parameters())]
         for part in parts:
             part.compile(dynamic=dynamic)
-        kind = "the" if parts == [tower] else f"{len(parts)} blocks of the" if parts else "nothing of the frozen"
+        kind = "the whole" if parts == [tower] else f"{len(parts)} blocks of the" if parts else "nothing of the frozen"
         said.append(f"{kind} {name} tower")
     return f"compiled: {' and '.join(said)}"
 
@@ -168,24 +158,18 @@ def _settle_batch_norm(model: Cloc, world: int, accumulate: int) -> str:
 
 
 def _checkpoint_activations(model: Cloc) -> str:
-    done = []
-    for tower in (model.image, model.text):
-        for name, part in tower.named_children():
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                continue
-            if hasattr(part, "set_grad_checkpointing"):  # timm, open_clip
-                part.set_grad_checkpointing(True)
-            elif hasattr(part, "gradient_checkpointing_enable"):  # transformers
-                part.gradient_checkpointing_enable({"use_reentrant": False})
-            else:
-                continue
-            done.append(f"{type(tower).__name__}.{name}")
+    done = recompute(model.image) + recompute(model.text)
     if not done:
         raise ConfigError(
             "trainer.checkpoint_activations=true, but no trained part of either tower can recompute its activations; "
             "set it to false"
         )
     return f"activations recomputed in {', '.join(done)}"
+
+
+def _unsharded(model: Cloc) -> str:
+    whole = [name for name, tower in (("image", model.image), ("text", model.text)) if not blocks(tower)]
+    return f"sharded as a whole, without blocks of its own: the {' and the '.join(whole)} tower" if whole else ""
 
 
 def shard(model: Cloc, mesh: DeviceMesh) -> None:
@@ -197,7 +181,7 @@ def shard(model: Cloc, mesh: DeviceMesh) -> None:
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for parameter in set(model.parameters()) - frozen:
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
-    for block in blocks(model):
+    for block in (block for part in model.children() for block in blocks(part)):
         if any(parameter.requires_grad for parameter in block.parameters()):
             fully_shard(block, mesh=mesh, ignored_params=frozen)
     # The rest stays gathered from forward to backward: the Prompter is asked by methods other than forward.

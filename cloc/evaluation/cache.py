@@ -19,6 +19,7 @@ from torch import Tensor
 from cloc.encoder import Encoder
 from cloc.evaluation.reduce import Ranks
 from cloc.files import make_folder, write_tensors
+from cloc.models.protocols import view
 
 FORMAT = 2  # raised when the same model and data come to mean other embeddings
 
@@ -58,7 +59,7 @@ class Cache:
 
 def model_digest(encoder: Encoder) -> str:
     """Sixteen hex digits that change with any weight, the tokenizer, the view, or the version of the code."""
-    model = encoder.model
+    model, seen = encoder.model, view(encoder.model.image)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -68,7 +69,7 @@ def model_digest(encoder: Encoder) -> str:
         "code": encoder.info.get("code"),
         "model": encoder.info.get("config", {}).get("model", encoder.info.get("file")),
         "activation": encoder.info.get("activation"),
-        "view": repr((encoder.preprocess, model.image.image_size, model.image.mean, model.image.std)),
+        "view": repr((encoder.preprocess, seen.size, seen.mean, seen.std)),
         "tokenizer": str(model.text.tokenizer),
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cloc import __version__
 from cloc.encoder import Encoder
-from cloc.export.capabilities import FORMATS, image_kind
+from cloc.export.capabilities import FORMATS
 from cloc.export.verify import Row, markdown
 from cloc.files import write_file
+from cloc.models.protocols import kind
 from cloc.models.weights.exported import LOADABLE
 
 # Names that the hub knows; a module in PyTorch alone has none of its own.
@@ -37,7 +38,7 @@ def write_card(
     count = sum(p.numel() for p in model.parameters()) / 1e6
     reload = RELOAD if format in LOADABLE else ""
     weights = encoder.info.get("weights") or "as trained"
-    tower = f"{image_kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}"
+    tower = f"{kind(model.image)}, {model.image.image_size} px, grid {model.grid[0]} × {model.grid[1]}"
     text = f"""---
 library_name: {LIBRARIES.get(format, "pytorch")}
 tags: [clip, cloc, vision-language]

@@ -17,6 +17,7 @@ from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.files import write_json, write_tensors
 from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.protocols import view
 from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
 from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
 
@@ -45,7 +46,7 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
         "samples_seen": encoder.info.get("samples_seen", 0),
         "weights": encoder.info.get("weights", ""),
         "tokenizer": "open_clip" if encoder.tokenizer.name == "open_clip" else "own",
-        "resize": encoder.model.image.resize,
+        "resize": view(encoder.model.image).resize,
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
@@ -58,4 +59,5 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
 
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:
     """Mean and standard deviation of the pixels, in 0..1."""
-    return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}
+    seen = view(encoder.model.image)
+    return {"mean": list(seen.mean), "std": list(seen.std)}

@@ -1,6 +1,6 @@
 """A Hugging Face ``CLIPModel`` folder, with a ``CLIPVisionModel`` in ``vision/`` for LLaVA-style models.
 
-One of the writers (``matrix → class_token → hf | … → verify → card``). Everything is written offline: the tokenizer
+One of the writers (``matrix → hf | … → verify → card``). Everything is written offline: the tokenizer
 from the byte-pair vocabulary that open_clip ships.
 """
 
@@ -20,11 +20,11 @@ from cloc.data.tokenizer import open_tokenizer
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
-from cloc.export.class_token import ClassTokenViT, activation, describe
 from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
 from cloc.files import into_folder, write_file, write_json, write_tensors
 from cloc.models.model import Cloc
+from cloc.models.protocols import ClassTokenViT
 from cloc.models.weights.exported import HF_WEIGHTS
 from cloc.models.weights.layouts import CLIP_VOCABULARY, to_hf
 
@@ -39,7 +39,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """
     from transformers import CLIPModel, CLIPVisionModel
 
-    vit, text = describe(encoder.model.image), encoder.model.text.tower
+    vit, text = encoder.model.image.class_token_vit(), encoder.model.text.tower
     processor, tokenizer = _processor(encoder), _tokenizer(encoder)
     model = CLIPModel(_config(encoder.model, vit, tokenizer)).eval()
     state = to_hf(vit.state, "image", vit.layers) | to_hf(text.state_dict(), "text", text.transformer.layers)
@@ -94,7 +94,7 @@ def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
         "intermediate_size": block.mlp.c_fc.out_features,
         "num_hidden_layers": text.transformer.layers,
         "num_attention_heads": block.attn.num_heads,
-        "hidden_act": activation(block.mlp.gelu),
+        "hidden_act": model.text.activation,
         "layer_norm_eps": text.ln_final.eps,
         "projection_dim": model.image.joint_dim,
         "vocab_size": text.vocab_size,

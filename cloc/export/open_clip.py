@@ -1,12 +1,11 @@
 """A folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads.
 
-One of the writers (``matrix → class_token → open_clip | … → verify → card``).
+One of the writers (``matrix → open_clip | … → verify → card``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from torch.nn.functional import normalize
 from cloc.data.tokenizer import without_code
 from cloc.data.views import PAD_VALUE
 from cloc.encoder import Encoder
-from cloc.export.capabilities import is_native, text_activation
-from cloc.export.class_token import describe
 from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import (
     Probe,
@@ -29,10 +26,9 @@ from cloc.export.verify import (
     watch,
 )
 from cloc.files import write_json, write_tensors
-from cloc.models.image import OpenClipTower
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 from cloc.models.weights.exported import OPEN_CLIP_WEIGHTS
-from cloc.models.weights.layouts import QUICK, TANH
+from cloc.models.weights.layouts import QUICK
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -51,14 +47,14 @@ def write(encoder: Encoder, folder: Path) -> None:
     else:  # beside the weights; open_clip asks for any name here and then looks into the folder
         text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": cleaning}
         encoder.tokenizer.save(folder)
-    vision, state = _vision(encoder)
-    quick = text_activation(model.text) == QUICK
+    vision, weights = model.image.open_clip_vision()
+    state = {f"visual.{name}": value for name, value in weights.items()}
     config = {
         "model_cfg": {
             "embed_dim": model.image.joint_dim,
-            "quick_gelu": quick,
+            "quick_gelu": model.text.activation == QUICK,
             "custom_text": True,
-            "vision_cfg": vision,
+            "vision_cfg": vision | {"image_size": model.image.image_size},
             "text_cfg": text,
         },
         "preprocess_cfg": {
@@ -76,42 +72,6 @@ def write(encoder: Encoder, folder: Path) -> None:
         state["logit_bias"] = model.biases["global"].reshape(())
     write_json(folder / OPEN_CLIP_CONFIG, config)
     write_tensors(folder / OPEN_CLIP_WEIGHTS, plain(state))
-
-
-def _vision(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """``vision_cfg`` and the weights of ``visual``: open_clip's own ViT where that computes the tower, else timm's."""
-    import open_clip
-
-    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
-    size = {"image_size": tower.image_size}
-    if isinstance(tower, OpenClipTower):
-        arch = open_clip.get_model_config(node.get("name", "ViT-B-16"))["vision_cfg"]
-        state = tower.visual.state_dict()
-        vision = arch | dict(node.get("options") or {}) | size
-    elif is_native(tower):
-        vit = describe(tower)
-        state = vit.state
-        vision = size | {
-            "layers": vit.layers,
-            "width": vit.width,
-            "head_width": vit.width // vit.heads,
-            "patch_size": vit.patch_size,
-            "mlp_ratio": vit.mlp_width / vit.width,
-            "no_ln_pre": not vit.pre_norm,
-            "norm_kwargs": {"eps": vit.eps},
-        }
-        vision |= {"act_kwargs": {"approximate": "tanh"}} if vit.activation == TANH else {}
-    else:
-        state = {f"trunk.{name}": value for name, value in tower.trunk.state_dict().items()}
-        state["head.proj.weight"] = tower.proj.weight
-        name = node["name"].partition(".")[0]
-        vision = size | {
-            "timm_model_name": name,
-            "timm_model_pretrained": False,
-            "timm_pool": "",
-            "timm_proj": "linear",
-        }
-    return vision, {f"visual.{name}": value for name, value in state.items()}
 
 
 @torch.inference_mode()

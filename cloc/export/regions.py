@@ -25,6 +25,7 @@ from cloc.export.verify import Probe, Row, compare, original
 from cloc.files import write_file
 from cloc.models import prompter
 from cloc.models.positions import fourier as positions
+from cloc.models.protocols import view
 
 FILE, WEIGHTS = "regions.py", "regions.pt"
 HEADER = '''"""Region embeddings and grounding of {name}, exported by cloc {version} (Apache-2.0). Needs PyTorch alone.
@@ -84,7 +85,7 @@ def write(encoder: Encoder, folder: Path) -> None:
             prompter_arguments=_arguments(encoder, "prompter"),
             grounding=head,
             image_size=model.image.image_size,
-            resize=model.image.resize,
+            resize=view(model.image).resize,
             covered=model.covered,
         )
     )

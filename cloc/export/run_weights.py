@@ -17,7 +17,7 @@ from cloc.checkpoints import find, list_checkpoints
 from cloc.encoder import Encoder, load
 from cloc.export.capabilities import ExportError
 from cloc.models.build import build_model
-from cloc.models.text import HuggingFaceText
+from cloc.models.weights.pretrained import TOWERS
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,13 @@ def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, T
     found = load(base, trusted=trusted)
     if "config" in found.info:
         return found.model.state_dict()
-    if isinstance(encoder.model.text, HuggingFaceText):  # what it names is fetched, and no CLIP has it
-        raise ExportError(f"--base {base} has another text tower; give the model that the run was fine-tuned from")
+    apart = [part for part in TOWERS if "folder" not in getattr(getattr(encoder.model, part), "describes", ())]
+    if apart:  # what it names is fetched, or is the user's own, and no CLIP has it
+        raise ExportError(
+            f"--base {base} has another {apart[0]} tower; give the model that the run was fine-tuned from"
+        )
     node = encoder.info["config"]["model"]
-    towers = {part: {**node[part], "pretrained": str(base)} for part in ("image", "text")}
+    towers = {part: {**node[part], "pretrained": str(base)} for part in TOWERS}
     known = {part: {node[part]["_target_"]: type(getattr(encoder.model, part))} for part in towers}
     config = {"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers}
     model = build_model(config, known=known)

@@ -1,6 +1,6 @@
 """A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads: the backbone alone.
 
-One of the writers (``matrix → class_token → timm | … → verify → card``). The projection to the joint space is kept
+One of the writers (``matrix → timm | … → verify → card``). The projection to the joint space is kept
 beside it, in ``projection.safetensors``.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -18,15 +17,10 @@ from torch.nn.functional import normalize
 
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
-from cloc.export.class_token import describe
 from cloc.export.cloc_files import plain, view_stats
 from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
 from cloc.files import write_file, write_tensors
-from cloc.models.image import OpenClipTower
-from cloc.models.weights.layouts import QUICK, TANH, to_timm
 from cloc.models.weights.tower_folders import PROJECTION
-
-CLIP_NAME = "vit_base_patch16_clip_224"
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -36,13 +30,13 @@ def write(encoder: Encoder, folder: Path) -> None:
         ExportError: an option of the model that JSON cannot hold.
     """
     tower = encoder.model.image
-    name, arguments, weights, own = _of_open_clip(tower) if isinstance(tower, OpenClipTower) else _of_timm(encoder)
-    proj = tower.visual.proj.T if isinstance(tower, OpenClipTower) else tower.proj.weight
+    model = tower.timm_model()
+    own, proj = model.config, model.projection
     config = {
-        "architecture": name,
+        "architecture": model.name,
         "num_classes": 0,
         "num_features": proj.shape[1],
-        "model_args": arguments,
+        "model_args": model.arguments,
         "pretrained_cfg": {
             "input_size": [3, tower.image_size, tower.image_size],
             "fixed_input_size": bool(own.get("fixed_input_size", False)),
@@ -58,38 +52,10 @@ def write(encoder: Encoder, folder: Path) -> None:
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
-        raise ExportError(f"model.image.options={arguments}: {error}; give plain values") from error
+        raise ExportError(f"model.image.options={model.arguments}: {error}; give plain values") from error
     write_file(folder / "config.json", text + "\n")
-    write_tensors(folder / "model.safetensors", plain(weights), {"format": "pt"})
+    write_tensors(folder / "model.safetensors", plain(model.state), {"format": "pt"})
     write_tensors(folder / PROJECTION, plain({"weight": proj}))
-
-
-def _of_timm(encoder: Encoder) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """Name, arguments, weights and timm's own configuration of a timm backbone."""
-    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
-    arguments: dict[str, Any] = dict(node.get("options") or {})
-    if "vit" in node["name"] or "img_size" in arguments:
-        arguments.setdefault("img_size", tower.image_size)
-    own = tower.trunk.pretrained_cfg
-    return own.get("architecture") or node["name"].partition(".")[0], arguments, tower.trunk.state_dict(), own
-
-
-def _of_open_clip(tower: OpenClipTower) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """The same of a class-token ViT of open_clip: timm has its computation too."""
-    vit = describe(tower)
-    arguments = {
-        "img_size": vit.image_size,
-        "patch_size": vit.patch_size,
-        "embed_dim": vit.width,
-        "depth": vit.layers,
-        "num_heads": vit.heads,
-        "mlp_ratio": vit.mlp_width / vit.width,
-        "pre_norm": vit.pre_norm,
-    }
-    if vit.activation != "gelu":
-        arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
-    own = timm.get_pretrained_cfg(CLIP_NAME).to_dict()
-    return CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own
 
 
 @torch.inference_mode()

@@ -133,6 +133,8 @@ def last_block(tower: nn.Module) -> nn.Module | None:
     """The last transformer block of an image tower; None for a CNN."""
     if isinstance(tower, OpenClipTower):
         return tower.visual.transformer.resblocks[-1]
+    if not hasattr(tower, "trunk"):  # a tower of the user's own
+        return None
     if tower.adapter is not None:
         return tower.adapter.blocks[-1]
     return tower.trunk.blocks[-1] if tower.is_vit else None

@@ -29,7 +29,7 @@ def build_model(
         ValueError: initial weights do not fit.
     """
     if pretrained:
-        config = complete(config)
+        config = complete(config, known)
     known, joint_dim = known or {}, config["joint_dim"]
     towers = {}
     for part in ("image", "text"):

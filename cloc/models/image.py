@@ -6,7 +6,7 @@ needs: the joint-space embedding of the picture and the tokens *before* pooling 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +16,36 @@ from timm.layers import build_sincos2d_pos_embed, set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from cloc.config.domains import Amount, ConfigError, Count, Decay, Finite, Interval, Length, Rate
+from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
 from cloc.models.positions.fourier import covered_share, grid_positions
-from cloc.models.weights.files import fit_state, read_state
+from cloc.models.protocols import CLIP_MEAN, CLIP_STD, ClassTokenViT, TimmModel
+from cloc.models.timm_backbone import (
+    ConvStem,
+    built_for_one_size,
+    load_trunk,
+    probe,
+    tokens_of,
+    trunk_stride,
+    without_part,
+)
+from cloc.models.view_memory import ViewMemory
+from cloc.models.weights.class_token import (
+    activation,
+    describe_open_clip,
+    describe_timm,
+    obstacles_of_open_clip,
+    timm_model,
+)
+from cloc.models.weights.other_formats import (
+    reasons_of_open_clip,
+    reasons_of_timm,
+    timm_activation,
+    timm_in_open_clip,
+    timm_itself,
+    timm_kind,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PixelMean = Annotated[Sequence[Finite], Length(3, "of red, green and blue")]
 PixelStd = Annotated[Sequence[Rate], Length(3, "of red, green and blue")]
 
@@ -37,37 +61,6 @@ def _check_resize(resize: str) -> str:
     if resize not in ("pad", "squash"):
         raise ValueError(f"model.image.resize={resize!r}: give pad or squash")
     return resize
-
-
-class ConvStem(nn.Module):
-    """Patch embedding by three stride-2 3×3 convolutions and a projection, in place of one large-stride one.
-
-    Trains faster than a plain patch projection on small data ("Early Convolutions Help Transformers See Better",
-    arXiv 2106.14881), here without batch norm. Signature and attributes are those of timm's ``PatchEmbed``.
-    """
-
-    def __init__(
-        self, img_size: int = 64, patch_size: int = 8, in_chans: int = 3, embed_dim: int = 128, **unused: Any
-    ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ConfigError(f"model.image.image_size={img_size}: a convolution stem needs a multiple of {patch_size}")
-        strides = patch_size.bit_length() - 1
-        if 2**strides != patch_size:
-            raise ValueError(f"model.image.patch_size={patch_size}: a convolution stem needs a power of two")
-        widths = [in_chans, *(max(16, embed_dim // 2**i) for i in reversed(range(1, strides + 1)))]
-        layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
-        self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
-        self.img_size = (img_size, img_size)
-        self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``[B,3,H,W]`` → ``[B,N,C]``."""
-        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class TimmTower(nn.Module):
@@ -124,10 +117,11 @@ class TimmTower(nn.Module):
             raise ValueError("model.image.options.checkpoint_path: give the file as model.image.pretrained")
         if conv_stem:
             kwargs["embed_layer"] = ConvStem
-        if "vit" in name or "img_size" in kwargs:
-            kwargs.setdefault("img_size", image_size)
+        if "img_size" not in kwargs and built_for_one_size(name):
+            kwargs["img_size"] = image_size
+        self.name, self.options, self.arguments, self.conv_stem = name, dict(options or {}), kwargs, conv_stem
         self.trunk = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
-        projection = _load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
+        projection = load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
         self.image_size, self.joint_dim = image_size, joint_dim
         self.tune_last, self.resize = tune_last, _check_resize(resize)
         if remember and tune_last != 0:
@@ -135,7 +129,9 @@ class TimmTower(nn.Module):
         self.memory = ViewMemory(remember) if remember else None
         self.trunk.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and GPU
         self.is_vit = hasattr(self.trunk, "blocks") and hasattr(self.trunk, "num_prefix_tokens")
-        self.grid, trunk_width = self._probe()
+        self.grid, trunk_width, pooled_width = probe(self.trunk, name, image_size, pools=not adapter_depth)
+        # A head that widens (EfficientViT's) is none to pool with: one matrix takes both to the joint space.
+        self.pools = pooled_width == trunk_width
         self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
         own = self.trunk.pretrained_cfg
         self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
@@ -145,13 +141,16 @@ class TimmTower(nn.Module):
         self.adapter = None
         if adapter_depth:
             self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
-            if self.is_vit:  # it normalizes the trunk's own pooling, which nothing asks for; DDP would wait for it
-                self.trunk.fc_norm.requires_grad_(False)
+            if self.fc_norm is not None:  # of the trunk's own pooling, which nothing asks for; DDP would wait for it
+                self.fc_norm.requires_grad_(False)
         self.proj = nn.Linear(self.width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
         if projection is not None and projection.shape == self.proj.weight.shape:
             self.proj.weight.data.copy_(projection)
+        unasked = [] if adapter_depth or self.pools else without_part(self.trunk, image_size)
         self._freeze()
+        for parameter in unasked:
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pictures.
@@ -167,13 +166,14 @@ class TimmTower(nn.Module):
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune_last != 0):
                 maps = self.trunk.forward_features(images)
-        tokens = self._tokens(maps)
+        tokens = tokens_of(self.trunk, maps)
         if self.adapter is not None:
             tokens = self.adapter(tokens)
+        if not self.pools:
             return self.proj(tokens.mean(1)), tokens
         pooled = self.trunk.forward_head(maps, pre_logits=True)
-        if self.is_vit and not isinstance(self.trunk.fc_norm, nn.Identity):
-            tokens = self.trunk.fc_norm(tokens)
+        if self.fc_norm is not None:
+            tokens = self.fc_norm(tokens)
         return self.proj(pooled), tokens
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
@@ -187,23 +187,28 @@ class TimmTower(nn.Module):
             self.trunk.eval()
         return self
 
-    def _tokens(self, maps: Tensor) -> Tensor:
-        if maps.ndim == 3:
-            return maps[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
-        if maps.shape[1] != self.trunk.num_features:  # channels last, as Swin's
-            return maps.flatten(1, 2)
-        return maps.flatten(2).transpose(1, 2)
+    # What it declares of itself, see cloc.models.protocols.Declares.
+    describes = ("folder",)
+    kind = property(timm_kind)
+    activation = property(timm_activation)
+    refuses = reasons_of_timm
+    timm_model = timm_itself
+    open_clip_vision = timm_in_open_clip
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[tuple[int, int], int]:
-        mode = self.trunk.training
-        maps = self.trunk.eval().forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
-        self.trunk.train(mode)
-        tokens = self._tokens(maps)
-        side = round(tokens.shape[1] ** 0.5)
-        if side * side != tokens.shape[1]:
-            raise ValueError(f"{tokens.shape[1]} patch tokens are not a square grid: not a backbone with a dense map")
-        return (side, side), tokens.shape[2]
+    @property
+    def fc_norm(self) -> nn.Module | None:
+        """The norm of a ViT behind its pooling, which its tokens need too."""
+        norm = getattr(self.trunk, "fc_norm", None) if self.is_vit else None
+        return None if isinstance(norm, nn.Identity) else norm
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class and register tokens of the backbone."""
+        return getattr(self.trunk, "num_prefix_tokens", 0)
+
+    def class_token_vit(self) -> ClassTokenViT:
+        """See :class:`cloc.models.protocols.Declares`."""
+        return describe_timm(self.trunk, self.proj.weight, self.image_size)
 
     def _freeze(self) -> None:
         if self.tune_last < 0:
@@ -214,71 +219,6 @@ class TimmTower(nn.Module):
         stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
             stage.requires_grad_(True)
-
-
-def trunk_stride(trunk: nn.Module) -> int:
-    """Pixels from a token of a timm backbone to the next; 0 where it does not say."""
-    info = getattr(trunk, "feature_info", None)
-    return int(info[-1]["reduction"]) if info else 0
-
-
-def _load_trunk(trunk: nn.Module, path: Path) -> Tensor | None:
-    """Load a file or folder into a backbone without its classifier; returns the folder's projection, if it has one."""
-    from cloc.models.weights.tower_folders import tower_state
-
-    state = tower_state(path, "trunk") if path.is_dir() else read_state(path)
-    projection = state.pop("proj.weight", None)
-    heads = trunk.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
-    fit_state(trunk, {name: value for name, value in state.items() if not name.startswith(heads)}, str(path))
-    return projection
-
-
-class ViewMemory:
-    """Outputs of a frozen function of pictures, by the pictures' content.
-
-    Args:
-        limit: how many are kept; the oldest leave first.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._slots: dict[int, int] = {}
-        # One block rather than a tensor a picture: thousands of small ones between large temporaries scatter the heap.
-        self._kept: Tensor | None = None
-        self._weights = torch.zeros(0, dtype=torch.int64)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """``function(images)``, computed for the pictures alone that were not seen before."""
-        keys = self._keys(images)
-        needed = set(keys)
-        new = {key: i for i, key in enumerate(keys) if key not in self._slots}
-        if len(needed) > self.limit:
-            raise ValueError(f"model.image.remember={self.limit} is less than a batch of {len(keys)} pictures")
-        if new:
-            rows = function(images[list(new.values())]).cpu()
-            if self._kept is None:
-                self._kept = rows.new_empty(self.limit, *rows.shape[1:])
-            for key, row in zip(new, rows, strict=True):
-                self._kept[self._place(key, needed)] = row
-        return self._kept[[self._slots[key] for key in keys]].to(images.device)
-
-    def _place(self, key: int, needed: Collection[int]) -> int:
-        """A free row for a picture; where there is none, that of the oldest which this batch does not need."""
-        if len(self._slots) < self.limit:
-            self._slots[key] = len(self._slots)
-        else:
-            self._slots[key] = self._slots.pop(next(old for old in self._slots if old not in needed))
-        return self._slots[key]
-
-    def _keys(self, images: Tensor) -> list[int]:
-        """A 64-bit hash of every picture's bits: a sum with random odd weights, modulo 2^64."""
-        words = images.detach().contiguous().flatten(1).view(torch.int32).long()
-        if len(self._weights) != words.shape[1]:
-            generator = torch.Generator().manual_seed(0)
-            self._weights = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator) * 2 + 1
-        return (words * self._weights.to(words.device)).sum(1).tolist()
 
 
 class Adapter(nn.Module):
@@ -370,9 +310,8 @@ class OpenClipTower(nn.Module):
         prefer_plain_attention()
         from cloc.models.weights.open_clip_towers import open_clip_tower
 
-        self.visual = open_clip_tower(
-            "visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {})
-        )
+        self.name, self.options = name, dict(options or {})
+        self.visual = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
         self.visual.output_tokens = True
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
         self.grid = tuple(self.visual.grid_size)
@@ -395,3 +334,35 @@ class OpenClipTower(nn.Module):
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """As :meth:`TimmTower.project_tokens`."""
         return tokens @ self.visual.proj
+
+    describes = ("folder", "tag")
+    prefix_tokens = 1
+
+    @property
+    def kind(self) -> str:
+        """What the tower is, in words."""
+        return "ViT of open_clip" if obstacles_of_open_clip(self.visual) else "class-token ViT of open_clip"
+
+    @property
+    def activation(self) -> str:
+        """Of its perceptrons, in the words of transformers."""
+        return activation(self.visual.transformer.resblocks[0].mlp.gelu)
+
+    def refuses(self, format: str) -> list[str]:
+        """See :class:`cloc.models.protocols.Declares`, as the next three."""
+        return reasons_of_open_clip(self.visual, format)
+
+    def class_token_vit(self) -> ClassTokenViT:
+        """The tower as CLIP's class-token ViT."""
+        return describe_open_clip(self.visual, self.image_size)
+
+    def timm_model(self) -> TimmModel:
+        """The tower as a model of timm."""
+        return timm_model(self.class_token_vit())
+
+    def open_clip_vision(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Its ``vision_cfg`` and weights in open_clip."""
+        import open_clip
+
+        arch = open_clip.get_model_config(self.name)["vision_cfg"]
+        return arch | self.options, self.visual.state_dict()

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from cloc.contracts import Batch, Features
 from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
+from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, view
 from cloc.models.sanity import check_pixels
 
 MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
@@ -39,10 +40,10 @@ class Cloc(nn.Module):
     """Image tower, text tower, and optionally Prompter and grounding head.
 
     Args:
-        image: a tower of ``image.py``.
-        text: a tower of ``text.py``.
+        image: a tower, as ``protocols.py`` says; ours are in ``image.py``.
+        text: a tower; ours are in ``text.py``.
         prompter: a Prompter, or None for CLIP.
-        grounding: a head of ``grounding.py``, or None; needs a Prompter that takes phrases.
+        grounding: a head, or None; needs a Prompter that takes phrases.
         logit_bias: start of a learned bias of the logits of each contrastive loss; None for no bias. With one, inverse
             temperatures start at 10 and not at 1/0.07: SigLIP's values and CLIP's.
 
@@ -52,10 +53,10 @@ class Cloc(nn.Module):
 
     def __init__(
         self,
-        image: nn.Module,
-        text: nn.Module,
-        prompter: nn.Module | None = None,
-        grounding: nn.Module | None = None,
+        image: ImageTower,
+        text: TextTower,
+        prompter: Prompter | None = None,
+        grounding: GroundingHead | None = None,
         logit_bias: float | None = None,
     ) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Cloc(nn.Module):
                 "set model.grounding=null or model.prompter=shared"
             )
         self.image, self.text, self.prompter, self.grounding = image, text, prompter, grounding
-        if grounding is None and getattr(prompter, "supports_phrases", False):
+        if grounding is None and hasattr(prompter, "phrase_prompt"):
             # Never asked for a phrase; distributed training would wait for its gradient.
             prompter.phrase_prompt.requires_grad_(False)
         # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
@@ -74,9 +75,10 @@ class Cloc(nn.Module):
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(scale))) for name in names})
         biased = names if logit_bias is not None else []
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.full((1,), float(logit_bias))) for name in biased})
-        check_pixels(image.mean, image.std)
-        self.register_buffer("mean", torch.tensor(image.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1) * 255, persistent=False)
+        seen = view(image)
+        check_pixels(seen.mean, seen.std)
+        self.register_buffer("mean", torch.tensor(seen.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(seen.std).view(3, 1, 1) * 255, persistent=False)
 
     @property
     def classes(self) -> list[type]:

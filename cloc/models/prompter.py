@@ -72,6 +72,10 @@ class SharedPrompter(nn.Module):
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
 
+    def refuses(self, format: str) -> list[str]:
+        """No format: it needs PyTorch alone."""
+        return []
+
     def memory(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[B,heads,N,C/heads]`` of the patch tokens ``[B,N,C]``; once an image."""
         tokens = self.norm_tokens(tokens)
@@ -132,6 +136,10 @@ class PaperPrompter(nn.Module):
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
 
+    def refuses(self, format: str) -> list[str]:
+        """No format: it needs PyTorch alone."""
+        return []
+
     def memory(self, tokens: Tensor) -> Tensor:
         """The patch tokens themselves: nothing can be shared between prompts."""
         return tokens
@@ -172,6 +180,10 @@ class RoiAlign(nn.Module):
         self.grid = grid
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
+
+    def refuses(self, format: str) -> list[str]:
+        """The module that needs PyTorch alone; see :class:`cloc.models.protocols.Declares`."""
+        return ["its Prompter is RoiAlign, which needs torchvision"] if format == "regions" else []
 
     def memory(self, tokens: Tensor) -> Tensor:
         """The patch tokens themselves."""

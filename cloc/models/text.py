@@ -17,8 +17,11 @@ from torch.nn.functional import embedding, pad
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
 from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
 from cloc.models.trust.values import check_hugging_face
+from cloc.models.weights.class_token import activation
 from cloc.models.weights.digests import check_folder
+from cloc.models.weights.files import TEXT_LENGTH
 from cloc.models.weights.open_clip_towers import open_clip_tower
+from cloc.models.weights.other_formats import reasons_of_clip_text
 
 Cleaning = Annotated[str, OneOf(*CLEANINGS)]
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
@@ -77,6 +80,18 @@ class ClipText(nn.Module):
     def train(self, mode: bool = True) -> ClipText:
         """As usual, but a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+    describes = ("folder", "tag")
+    open_length = TEXT_LENGTH
+
+    @property
+    def activation(self) -> str:
+        """Of its perceptrons, in the words of transformers."""
+        return activation(self.tower.transformer.resblocks[0].mlp.gelu)
+
+    def refuses(self, format: str) -> list[str]:
+        """See :class:`cloc.models.protocols.Declares`."""
+        return reasons_of_clip_text(self, format)
 
     @property
     def trims(self) -> bool:
@@ -259,6 +274,19 @@ class HuggingFaceText(nn.Module):
                 f"model.text.context_length={context_length}: {name} has {most} positions; give at most {most}"
             )
         self.vocab_size = self.tower.config.vocab_size
+
+    def refuses(self, format: str) -> list[str]:
+        """See :class:`cloc.models.protocols.Declares`."""
+        reasons = {
+            "hf": "the text tower is HuggingFaceText and not CLIP's transformer",
+            "open_clip": "the text tower is HuggingFaceText, which open_clip builds by a hub name, not from a folder",
+        }
+        return [reasons[format]] if format in reasons else []
+
+    @property
+    def architecture(self) -> Any:
+        """The encoder's configuration, without which its weights cannot be loaded."""
+        return self.tower.config
 
     def forward(self, *groups: Tensor) -> Tensor:
         """Groups of ``[T,L]`` token ids → ``[T,D]`` of all in their order, not yet of unit norm."""

@@ -19,11 +19,12 @@ from cloc.evaluation.report.example_pictures import similarity_maps
 from cloc.export import regions
 from cloc.models.build import build_model
 from cloc.models.foreign.towers import HuggingFaceImage, OpenClipTimm, OpenClipViT
-from cloc.models.image import ConvStem, OpenClipTower, TimmTower
+from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered, covered_share, onto_grid, onto_view
 from cloc.models.prompter import SharedPrompter
 from cloc.models.text import ClipText
+from cloc.models.timm_backbone import ConvStem
 
 PATCH = 14
 SIZES = (256, 384)  # 18 × 14 = 252, 27 × 14 = 378

@@ -20,9 +20,10 @@ from cloc.engine import strategy
 from cloc.engine.durable.initial_weights import take_weights
 from cloc.engine.moving_average import AveragedWeights
 from cloc.engine.optim import build_optimizer, rate_factors, set_rate
-from cloc.engine.strategy import blocks, prepare
+from cloc.engine.strategy import prepare
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
+from cloc.models.protocols import blocks
 from tests.kit.paths import ROOT
 
 TINY = {
@@ -137,8 +138,8 @@ def test_the_average_is_an_exponential_one() -> None:
 
 
 def test_layers_and_towers_have_rates_of_their_own() -> None:
-    names = [name for name, _ in tiny().named_parameters()]
-    factors = rate_factors(names, OptimConfig(tower_rate=0.1, layer_decay=0.5))
+    model = tiny()
+    factors = rate_factors(model, OptimConfig(tower_rate=0.1, layer_decay=0.5))
     expected = {
         "image.proj.weight": 1,
         "image.adapter.norm.weight": 1,
@@ -158,7 +159,7 @@ def test_layers_and_towers_have_rates_of_their_own() -> None:
     for name, factor in expected.items():
         assert factors[name] == pytest.approx(0.1 * factor), name
     assert factors["prompter.proj.weight"] == factors["log_scales.global"] == 1
-    assert set(rate_factors(names, OptimConfig()).values()) == {1.0}
+    assert set(rate_factors(model, OptimConfig()).values()) == {1.0}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

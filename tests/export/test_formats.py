@@ -16,7 +16,6 @@ import torch
 import cloc
 from cloc.encoder import load
 from cloc.export.capabilities import FORMATS, ExportError, check_pair
-from cloc.export.class_token import obstacles
 from cloc.export.pipeline import export
 from cloc.export.torch import load_program
 from tests.conftest import ROOT
@@ -137,10 +136,11 @@ def test_a_squashed_view_and_a_bias_travel(texts: dict[str, Any], tmp_path: Path
 
 def test_what_obstructs_a_class_token_vit() -> None:
     from cloc.models.image import TimmTower
+    from cloc.models.weights.other_formats import timm_obstacles
 
     def reasons(**options: Any) -> str:
         small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-        return "; ".join(obstacles(TimmTower(8, "vit_tiny_patch16_224", 32, options=small | options)))
+        return "; ".join(timm_obstacles(TimmTower(8, "vit_tiny_patch16_224", 32, options=small | options)))
 
     assert reasons() == ""
     assert "2 register tokens" in reasons(reg_tokens=2)

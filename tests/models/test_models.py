@@ -16,10 +16,11 @@ from cloc.data.tokenizer import Tokenizer, text_id
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from cloc.models.grounding import MlpHead, SpatialHead
-from cloc.models.image import OpenClipTower, TimmTower, ViewMemory
+from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.model import Cloc
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter, mask_tokens, roi_tokens
 from cloc.models.text import ClipText, HuggingFaceText, Rows
+from cloc.models.view_memory import ViewMemory
 
 TEXTS = ["a chick", "", "a cup of tea to the left of a very small blue teapot", "word " * 200, "a 🐤"]
 SMALL_TEXT = {"width": 32, "heads": 2, "layers": 2}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cloc.data.inputs import as_texts
 from cloc.data.tokenizer import shorten
-from cloc.models.image import trunk_stride
 from cloc.models.positions.fourier import covered_share
 from cloc.models.text import ClipText
+from cloc.models.timm_backbone import trunk_stride
 
 
 class FixedTokenizer:
@@ -53,12 +53,13 @@ class ForeignImage(nn.Module):
 
     Attributes:
         dense: whether patch tokens can be brought into the joint space.
+        prefix_tokens: class and register tokens before the patch tokens.
         grid: rows and columns of tokens.
         covered: share of the view's side under tokens, see :mod:`cloc.models.positions.fourier`.
         width: C.
     """
 
-    dense = True
+    dense, prefix_tokens = True, 0
 
     def __init__(
         self,
@@ -101,6 +102,8 @@ class OpenClipImage(ForeignImage):
 class OpenClipViT(ForeignImage):
     """open_clip's own ViT."""
 
+    prefix_tokens = 1
+
     @property
     def stride(self) -> int:
         """The side of a patch."""
@@ -132,7 +135,7 @@ class OpenClipTimm(ForeignImage):
         maps = self.tower.trunk.forward_features(images)
         pooled = self.tower.head(self.tower.trunk.forward_head(maps))
         if maps.ndim == 3:
-            return pooled, maps[:, self._prefix :]
+            return pooled, maps[:, self.prefix_tokens :]
         last = maps.shape[-1] == self.tower.trunk.num_features
         return pooled, maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)
 
@@ -142,7 +145,8 @@ class OpenClipTimm(ForeignImage):
         return trunk_stride(self.tower.trunk)
 
     @property
-    def _prefix(self) -> int:
+    def prefix_tokens(self) -> int:
+        """As the trunk says."""
         return getattr(self.tower.trunk, "num_prefix_tokens", 0)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
@@ -151,7 +155,7 @@ class OpenClipTimm(ForeignImage):
         if (
             self.sequence
         ):  # as often as there are prefix tokens and once more: whatever the head pools, it is this token
-            rows = rows.unsqueeze(1).expand(-1, self._prefix + 1, -1)
+            rows = rows.unsqueeze(1).expand(-1, self.prefix_tokens + 1, -1)
         else:
             rows = rows[:, None, None] if self.channels_last else rows[..., None, None]
         return self.tower.head(trunk.forward_head(rows)).unflatten(0, tokens.shape[:-1])
@@ -196,6 +200,11 @@ class HuggingFaceImage(ForeignImage):
     """The vision half of a CLIPModel or SiglipModel; ``projection`` is CLIP's, SigLIP has none."""
 
     @property
+    def prefix_tokens(self) -> int:
+        """CLIP's class token; SigLIP has none."""
+        return 0 if self.projection is None else 1
+
+    @property
     def stride(self) -> int:
         """The side of a patch."""
         return self.tower.config.patch_size
@@ -205,7 +214,9 @@ class HuggingFaceImage(ForeignImage):
         seen = self.tower(pixel_values=images)
         if self.projection is None:
             return seen.pooler_output, seen.last_hidden_state
-        return self.projection(seen.pooler_output), self.tower.post_layernorm(seen.last_hidden_state[:, 1:])
+        return self.projection(seen.pooler_output), self.tower.post_layernorm(
+            seen.last_hidden_state[:, self.prefix_tokens :]
+        )
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """``[...,C]`` → ``[...,D]``."""

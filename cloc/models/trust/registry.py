@@ -20,6 +20,7 @@ import timm
 from torch import nn
 
 from cloc.config import ConfigError
+from cloc.config.nodes import present_name
 from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
@@ -96,7 +97,7 @@ SECTIONS = {name_of(OpenClipTower): "vision_cfg", name_of(ClipText): "text_cfg"}
 
 
 def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted: Sequence[type]) -> dict[str, Any]:
-    key, target = f"model.{part}", node.get("_target_") if isinstance(node, Mapping) else None
+    key, target = f"model.{part}", present_name(node.get("_target_")) if isinstance(node, Mapping) else None
     if not isinstance(target, str) or target not in known:
         # A class that moved, or was named by the package that offers it, is still the one that the caller passes.
         last = str(target).rpartition(".")[2]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cloc.config.domains import ConfigError
+from cloc.config.nodes import find_class
 from cloc.models.trust.registry import PARTS, check_node, name_of
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
 from cloc.models.weights.exported import (
@@ -21,7 +22,6 @@ from cloc.models.weights.exported import (
     open_clip_nodes,
     tower_node,
 )
-from cloc.models.weights.files import TEXT_LENGTH
 from cloc.models.weights.layouts import CLIP_VOCABULARY, TANH
 from cloc.models.weights.open_clip_towers import text_length
 from cloc.models.weights.tower_folders import _defaults, _section
@@ -31,14 +31,16 @@ TOWERS = ("image", "text")
 HF_TOKENIZER = "tokenizer_config.json"
 
 
-def complete(model: Mapping[str, Any]) -> dict[str, Any]:
+def complete(model: Mapping[str, Any], known: Mapping[str, Mapping[str, type]] | None = None) -> dict[str, Any]:
     """Write into a ``model`` configuration what its initial weights say; what is said already stays.
 
     Args:
         model: nodes ``image`` and ``text``, and ``joint_dim``.
+        known: as :func:`cloc.models.build.build_model` has it.
 
     Returns:
-        The same, with architecture, activation, mean, std, context length and tokenizer of the weights.
+        The same, with architecture, activation, mean, std, context length and tokenizer of the weights, for towers
+        that declare that they are described (:class:`cloc.models.protocols.Declares`).
 
     Raises:
         ConfigError: a folder whose model our towers cannot compute, options that contradict it, or texts of a length
@@ -47,17 +49,24 @@ def complete(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     done = dict(model)
     for part in TOWERS:
-        node = dict(model[part])
-        source = node.get("pretrained")
+        node, cls = dict(model[part]), _class_of(model[part], part, known)
+        source, described = node.get("pretrained"), getattr(cls, "describes", ())
         if isinstance(source, str) and Path(source).expanduser().is_dir():
-            if not node["_target_"].endswith("HuggingFaceText"):  # reads its folder by itself
-                done[part] = _from_folder(node, part, Path(source).expanduser(), model["joint_dim"])
-        elif isinstance(source, str) and node["_target_"].endswith(("OpenClipTower", "ClipText")):
+            if "folder" in described:
+                done[part] = _from_folder(node, part, Path(source).expanduser(), model["joint_dim"], cls)
+        elif isinstance(source, str) and "tag" in described:
             done[part] = _from_tag(node, part, source)
     text = done["text"]
-    if text["_target_"].endswith("ClipText") and not text.get("context_length", TEXT_LENGTH):
-        done["text"] = text | {"context_length": TEXT_LENGTH}
+    open_length = getattr(_class_of(text, "text", known), "open_length", None)
+    if open_length and not text.get("context_length", open_length):
+        done["text"] = text | {"context_length": open_length}
     return done
+
+
+def _class_of(node: Mapping[str, Any], part: str, known: Mapping[str, Mapping[str, type]] | None) -> type:
+    """The class that a tower's node names."""
+    target, found = node.get("_target_"), (known or {}).get(part, {})
+    return found[target] if target in found else find_class(target, f"model.{part}._target_")
 
 
 def _length(node: Mapping[str, Any], own: int, text: Mapping[str, Any]) -> int:
@@ -102,12 +111,13 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
     return node | brought
 
 
-def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) -> dict[str, Any]:
+def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int, cls: type) -> dict[str, Any]:
     found, width = _describe(folder, part)
     key = f"model.{part}"
     check_room({"joint_dim": joint_dim, part: found}, folder, folder)
-    check_node(found, part, folder, next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"]))
-    if found["_target_"] != node["_target_"]:
+    theirs = next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"])
+    check_node(found, part, folder, theirs)
+    if not issubclass(cls, theirs):
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
     if width is not None and width != joint_dim:
         raise ConfigError(f"{key}.pretrained={folder} has joint width {width}; set model.joint_dim={width}")
@@ -121,7 +131,7 @@ def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) 
     else:
         found["image_size"] = node.get("image_size", found["image_size"])  # the positions are resized
         found |= {name: node[name] for name in ("mean", "std") if node.get(name)}
-    return node | found
+    return node | found | {"_target_": node["_target_"]}
 
 
 def siglip_cleaning(folder: Path) -> str | None:

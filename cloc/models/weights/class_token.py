@@ -1,51 +1,23 @@
 """CLIP's class-token ViT, from whichever library its module is, as one description that every format can be written of.
 
-Second step of an export (``matrix → class_token → hf | open_clip | timm | … → verify → card``). timm and open_clip
-compute the same with other names where nothing out of the ordinary is switched on; what is, is a reason to refuse.
+timm and open_clip compute the same with other names where nothing out of the ordinary is switched on; what is, is an
+obstacle. Serves the towers of ``image.py``, which say by it where they can go, and the writers of ``export``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import timm
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from cloc.models.image import ConvStem, OpenClipTower, TimmTower
-from cloc.models.weights.layouts import TANH, from_timm
+from cloc.models.protocols import ClassTokenViT, TimmModel
+from cloc.models.weights.layouts import QUICK, TANH, from_timm, to_timm
 
+CLIP_NAME = "vit_base_patch16_clip_224"
 NAMES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": TANH}
-
-
-@dataclass(frozen=True)
-class ClassTokenViT:
-    """A ViT that pools at its class token, behind a last norm, and projects linearly.
-
-    Attributes:
-        width: C.
-        layers: blocks.
-        heads: of the attention.
-        mlp_width: hidden width of the perceptrons.
-        patch_size: side of a patch in pixels.
-        image_size: side of the view.
-        activation: transformers' name of it.
-        eps: of the norms.
-        pre_norm: whether a norm stands before the blocks.
-        state: weights under the names of open_clip's ``VisionTransformer``.
-    """
-
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    patch_size: int
-    image_size: int
-    activation: str
-    eps: float
-    pre_norm: bool
-    state: dict[str, Tensor]
 
 
 def activation(module: nn.Module) -> str:
@@ -54,16 +26,8 @@ def activation(module: nn.Module) -> str:
     return TANH if getattr(module, "approximate", "none") == "tanh" else NAMES.get(name, name)
 
 
-def obstacles(tower: nn.Module) -> list[str]:
-    """Why a tower is not a plain class-token ViT; empty where it is one."""
-    if isinstance(tower, OpenClipTower):
-        return _obstacles_of_open_clip(tower.visual)
-    if not isinstance(tower, TimmTower):
-        return [f"the image tower is a {type(tower).__name__}"]
-    return _obstacles_of_timm(tower)
-
-
-def _obstacles_of_open_clip(visual: Any) -> list[str]:
+def obstacles_of_open_clip(visual: Any) -> list[str]:
+    """Why open_clip's ViT is not a plain class-token ViT; empty where it is one."""
     block, found = visual.transformer.resblocks[0], []
     if visual.pool_type != "tok" or visual.attn_pool is not None or visual.final_ln_after_pool:
         found.append(f"the image tower pools by {visual.pool_type!r} and not by the normalized class token")
@@ -78,13 +42,16 @@ def plain_block(block: nn.Module, part: str) -> list[str]:
     return [] if name in NAMES.values() else [f"the {part} tower's activation is {name}"]
 
 
-def _obstacles_of_timm(tower: TimmTower) -> list[str]:
-    trunk = tower.trunk
-    if tower.adapter is not None:
-        return ["an adapter of cloc's own stands upon the backbone"]
+def obstacles_of_timm(trunk: Any, own_stem: bool) -> list[str]:
+    """Why a timm backbone is not a plain class-token ViT; empty where it is one.
+
+    Args:
+        trunk: the backbone.
+        own_stem: whether its patches pass a convolution stem of ours.
+    """
     if type(trunk) is not VisionTransformer:
         return [f"the backbone is timm's {type(trunk).__name__}"]
-    if isinstance(trunk.patch_embed, ConvStem):
+    if own_stem:
         return ["the patches pass a convolution stem of cloc's own"]
     if trunk.global_pool != "token" or trunk.attn_pool is not None:
         return [f"the backbone pools by {trunk.global_pool!r} and not by the class token"]
@@ -109,34 +76,67 @@ def _obstacles_of_timm(tower: TimmTower) -> list[str]:
     return found if name in NAMES.values() else [*found, f"the activation is {name}"]
 
 
-def describe(tower: nn.Module) -> ClassTokenViT:
-    """Describe a tower without obstacles."""
-    if isinstance(tower, OpenClipTower):
-        visual = tower.visual
-        block = visual.transformer.resblocks[0]
-        return ClassTokenViT(
-            width=visual.transformer.width,
-            layers=visual.transformer.layers,
-            heads=block.attn.num_heads,
-            mlp_width=block.mlp.c_fc.out_features,
-            patch_size=visual.patch_size[0],
-            image_size=tower.image_size,
-            activation=activation(block.mlp.gelu),
-            eps=visual.ln_post.eps,
-            pre_norm=not isinstance(visual.ln_pre, nn.Identity),
-            state=dict(visual.state_dict()),
-        )
-    trunk, block = tower.trunk, tower.trunk.blocks[0]
-    pre_norm, layers = not isinstance(trunk.norm_pre, nn.Identity), len(trunk.blocks)
+def describe_open_clip(visual: Any, image_size: int) -> ClassTokenViT:
+    """Describe open_clip's ViT, which must have no obstacle."""
+    block = visual.transformer.resblocks[0]
+    return ClassTokenViT(
+        width=visual.transformer.width,
+        layers=visual.transformer.layers,
+        heads=block.attn.num_heads,
+        mlp_width=block.mlp.c_fc.out_features,
+        patch_size=visual.patch_size[0],
+        image_size=image_size,
+        activation=activation(block.mlp.gelu),
+        eps=visual.ln_post.eps,
+        pre_norm=not isinstance(visual.ln_pre, nn.Identity),
+        state=dict(visual.state_dict()),
+    )
+
+
+def describe_timm(trunk: Any, projection: Tensor, image_size: int) -> ClassTokenViT:
+    """Describe a timm backbone, which must have no obstacle, and its projection ``[D,C]`` to the joint space."""
+    block, layers = trunk.blocks[0], len(trunk.blocks)
+    pre_norm = not isinstance(trunk.norm_pre, nn.Identity)
     return ClassTokenViT(
         width=trunk.embed_dim,
         layers=layers,
         heads=block.attn.num_heads,
         mlp_width=block.mlp.fc1.out_features,
         patch_size=trunk.patch_embed.patch_size[0],
-        image_size=tower.image_size,
+        image_size=image_size,
         activation=activation(block.mlp.act),
         eps=trunk.norm.eps,
         pre_norm=pre_norm,
-        state=from_timm(trunk.state_dict(), layers, pre_norm) | {"proj": tower.proj.weight.T},
+        state=from_timm(trunk.state_dict(), layers, pre_norm) | {"proj": projection.T},
     )
+
+
+def open_clip_vision(vit: ClassTokenViT) -> dict[str, Any]:
+    """``vision_cfg`` of open_clip for a class-token ViT, but for its ``image_size``."""
+    vision = {
+        "layers": vit.layers,
+        "width": vit.width,
+        "head_width": vit.width // vit.heads,
+        "patch_size": vit.patch_size,
+        "mlp_ratio": vit.mlp_width / vit.width,
+        "no_ln_pre": not vit.pre_norm,
+        "norm_kwargs": {"eps": vit.eps},
+    }
+    return vision | ({"act_kwargs": {"approximate": "tanh"}} if vit.activation == TANH else {})
+
+
+def timm_model(vit: ClassTokenViT) -> TimmModel:
+    """A class-token ViT as a model of timm, which has its computation too."""
+    arguments = {
+        "img_size": vit.image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.width,
+        "depth": vit.layers,
+        "num_heads": vit.heads,
+        "mlp_ratio": vit.mlp_width / vit.width,
+        "pre_norm": vit.pre_norm,
+    }
+    if vit.activation != "gelu":
+        arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
+    own = timm.get_pretrained_cfg(CLIP_NAME).to_dict()
+    return TimmModel(CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own, vit.state["proj"].T)

@@ -1,0 +1,91 @@
+"""timm's families as towers: what is built for one size is told the view's, and what has no dense map is refused."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from cloc.config import ConfigError
+from cloc.models.image import TimmTower
+from cloc.models.positions.fourier import check_covered
+from cloc.models.protocols import blocks, prefix_tokens, view
+from cloc.models.timm_backbone import built_for_one_size
+
+# Names with and without "vit", whose classes take img_size or do not: name, side, rows of tokens.
+FAMILIES = {
+    "fastvit_t8": (64, 2),
+    "tiny_vit_5m_224": (64, 2),
+    "davit_tiny": (64, 2),
+    "efficientvit_b0": (64, 2),
+    "efficientvit_m0": (96, 2),
+    "nextvit_small": (64, 2),
+    "repvit_m0_9": (64, 2),
+    "mobilevit_xxs": (64, 2),
+    "shvit_s1": (96, 2),
+    "levit_128s": (96, 2),
+    "convit_tiny": (64, 4),
+    "mvitv2_tiny": (64, 2),
+    "deit_tiny_patch16_224": (64, 4),
+    "eva02_tiny_patch14_224": (56, 4),
+    "swin_tiny_patch4_window7_224": (64, 2),
+    "xcit_nano_12_p16_224": (64, 4),
+    "mobilenetv3_small_050": (64, 2),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_timm_are_towers(name: str) -> None:
+    """A pooled embedding, a grid of tokens, and a gradient for whatever is trained: DDP waits for each."""
+    size, side = FAMILIES[name]
+    torch.manual_seed(0)
+    tower = TimmTower(8, name, size)
+    assert tower.grid == (side, side) and view(tower).size == size
+    check_covered(tower)
+    pooled, tokens = tower(torch.randn(2, 3, size, size))
+    assert pooled.shape == (2, 8) and tokens.shape == (2, side * side, tower.width)
+    assert tower.project_tokens(tokens).shape == (2, side * side, 8)
+    (pooled.sum() + tokens.square().sum()).backward()
+    assert [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240"])
+def test_a_backbone_without_a_dense_map_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.image.name='{name}'") as caught:
+        TimmTower(8, name, 240)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_a_backbone_does_not_take_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"image_size=72: timm's MaxxVit does not compute it .*give its own size"):
+        TimmTower(8, "maxvit_rmlp_pico_rw_256", 72)
+
+
+def test_the_size_is_told_to_those_that_are_built_for_one() -> None:
+    assert built_for_one_size("deit_tiny_patch16_224") and built_for_one_size("levit_128s")
+    assert not built_for_one_size("fastvit_t8") and not built_for_one_size("davit_tiny")
+    assert not built_for_one_size("resnet50_clip")  # its class takes it, and computes any size without
+    before = torch.get_rng_state()
+    built_for_one_size.cache_clear()
+    built_for_one_size("vit_tiny_patch16_224")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_class_that_reads_values_while_it_is_built_is_a_tower_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def reading(name: str, **arguments: object) -> torch.nn.Module:
+        torch.zeros(1).item()
+        return create(name, **arguments)
+
+    built_for_one_size.cache_clear()
+    monkeypatch.setattr(timm, "create_model", reading)
+    assert built_for_one_size("vit_tiny_patch16_224")
+    built_for_one_size.cache_clear()
+
+
+def test_what_towers_of_timm_declare() -> None:
+    tower = TimmTower(8, "test_vit", 64, adapter_depth=1, adapter_width=64)
+    assert prefix_tokens(tower) == tower.trunk.num_prefix_tokens == 1
+    assert len(blocks(tower)) == len(tower.trunk.blocks) + 1
+    assert tower.kind == "timm ViT with adapter" and tower.refuses("timm") and tower.refuses("onnx") == []
