@@ -31,8 +31,6 @@ from torch.nn.functional import normalize
 
 from cloc.config import DatasetConfig
 from cloc.contracts import Sample
-from cloc.data.sample import parse_sample
-from cloc.data.shards.tars import read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.metrics.retrieval import owners, recall
 from cloc.evaluation.sets.annotated import load_eval_set
@@ -46,8 +44,7 @@ BATCH = 64
 def read_samples(folder: Path, limit: int) -> list[Sample]:
     """Samples of an evaluation set that have captions, pictures included."""
     data = load_eval_set("data", DatasetConfig(shards=str(folder)), limit)
-    members = (read_sample_members(data.reader.read(*place)) for place in data.places)
-    samples = [parse_sample(files, key, "data")[0] for key, files in members]
+    samples = [data.reader.read_sample(place, "data")[0] for place in data.places]
     return [sample for sample in samples if sample.captions]
 
 

@@ -7,6 +7,7 @@ the counts of the source must be found again. Another format is a module in ``fo
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import time
@@ -27,10 +28,10 @@ from cloc.data.convert.records import Record, RecordSource, Report, build_sample
 from cloc.data.convert.resumable_jobs import Job, Task
 from cloc.data.drops import MAX_DROP_SHARE, check_share, dropped, mended
 from cloc.data.openmoji.scenes import SPLITS, Scenes, attribution
-from cloc.data.sample import parse_sample
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, read_sample_members
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardError
 from cloc.data.word_tokenizer import write_word_tokenizer
 from cloc.files import write_file
 
@@ -302,9 +303,6 @@ def _draw(scenes: Scenes, name: str, start: int, count: int, report: Report) -> 
 
 
 def _captions(manifest: Manifest) -> Iterator[str]:
-    reader = ShardReader(manifest)
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            key, members = read_sample_members(reader.read(shard, index))
-            yield from parse_sample(members, key, "")[0].captions
-    reader.close()
+    with contextlib.closing(ShardReader(manifest)) as reader:
+        for stored in each_sample(reader):
+            yield from stored.need().captions

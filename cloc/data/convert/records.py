@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -197,23 +196,6 @@ class Report:
     def from_json(cls, record: Mapping[str, Any]) -> Report:
         """Rebuild a report from ``to_json``."""
         return cls(**{name: Counter(record.get(name, {})) for name in _COUNTERS}, examples=dict(record["examples"]))
-
-
-class Keys:
-    """Hands out names that a tar key may have: no dots, no slashes, none twice. Grows with the number of records."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
-
-    def unique(self, stem: str) -> str:
-        """Return ``stem`` made fit, with a number behind it where it was handed out before."""
-        stem = stem.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which a tar cannot
-        base = key = re.sub(r"[./\\\x00\s]+", "_", stem) or "image"
-        while self._taken[key]:
-            key = f"{base}-{self._taken[base]}"
-            self._taken[base] += 1
-        self._taken[key] += 1
-        return key
 
 
 def build_samples(records: Iterable[Record], recipe: Recipe, report: Report) -> Iterator[Sample]:

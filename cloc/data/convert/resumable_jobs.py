@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,7 @@ class Job:
         """Move the shards of one folder into place; cut short, it leaves a folder that no reader takes."""
         target = make_folder(self.out, *Path(folder).parts)
         mine = [result for result in self.done if result["folder"] == folder]
-        shards = [
-            ShardInfo(**{**info, "offsets": tuple(info["offsets"])}) for result in mine for info in result["shards"]
-        ]
+        shards = [ShardInfo.from_json(info) for result in mine for info in result["shards"]]
         shards.sort(key=lambda info: info.name)
         names = {info.name for info in shards}
         (target / MANIFEST_NAME).unlink(missing_ok=True)
@@ -232,7 +230,7 @@ def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
         for part, info in enumerate(manifest.shards):  # more than one where the samples are giants
             name = f"shard-{number:06d}.tar" if part == 0 else f"shard-{number:06d}-{part}.tar"
             publish(scratch / info.name, place / name)
-            result["shards"].append(asdict(replace(info, name=name)))
+            result["shards"].append(replace(info, name=name).to_json())
         shutil.rmtree(scratch)
         result["categories"] = list(manifest.categories)
     return result | {"report": report.to_json()}

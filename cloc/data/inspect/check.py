@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,16 +28,16 @@ from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fau
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Shared
 from cloc.data.inspect.tally import Tally, join, tally_part
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import write_manifest
+from cloc.data.shards.keys import safe_key
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, check_file, parse_manifest, read_manifest_text
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, read_sample_members, scan_shard
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, scan_shard
 from cloc.data.shards.writer import write_shards
 from cloc.files import open_file
 
 _PART = 128  # samples of a task: few enough that all processes end at about the same time
-_UNSAFE = re.compile(r"[./\\\x00\ud800-\udfff]")
 
 
 @dataclass(slots=True)
@@ -259,7 +258,7 @@ def _scan(path: Path) -> tuple[ShardInfo, set[str], str]:
 def _tally(manifest: Manifest, run: _Run, title: str, console: Console) -> Tally:
     """Check all samples, with a progress bar."""
     calls = [
-        (manifest.folder, replace(shard, offsets=shard.offsets[start : start + _PART + 1]), start)
+        (manifest.folder, shard.part(start, start + _PART), start)
         for shard in manifest.shards
         for start in range(0, shard.samples, _PART)
     ]
@@ -289,17 +288,14 @@ def _write_usable(manifest: Manifest, found: Check, out: Path, had_manifest: boo
     used: set[str] = set()
 
     def samples(bar: Bar) -> Iterator[Sample]:
-        reader, usable = ShardReader(manifest), 0
-        for number, shard in enumerate(manifest.shards):
-            for index in range(shard.samples):
-                if (shard.name, index) in left_out:
-                    continue
-                if usable not in shared:
-                    key, members = read_sample_members(reader.read(number, index))
-                    sample, _ = parse_sample(members, key, manifest.folder.name)
-                    yield replace(sample, key=_new_key(key, used))
-                    bar.advance()
-                usable += 1
+        usable = [
+            (shard, index) for shard, index in manifest.places() if (manifest.shards[shard].name, index) not in left_out
+        ]
+        kept = [place for number, place in enumerate(usable) if number not in shared]
+        with contextlib.closing(ShardReader(manifest)) as reader:
+            for stored in each_sample(reader, kept):
+                yield replace(stored.need(), key=_new_key(stored.key, used))
+                bar.advance()
 
     with progress(console, f"writing {out.name}", total) as bar:
         # All categories of a manifest compete in evaluation, also those without a box; others are found again.
@@ -308,7 +304,7 @@ def _write_usable(manifest: Manifest, found: Check, out: Path, had_manifest: boo
 
 def _new_key(key: str, used: set[str]) -> str:
     """A key that is safe, and that no sample has yet."""
-    safe = new = _UNSAFE.sub("_", key)
+    safe = new = safe_key(key)
     number = 1
     while new in used:
         number += 1

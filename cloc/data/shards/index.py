@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cloc.data.shards.manifest import (
@@ -74,7 +73,7 @@ def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manif
 def write_manifest(manifest: Manifest) -> Path:
     """Write ``manifest.json`` into the manifest's folder, whole or not at all, and return its path."""
     path = manifest.folder / MANIFEST_NAME
-    shards = [asdict(shard) for shard in manifest.shards]
+    shards = [shard.to_json() for shard in manifest.shards]
     record = {"version": MANIFEST_VERSION, "categories": list(manifest.categories), "shards": shards}
     write_file(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")))
     return path

@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -66,6 +66,15 @@ class ShardInfo:
     offsets: tuple[int, ...]
     crowds: int = 0
     dropped: int = 0
+
+    def part(self, start: int, stop: int) -> ShardInfo:
+        """Describe some of its samples alone; the counts of regions and the hash stay those of the whole."""
+        offsets = self.offsets[start : stop + 1]
+        return replace(self, samples=len(offsets) - 1, offsets=offsets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a manifest's object of it: the inverse of ``from_json``."""
+        return asdict(self) | {"offsets": list(self.offsets)}
 
     @classmethod
     def from_json(cls, record: Any) -> ShardInfo:

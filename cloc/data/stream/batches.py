@@ -24,11 +24,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.decode import decoder
-from cloc.data.sample import parse_sample
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.data.stream.collate import Candidate, Chooser, Item, collate
 from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, Mixture, choices
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
@@ -190,9 +188,7 @@ class Stream(IterableDataset):
         """
         number, index = self.mixture.locate(position)
         source = self.sources[number]
-        shard, place = source.order.locate(index, replacement)
-        key, members = read_sample_members(memoryview(source.reader.read(shard, place)))
-        return parse_sample(members, key, source.manifest.folder.name)
+        return source.reader.read_sample(source.order.locate(index, replacement), views=True)
 
     def _load(self, positions: range) -> None:
         """Ask for the remote samples of a batch all at once."""

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -314,8 +314,8 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
             )
         else:
             info, categories = scan_shard(cache.fetch(url, size))
-            info = ShardInfo(**asdict(info) | {"name": PurePosixPath(split_query(path)[0]).name})
-        write_json(index, {"shard": asdict(info), "categories": sorted(categories)}, indent=None)
+            info = replace(info, name=PurePosixPath(split_query(path)[0]).name)
+        write_json(index, {"shard": info.to_json(), "categories": sorted(categories)}, indent=None)
     return info, categories
 
 
@@ -323,7 +323,7 @@ def _read_index(index: Path) -> tuple[ShardInfo, set[str]] | None:
     """What :func:`_scan` wrote; None where there is nothing, or nothing whole."""
     try:
         record = json.loads(index.read_text(encoding="utf-8"))
-        return ShardInfo(**record["shard"] | {"offsets": tuple(record["shard"]["offsets"])}), set(record["categories"])
+        return ShardInfo.from_json(record["shard"]), set(record["categories"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -344,7 +344,7 @@ def _join(parts: list[Manifest]) -> Manifest:
     shared = len(os.path.commonprefix(places))
     root = "/".join(places[0][:shared])
     shards = [
-        ShardInfo(**asdict(shard) | {"name": "/".join([*place[shared:], shard.name])})
+        replace(shard, name="/".join([*place[shared:], shard.name]))
         for part, place in zip(parts, places, strict=True)
         for shard in part.shards
     ]

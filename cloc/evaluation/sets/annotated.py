@@ -14,11 +14,11 @@ from torch import Tensor
 from cloc.config import ConfigError, DatasetConfig
 from cloc.contracts import BadSample, Sample
 from cloc.data.decode import decode_rgb
-from cloc.data.sample import REGION_LOSSES, parse_sample
+from cloc.data.sample import REGION_LOSSES
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
+from cloc.data.shards.samples import each_sample
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.metrics.classification import NAMES_ONLY, frequencies_of, templates_of
 from cloc.evaluation.reduce import Ranks
@@ -68,11 +68,8 @@ class EvalSet:
 
     def pictures(self, indices: range | list[int]) -> list[Tensor]:
         """Decoded pictures ``[3,H,W]`` uint8 of some samples."""
-        found = []
-        for index in indices:
-            key, members = read_sample_members(self.reader.read(*self.places[index]))
-            found.append(decode_rgb(parse_sample(members, key, self.name)[0].image))
-        return found
+        stored = each_sample(self.reader, (self.places[index] for index in indices), self.name)
+        return [decode_rgb(one.need().image) for one in stored]
 
     @property
     def boxes(self) -> list[Tensor]:
@@ -174,8 +171,7 @@ def _load_shards(result: EvalSet, limit: int, ranks: Ranks, left_out: Counter[st
         if reason:
             left_out[reason] += 1
             continue
-        key, members = read_sample_members(result.reader.read(*place))
-        sample, counts = parse_sample(members, key, result.name)
+        sample, counts = result.reader.read_sample(place, result.name)
         left_out.update({reason: count for reason, count in counts.items() if reason in REGION_LOSSES})
         regions = tuple(region for region in sample.regions if not region.crowd)
         size = {"width": sample.width or width, "height": sample.height or height}
@@ -196,8 +192,7 @@ def _load_shards(result: EvalSet, limit: int, ranks: Ranks, left_out: Counter[st
 def _check(reader: ShardReader, place: tuple[int, int], name: str) -> tuple[str, int, int]:
     """Why a sample cannot be used (or nothing), and the picture's size: met here, not half-way."""
     try:
-        key, members = read_sample_members(reader.read(*place))
-        sample, _ = parse_sample(members, key, name)
+        sample, _ = reader.read_sample(place, name)
         height, width = decode_rgb(sample.image).shape[-2:]
     except BadSample as error:
         return error.reason, 0, 0
@@ -205,7 +200,7 @@ def _check(reader: ShardReader, place: tuple[int, int], name: str) -> tuple[str,
 
 
 def _spread(manifest: Manifest, limit: int) -> list[tuple[int, int]]:
-    places = [(shard, i) for shard, info in enumerate(manifest.shards) for i in range(info.samples)]
+    places = manifest.places()
     if not limit or limit >= len(places):
         return places
     return [places[i * len(places) // limit] for i in range(limit)]

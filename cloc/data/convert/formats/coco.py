@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 from cloc.data.boxes import check_kind
 from cloc.data.convert.formats.files import json_items, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.records import Record, RecordSource
 from cloc.data.drops import WITHOUT_IMAGE
 from cloc.data.grit import cut
+from cloc.data.shards.keys import Keys
 
 COCO_BOXES = "xywh_pixels"
 

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.files import need_file, need_folder
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.records import Record, RecordSource
+from cloc.data.shards.keys import Keys
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]/]*)*\s+([^\]]*)\]")  # chain id, types, words
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.data.convert.formats.files import need_folder
-from cloc.data.convert.records import Keys, Record, RecordSource, TarSlice
+from cloc.data.convert.records import Record, RecordSource, TarSlice
+from cloc.data.shards.keys import Keys
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
 from cloc.data.shards.tars import open_tar, split_name
 

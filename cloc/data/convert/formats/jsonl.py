@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import NORMALIZED, check_kind
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
 from cloc.data.sample import read_object
+from cloc.data.shards.keys import Keys
 
 
 def open_jsonl(

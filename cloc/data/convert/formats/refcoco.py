@@ -10,7 +10,8 @@ from typing import Any
 from cloc.data.convert.formats.coco import CATEGORIES, COCO_BOXES, IMAGES, file_name
 from cloc.data.convert.formats.files import json_items, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.records import Record, RecordSource
+from cloc.data.shards.keys import Keys
 
 _OBJECTS = Kind(
     "annotation",

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from cloc.data.convert.formats.coco import COCO_BOXES
 from cloc.data.convert.formats.files import json_items, need_file
 from cloc.data.convert.formats.ids import Kind, collect, id_of, same_picture
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.records import Record, RecordSource
+from cloc.data.shards.keys import Keys
 
 _SPLITS = "densecap_splits.json"
 
