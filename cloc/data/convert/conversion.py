@@ -24,9 +24,10 @@ from cloc.contracts import Sample
 from cloc.data.console import print_line, print_rows, progress
 from cloc.data.convert.formats import FORMATS
 from cloc.data.convert.limits import Limits
-from cloc.data.convert.records import Record, RecordSource, Report, build_samples
-from cloc.data.convert.resumable_jobs import Job, Task
+from cloc.data.convert.records import Record, RecordSource, build_samples
 from cloc.data.drops import MAX_DROP_SHARE, check_share, dropped, mended
+from cloc.data.jobs.report import Report
+from cloc.data.jobs.resumable_jobs import Job, Task
 from cloc.data.openmoji.scenes import SPLITS, Scenes, attribution
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cloc.data.convert.records import RecordSource, Report
+from cloc.data.convert.records import RecordSource
 from cloc.data.drops import SHOWN_EXAMPLES, WITHOUT_IMAGE, RegionFault, dropped_regions, region_fault
+from cloc.data.jobs.report import Report
 
 _ENOUGH_REGIONS = 1_000  # to say what kind of boxes a source has, before all of it is read
 

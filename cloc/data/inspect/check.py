@@ -11,11 +11,9 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,11 +21,11 @@ from rich.console import Console
 from cloc.contracts import Sample
 from cloc.data.boxes import NORMALIZED
 from cloc.data.console import Bar, progress
-from cloc.data.convert.resumable_jobs import start_worker, worker_pool
 from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fault
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Shared
 from cloc.data.inspect.tally import Tally, join, tally_part
+from cloc.data.jobs.worker_pool import WorkerPool
 from cloc.data.shards.index import write_manifest
 from cloc.data.shards.keys import safe_key
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, check_file, parse_manifest, read_manifest_text
@@ -37,7 +35,8 @@ from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, scan_sha
 from cloc.data.shards.writer import write_shards
 from cloc.files import open_file
 
-_PART = 128  # samples of a task: few enough that all processes end at about the same time
+_PART = 128  # samples of a call: few enough that all processes end at about the same time
+_AHEAD = 32  # calls per process that may be done before an earlier one: results are small, and calls differ in size
 
 
 @dataclass(slots=True)
@@ -139,15 +138,15 @@ def check(
     elif index and not had_manifest and not os.access(folder, os.W_OK):
         raise ShardError(f"{folder}: {MANIFEST_NAME} cannot be written here; mend the rights, or pass --no-index")
     started = time.perf_counter()
-    with _pool(workers) as run:
-        manifest, broken = _open(folder, run, console)
-        tally = _tally(manifest, run, f"checking {folder.name}", console)
+    with WorkerPool(workers, _one_thread if workers > 1 else None) as pool:
+        manifest, broken = _open(folder, pool, console)
+        tally = _tally(manifest, pool, f"checking {folder.name}", console)
         seconds = time.perf_counter() - started
         twice = {key: count for key, count in Counter(tally.keys).items() if count > 1}
         found = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
         for path in others:
-            other, _ = _open(path, run, console)
-            theirs = _tally(other, run, f"checking {path.name}", console)
+            other, _ = _open(path, pool, console)
+            theirs = _tally(other, pool, f"checking {path.name}", console)
             found.shared = _compare(tally, theirs, str(path), console)
     misread = found.region_fault is not None and found.region_fault.misread
     if fix is not None and not misread:
@@ -178,31 +177,11 @@ def _refuse_target(out: Path, sources: list[Path]) -> None:
         raise ShardError(f"--fix {out}: {parent} cannot be written to; name a folder elsewhere")
 
 
-_Run = Callable[[Callable[..., Any], list[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[_Run]:
-    """Yield what calls a function with each of some arguments, and yields (number, result) as they are done."""
-    if workers <= 1:
-        yield lambda function, calls: ((number, function(*call)) for number, call in enumerate(calls))
-        return
-    with worker_pool(workers, _start_reader) as pool:
-
-        def run(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-            futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-
-        yield run
-
-
-def _start_reader() -> None:
-    start_worker()
+def _one_thread() -> None:
     torch.set_num_threads(1)  # the processes are the parallelism
 
 
-def _open(folder: Path, run: _Run, console: Console) -> tuple[Manifest, dict[str, str]]:
+def _open(folder: Path, pool: WorkerPool, console: Console) -> tuple[Manifest, dict[str, str]]:
     """Index a folder, or read its manifest and compare every size and hash.
 
     Returns:
@@ -213,25 +192,16 @@ def _open(folder: Path, run: _Run, console: Console) -> tuple[Manifest, dict[str
         manifest = parse_manifest(read_manifest_text(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), folder)
         calls = [(folder / shard.name, shard) for shard in manifest.shards]
         with progress(console, f"hashing {folder.name}", len(calls), "shards") as bar:
-            faults = _all(run(_file_fault, calls), bar)
+            faults = list(bar.each(pool.run(_file_fault, calls, ahead=_AHEAD)))
         broken = {shard.name: fault for shard, fault in zip(manifest.shards, faults, strict=True) if fault}
         known = {shard.name for shard in manifest.shards}
         remedy = "not in the manifest, so that nobody reads it; move it away, or delete the manifest and check again"
         return manifest, broken | {path.name: remedy for path in paths if path.name not in known}
     with progress(console, f"indexing {folder.name}", len(paths), "shards") as bar:
-        scans = _all(run(_scan, [(path,) for path in paths]), bar)
+        scans = list(bar.each(pool.run(_scan, [(path,) for path in paths], ahead=_AHEAD)))
     categories = set().union(*(found for _, found, _ in scans))
     manifest = Manifest(folder, tuple(info for info, _, _ in scans), tuple(sorted(categories)))
     return manifest, {info.name: fault for info, _, fault in scans if fault}
-
-
-def _all(results: Iterator[tuple[int, Any]], bar: Bar) -> list[Any]:
-    """Put results in the order of their numbers."""
-    done = {}
-    for number, result in results:
-        done[number] = result
-        bar.advance()
-    return [done[number] for number in sorted(done)]
 
 
 def _file_fault(path: Path, shard: ShardInfo) -> str:
@@ -255,19 +225,16 @@ def _scan(path: Path) -> tuple[ShardInfo, set[str], str]:
         return index_damaged(path), set(), str(error).removeprefix(f"{path}: ")
 
 
-def _tally(manifest: Manifest, run: _Run, title: str, console: Console) -> Tally:
+def _tally(manifest: Manifest, pool: WorkerPool, title: str, console: Console) -> Tally:
     """Check all samples, with a progress bar."""
     calls = [
         (manifest.folder, shard.part(start, start + _PART), start)
         for shard in manifest.shards
         for start in range(0, shard.samples, _PART)
     ]
-    parts: dict[int, Tally] = {}
     with progress(console, title, manifest.samples) as bar:
-        for number, part in run(tally_part, calls):
-            parts[number] = part
-            bar.advance(part.samples)
-    return join([parts[number] for number in range(len(calls))])
+        parts = list(bar.each(pool.run(tally_part, calls, ahead=_AHEAD), lambda part: part.samples))
+    return join(parts)
 
 
 def _compare(ours: Tally, theirs: Tally, folder: str, console: Console) -> Shared:

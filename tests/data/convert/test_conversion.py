@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from cloc.__main__ import app
 from cloc.data.convert.conversion import ATTRIBUTION_NAME, convert
-from cloc.data.convert.resumable_jobs import UNFINISHED_NAME
 from cloc.data.decode import decode_rgb
 from cloc.data.inspect.check import check
 from cloc.data.inspect.show import show
+from cloc.data.jobs.resumable_jobs import UNFINISHED_NAME
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
 from tests.kit.paths import ROOT

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from cloc.contracts import Region, Sample
 from cloc.data.convert.conversion import convert
-from cloc.data.convert.records import Report
 from cloc.data.inspect.check import check
+from cloc.data.jobs.report import Report
 from cloc.data.sample import parse_box, parse_sample
 from cloc.data.shards.index import load_manifest
 from tests.kit.sources import read_samples

@@ -122,7 +122,7 @@ def test_a_fix_that_cannot_be_written_is_refused_before_the_pass(
     (tmp_path / "full").mkdir()
     for name in ("full/kept", "file"):
         (tmp_path / name).write_text("mine")
-    monkeypatch.setattr(check_module, "_pool", lambda workers: pytest.fail("the pass has begun"))
+    monkeypatch.setattr(check_module, "WorkerPool", lambda *_: pytest.fail("the pass has begun"))
     with pytest.raises(ShardError, match=message):
         check(faulty, fix=tmp_path / out)
     assert (tmp_path / "full/kept").read_text() == "mine"
