@@ -17,7 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cloc.__main__ import app
-from cloc.data.convert.conversion import ATTRIBUTION_NAME, convert
+from cloc.data.convert.conversion import convert
+from cloc.data.convert.formats.openmoji import ATTRIBUTION_NAME
 from cloc.data.decode import decode_rgb
 from cloc.data.inspect.check import check
 from cloc.data.inspect.show import show
@@ -201,7 +202,7 @@ def test_openmoji_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None
 
 
 def test_unknown_format_and_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'voc' is unknown; the formats are openmoji, jsonl, coco, lvis, refcoco"):
+    with pytest.raises(ValueError, match="'voc' is unknown; the formats are coco, flickr30k_entities, grit, jsonl"):
         convert("voc", tmp_path, tmp_path / "out", console=QUIET)
     with pytest.raises(FileNotFoundError, match=r"no such source.*\.jsonl"):
         convert("jsonl", tmp_path / "absent.jsonl", tmp_path / "out", console=QUIET)

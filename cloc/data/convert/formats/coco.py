@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from cloc.data.boxes import check_kind
 from cloc.data.convert.formats.files import json_items, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
+from cloc.data.convert.formats.registry import holds, register
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.drops import WITHOUT_IMAGE
 from cloc.data.grit import cut
@@ -91,6 +92,11 @@ class CocoFiles:
         return {"image": self.images[number], "boxes": boxes, "captions": self.captions.get(number, [])}
 
 
+@register(
+    "coco",
+    "a folder with annotations/instances_SPLIT.json, captions_SPLIT.json or both, and SPLIT/",
+    holds("annotations/instances_*.json", "annotations/captions_*.json"),
+)
 def open_coco(
     source: Path,
     *,
@@ -107,9 +113,9 @@ def open_coco(
     Args:
         source: folder that holds ``annotations`` and the pictures.
         split: name of the picture folder.
-        images: folder of the pictures; None for ``SPLIT`` in ``source``.
-        boxes: what ``bbox`` holds, one of ``BOX_KINDS``.
-        ignore_crowd_flag: take groups for ordinary regions.
+        images: folder of the pictures, where it is not ``SPLIT`` in the source.
+        boxes: order and unit of the boxes: xyxy, xywh, cxcywh or yxyx, _, and normalized, percent, thousand or pixels.
+        ignore_crowd_flag: take groups (iscrowd) for ordinary regions.
 
     Raises:
         FileNotFoundError: there is neither annotation file, or no picture folder.
@@ -126,6 +132,11 @@ def open_coco(
     return _open(f"coco_{split}", files, root, str, check_kind(boxes), ignore_crowd_flag)
 
 
+@register(
+    "lvis",
+    "a folder with lvis_v1_SPLIT.json and the pictures of COCO in train2017/ and val2017/",
+    holds("lvis_v1_*.json", "annotations/lvis_v1_*.json"),
+)
 def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
     """Open LVIS v1: ``lvis_v1_SPLIT.json`` and COCO's pictures, ``train2017/`` and ``val2017/``.
 
@@ -134,7 +145,7 @@ def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -
     Args:
         source: folder of the JSON file, or of ``annotations/`` that holds it.
         split: ``train``, ``val``, or another part of the file's name.
-        images: folder of ``train2017/`` and ``val2017/``; None for ``source``.
+        images: folder of ``train2017/`` and ``val2017/``, where it is not the source.
 
     Raises:
         FileNotFoundError: there is no such annotation file.

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.data.convert.formats.files import need_folder
+from cloc.data.convert.formats.registry import holds, register
 from cloc.data.convert.records import Record, RecordSource, TarSlice
 from cloc.data.shards.keys import Keys
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
 from cloc.data.shards.tars import open_tar, split_name
 
 
+@register("grit", "a folder of img2dataset's .tar shards", holds("*.tar"))
 def open_grit(source: Path) -> RecordSource:
     """Open a folder of ``.tar`` shards of ``jpg``, ``txt`` and ``json``, as img2dataset writes them.
 

@@ -10,6 +10,7 @@ from typing import Any
 from cloc.data.convert.formats.coco import CATEGORIES, COCO_BOXES, IMAGES, file_name
 from cloc.data.convert.formats.files import json_items, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of
+from cloc.data.convert.formats.registry import holds, register
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.shards.keys import Keys
 
@@ -21,6 +22,11 @@ _OBJECTS = Kind(
 _PICTURES = "images/mscoco/images/train2014"
 
 
+@register(
+    "refcoco",
+    "a folder with refs(SPLIT_BY).json and instances.json, of RefCOCO, RefCOCO+ or RefCOCOg",
+    holds("refs(*).json", "refs(*).p"),
+)
 def open_refcoco(
     source: Path, *, split: str = "val", split_by: str | None = None, images: Path | None = None
 ) -> RecordSource:
@@ -32,8 +38,8 @@ def open_refcoco(
     Args:
         source: folder of the two files.
         split: ``train``, ``val``, ``test``, ``testA`` or ``testB``; ``test`` takes all three.
-        split_by: ``unc``, ``umd`` or ``google``; None where there is one file of references.
-        images: folder of COCO's ``train2014`` pictures; None for ``images/mscoco/images/train2014`` beside ``source``.
+        split_by: ``unc``, ``umd`` or ``google``, where there are several files of references.
+        images: folder of COCO's train2014, where it is not ``images/mscoco/images/train2014`` beside the source.
 
     Raises:
         FileNotFoundError: a file is missing, or is there as a pickle only.
