@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloc.config import DataConfig
+from cloc.config import DataConfig, from_fields
 from cloc.contracts import Batch, Region, Sample
 from cloc.data.decode import decoder
 from cloc.data.tokenizer import Tokenizer, pack, text_id
@@ -209,16 +209,14 @@ class Chooser:
 
 
 def make_chooser(config: DataConfig, image_size: int, resize: str = "pad") -> Chooser:
-    """The view and the choice that a configuration describes.
+    """The view and the choice that a configuration describes: its keys that are fields of one of the two.
 
     Args:
         config: the ``data`` group.
         image_size: side of the model's view in pixels.
         resize: the model's own, ``pad`` or ``squash``.
     """
-    jitter = tuple(config.jitter) if config.jitter else None
-    view = View(image_size, config.crop, config.min_visible, jitter, config.flip, resize)
-    return Chooser(view, config.regions, config.min_size, config.choice, config.groups, config.negatives)
+    return from_fields(Chooser, config, view=from_fields(View, config, size=image_size, resize=resize))
 
 
 def _union(boxes: Sequence[Sequence[float]]) -> Sequence[float]:

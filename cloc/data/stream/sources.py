@@ -19,7 +19,7 @@ from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from cloc.config import ConfigError, DataConfig
+from cloc.config import ConfigError, DataConfig, from_fields
 from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.shards.cache import ShardCache
@@ -165,7 +165,7 @@ def open_sources(config: DataConfig) -> ShardSources:
         FileNotFoundError: there is no shard.
         ShardError: shards cannot be used, or a URL cannot be opened.
     """
-    cache = ShardCache(config.cache_dir, config.cache_bytes, Access(config.timeout, tuple(config.redirect_hosts)))
+    cache = ShardCache(config.cache_dir, config.cache_bytes, from_fields(Access, config))
     given = {"train": {"path": config.train}} if isinstance(config.train, str) else config.train
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"data.train={given!r}: give a folder, a pattern, a URL, or sources NAME: {{path, weight}}")
