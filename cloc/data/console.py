@@ -1,6 +1,6 @@
-"""What the data commands print: tables and progress bars for people, plain lines for pipes and logs.
+"""Prints for the data commands: tables and progress bars for people, plain lines for pipes and logs.
 
-Stands beside ``convert`` and ``check``, which know what to say; here is how.
+Stands beside ``conversion`` and ``check``, which know what to say; here is how.
 """
 
 from __future__ import annotations

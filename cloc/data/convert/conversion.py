@@ -1,4 +1,4 @@
-"""Other people's data sets → shards.
+"""Converts other people's data sets to shards (``data convert``).
 
 The way in to ``data → models → losses → evaluation → engine``: a format lists records, processes build samples of them,
 each a shard at a time, and a record that cannot be used is counted by reason. Too many of them stop the run. At the end

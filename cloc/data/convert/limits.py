@@ -1,6 +1,6 @@
-"""When a conversion is not what its user means: too much is left out, or the boxes are of another kind.
+"""Stops a conversion that leaves too much out, or whose boxes are of another kind than its user says.
 
-Stands between ``records``, which counts, and ``convert``, which stops.
+Stands between ``records``, which counts, and ``conversion``, which calls it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One record of somebody's data set → ``Sample``, and the account of a conversion.
+"""Turns one record of somebody's data set into a ``Sample``.
 
 Stands between ``formats``, which list records without opening a picture, and ``jobs``, which writes what is built here
 as shards, in any number of processes. All samples are built by the shards' own parser, so that every rule about boxes
@@ -203,7 +203,9 @@ def normalize_regions(annotations: dict[str, Any], kind: str, size: tuple[float,
     """
     if kind == NORMALIZED:
         return annotations
-    return _change_regions(annotations, lambda own: {**own, "box": normalize_box(own["box"], kind, size)}, "box")
+    return _change_regions(
+        annotations, lambda region: {**region, "box": normalize_box(region["box"], kind, size)}, "box"
+    )
 
 
 def _change_regions(
@@ -213,7 +215,9 @@ def _change_regions(
     given = annotations.get("regions")
     if not isinstance(given, list):
         return annotations
-    changed = [change(own) if isinstance(own, dict) and (not needed or needed in own) else own for own in given]
+    changed = [
+        change(region) if isinstance(region, dict) and (not needed or needed in region) else region for region in given
+    ]
     return {**annotations, "regions": changed}
 
 

@@ -1,4 +1,4 @@
-"""``data check``: every sample of every shard, before training finds out.
+"""``data check``: reads every sample of every shard, and says what training would leave out.
 
 Stands beside ``shards`` at the start of ``data → models → losses → evaluation → engine``. Training counts what it
 leaves out; this names it, says what a set is made of, and writes it anew without what is broken.
@@ -143,18 +143,18 @@ def check(
         tally = _tally(manifest, pool, f"checking {folder.name}", console)
         seconds = time.perf_counter() - started
         twice = {key: count for key, count in Counter(tally.keys).items() if count > 1}
-        found = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
+        result = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
         for path in others:
             other, _ = _open(path, pool, console)
             theirs = _tally(other, pool, f"checking {path.name}", console)
-            found.shared = _compare(tally, theirs, str(path), console)
-    misread = found.region_fault is not None and found.region_fault.misread
+            result.shared = _compare(tally, theirs, str(path), console)
+    misread = result.region_fault is not None and result.region_fault.misread
     if fix is not None and not misread:
-        found.fixed = _write_usable(manifest, found, Path(fix), had_manifest, console)
+        result.fixed = _write_usable(manifest, result, Path(fix), had_manifest, console)
     elif fix is None and index and not had_manifest and not broken:
         write_manifest(manifest)
-        found.manifest_written = True
-    return found
+        result.manifest_written = True
+    return result
 
 
 def _refuse_no_shards(folder: Path) -> None:
@@ -211,10 +211,10 @@ def _file_fault(path: Path, shard: ShardInfo) -> str:
     except ShardError as error:
         return str(error).removeprefix(f"{path}: ")
     with open_file(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == shard.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest == shard.sha256:
         return ""
-    seen = f"its SHA-256 is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
+    seen = f"its SHA-256 is {digest[:12]}…, the manifest says {shard.sha256[:12]}…"
     return f"{seen}; restore the shard, or delete the manifest and check again"
 
 
@@ -245,11 +245,13 @@ def _compare(ours: Tally, theirs: Tally, folder: str, console: Console) -> Share
     return Shared(folder, matches, here, len(there), captions, phrases, len(theirs.bad))
 
 
-def _write_usable(manifest: Manifest, found: Check, out: Path, had_manifest: bool, console: Console) -> Manifest | None:
+def _write_usable(
+    manifest: Manifest, result: Check, out: Path, had_manifest: bool, console: Console
+) -> Manifest | None:
     """Write the samples that are neither bad nor shared, with what is usable in them; None where none is left."""
-    left_out = {(one.shard, one.index) for one in found.tally.bad}
-    shared = set() if found.shared is None else set(found.shared.pictures)
-    total = found.usable - len(shared)
+    left_out = {(one.shard, one.index) for one in result.tally.bad}
+    shared = set() if result.shared is None else set(result.shared.pictures)
+    total = result.usable - len(shared)
     if not total:
         return None
     used: set[str] = set()

@@ -53,7 +53,7 @@ _TRIES = 6  # places along an edge that a number may move to
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Boxes with the same text; ``crowd`` ones are dashed, for they are not trained on."""
+    """Boxes with the same text; ``crowd`` ones are dashed, since they are not trained on."""
 
     boxes: tuple[Box, ...]
     text: str

@@ -1,4 +1,4 @@
-"""What some samples hold, counted: each is read, parsed and decoded as training does it.
+"""Counts what samples hold (``data check``): each is read, parsed and decoded as training does it.
 
 Stands below ``check``, which adds up the parts that its processes count.
 """

@@ -70,13 +70,13 @@ class Report:
     def imbalance(self) -> str:
         """Say which counts of the source are not accounted for; empty where all are."""
         losses = {"captions": CAPTION_LOSSES, "regions": REGION_LOSSES}
-        found = {"records": self.counts["samples"] + self.skipped.total()}
+        accounted = {"records": self.counts["samples"] + self.skipped.total()}
         for unit, reasons in losses.items():
-            found[unit] = self.counts[unit] + self.lost[unit] + sum(self.mended[reason] for reason in reasons)
-        found["regions"] += self.counts["crowds"]
+            accounted[unit] = self.counts[unit] + self.lost[unit] + sum(self.mended[reason] for reason in reasons)
+        accounted["regions"] += self.counts["crowds"]
         wrong = [
             f"{self.given[unit]:,} {unit} given, {n:,} found again"
-            for unit, n in found.items()
+            for unit, n in accounted.items()
             if n != self.given[unit]
         ]
         return "; ".join(wrong)

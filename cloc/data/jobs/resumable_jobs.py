@@ -49,6 +49,14 @@ class Task:
 class Job:
     """A target folder that is being filled.
 
+    A job whose processes each load a model once, where ``label(path, report, model)`` yields the samples of a shard::
+
+        job = Job(out, {"detector": name, "shards": [path.name for path in paths]})
+        tasks = (Task(partial(label, path)) for path in paths)
+        job.run(tasks, workers=4, initialize=partial(load_model, name), on_shard=lambda report, earlier: bar.advance())
+        job.place()
+        job.close()
+
     Args:
         out: target folder.
         identity: all that decides the bytes of the result; plain JSON. A job continues only with the same one.
@@ -151,15 +159,20 @@ class Job:
         write_file(self._record, "".join(json.dumps(item) + "\n" for item in items))
 
     def _is_there(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result is whole and its shards are where it says; a record that leads elsewhere is none of ours."""
         if not {"folder", "shards", "categories", "report"} <= result.keys():
             return False
-        for info in result["shards"]:
-            if Path(info["name"]).name != info["name"]:  # a record that leads elsewhere is none of ours
-                return False
-            paths = [self._room / result["folder"] / info["name"], self.out / result["folder"] / info["name"]]
-            if not any(path.is_file() and path.stat().st_size == info["bytes"] for path in paths):
-                return False
-        return True
+        try:
+            shards = [ShardInfo.from_json(info) for info in result["shards"]]
+        except ValueError:
+            return False
+        return all(
+            any(
+                path.is_file() and path.stat().st_size == shard.bytes
+                for path in (self._room / result["folder"] / shard.name, self.out / result["folder"] / shard.name)
+            )
+            for shard in shards
+        )
 
     def _place(self, folder: str, categories: Iterable[str]) -> Manifest:
         """Move the shards of one folder into place; cut short, it leaves a folder that no reader takes."""
@@ -184,7 +197,7 @@ class Job:
 
 def _objects(lines: bytes) -> list[dict[str, Any]]:
     """JSON objects, one a line, up to the first line that is none: a kill cuts the last one off, a bad disk any."""
-    found = []
+    objects = []
     for line in lines.splitlines(keepends=True):
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
@@ -192,8 +205,8 @@ def _objects(lines: bytes) -> list[dict[str, Any]]:
             value = None
         if not isinstance(value, dict):
             break
-        found.append(value)
-    return found
+        objects.append(value)
+    return objects
 
 
 def _numbered(tasks: Iterable[Task]) -> Iterator[tuple[int, Task]]:

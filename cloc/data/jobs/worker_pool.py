@@ -87,7 +87,7 @@ class WorkerPool:
         """Call a function with each of some arguments, and yield the results in the order of the calls.
 
         Args:
-            function: of a module, for it is pickled. May be called twice with the same arguments, where a process was
+            function: of a module, since it is pickled. May be called twice with the same arguments, where a process was
                 killed in between.
             calls: taken one by one, when there is a process for the next one.
             ahead: calls per process that may be given out or done before the result of the first of them is taken: a

@@ -1,4 +1,4 @@
-"""The manifest of a folder of shards: loaded, made where there is none, written."""
+"""Loads the manifest of a folder of shards, makes it where there is none, and writes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _read_manifest(path: Path) -> Manifest:
     for shard in manifest.shards:
         check_file(path.parent / shard.name, shard)
     known = {shard.name for shard in manifest.shards}
-    others = [found for found in sorted(path.parent.glob("*.tar")) if found.name not in known]
+    others = [tar for tar in sorted(path.parent.glob("*.tar")) if tar.name not in known]
     if others:
         raise ShardError(f"{others[0]}: {path.name} beside it says nothing of this shard; {remedy_for(path.parent)}")
     return manifest

@@ -1,4 +1,4 @@
-"""What a sample may be called: a key that a tar can hold and that every reader of tars finds again.
+"""Says which keys are safe (a tar can hold them, every reader finds them again), and makes others safe.
 
 Dots and slashes are the tar's own (the key ends at the first dot of the file name), and UTF-8 holds no lone surrogates.
 """

@@ -1,6 +1,6 @@
-"""What is known of a folder of shards, and the file that holds it: ``manifest.json``.
+"""Describes a folder of shards, and reads the file that holds the description: ``manifest.json``.
 
-Stands between ``tars`` and ``shards`` at the start of ``data → models → losses → evaluation → engine``. Manifests come
+Stands between ``tars`` and ``index`` at the start of ``data → models → losses → evaluation → engine``. Manifests come
 with the data of others: all of one is looked at before it is used.
 """
 

@@ -1,7 +1,7 @@
-"""The bytes of one tar: where its samples are, and what each holds.
+"""Reads one tar: where its samples are, and what each holds.
 
-Stands below ``shards`` at the start of ``data → models → losses → evaluation → engine``. Grouping follows webdataset: a
-member's key is its path up to the first dot of the file name. Its own readers are not used here because they stream:
+Stands below ``manifest`` at the start of ``data → models → losses → evaluation → engine``. Grouping follows webdataset:
+a member's key is its path up to the first dot of the file name. Its own readers are not used here because they stream:
 they give no offsets, and let damaged tails pass. Nothing here unpickles or runs what a tar holds.
 """
 
@@ -124,11 +124,13 @@ def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
     """
     key, members = "", {}
     try:
-        for own, extension, member in sample_members(lambda start, count: bytes(raw[start : start + count]), len(raw)):
-            if members and own != key or extension in members:
-                seen = f"{extension!r} comes twice" if own == key else f"{own!r} follows"
+        for member_key, extension, member in sample_members(
+            lambda start, count: bytes(raw[start : start + count]), len(raw)
+        ):
+            if members and member_key != key or extension in members:
+                seen = f"{extension!r} comes twice" if member_key == key else f"{member_key!r} follows"
                 raise ShardReadError(f"sample {key!r}: {seen} within its bytes; rebuild the manifest")
-            key = own
+            key = member_key
             members[extension] = raw[member.start : member.start + member.size]
     except HeaderError as error:
         raise ShardReadError(f"sample {key!r} of {len(raw):,} bytes: {error}; rebuild the manifest") from error
@@ -197,10 +199,10 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
             keys[key].add(extension)
             end = member.end
             if extension == "json" and member.size <= MAX_MEMBER_BYTES:
-                found, lost = regions_of(read(member.start, member.size), key)
-                groups = sum(region.crowd for region in found)
-                regions, crowds, dropped = regions + len(found) - groups, crowds + groups, dropped + lost
-                named = (region.category for region in found if region.category is not None)
+                usable, unusable = regions_of(read(member.start, member.size), key)
+                groups = sum(region.crowd for region in usable)
+                regions, crowds, dropped = regions + len(usable) - groups, crowds + groups, dropped + unusable
+                named = (region.category for region in usable if region.category is not None)
                 categories.update(filter(is_encodable, named))  # of others the manifest cannot be written
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (*offsets, end) if offsets else (0,)
@@ -212,7 +214,7 @@ def index_damaged(path: Path) -> ShardInfo:
     """Index what can be trusted of a shard that ``scan_shard`` refuses.
 
     Returns:
-        The samples before the damage; the one that it is in or behind is left out, for it may lack members. All of
+        The samples before the damage; the one that it is in or behind is left out, since it may lack members. All of
         them where the tar is whole. ``regions`` is 0, ``sha256`` empty.
     """
     offsets, size = [], 0
@@ -247,8 +249,8 @@ def missed_by(shard: ShardInfo, read: Read, size: int) -> str:
         behind = next(sample_members(lambda start, count: read(start + last, count), size - last), None)
     except HeaderError as error:
         return f"its first or last offset is wrong ({error})"
-    found = before or behind
-    return f"it misses {found.member.name!r:.120}" if found else ""
+    missed = before or behind
+    return f"it misses {missed.member.name!r:.120}" if missed else ""
 
 
 def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:

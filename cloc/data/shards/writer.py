@@ -1,4 +1,4 @@
-"""Samples → shards of a folder."""
+"""Writes samples as shards of a folder, with their manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples → Batch: which caption and which regions, de-duplicated and trimmed text.
+"""Draws caption and regions of samples, and stacks them to a Batch with distinct, trimmed texts.
 
 Runs in the data worker (``order → decode → views → collate → stream``). Every choice is drawn from a generator that is
 seeded by (seed, global position), so a batch does not depend on who builds it.
@@ -117,19 +117,21 @@ class Chooser:
     def choose(self, candidates: Sequence[Candidate]) -> list[Item]:
         """Draw caption, regions and phrases of each picture of a batch.
 
-        All pictures at once, behind the decoding of all: between two decodings this code took three times as long, for
-        then it was no longer in the processor's cache.
+        All pictures at once, behind the decoding of all: between two decodings this code would leave the processor's
+        cache each time.
         """
         regions = [[region for region in one.sample.regions if not region.crowd] for one in candidates]
-        counts = [len(own) for own in regions]
-        boxes = np.array([region.box for own in regions for region in own], dtype=np.float32).reshape(-1, 4)
+        counts = [len(picture_regions) for picture_regions in regions]
+        boxes = np.array(
+            [region.box for picture_regions in regions for region in picture_regions], dtype=np.float32
+        ).reshape(-1, 4)
         moved = self.view.move([one.seen for one in candidates], boxes, counts)
         sides = (moved.boxes[:, 2:] - moved.boxes[:, :2]).min(axis=1)
         usable = (moved.visible & (sides > self.min_size) & (sides > 0)).tolist()
         boxes, first, items = moved.boxes.tolist(), 0, []
-        for one, own, content in zip(candidates, regions, moved.content, strict=True):
-            part = slice(first, first + len(own))
-            items.append(self._item(one, own, content, boxes[part], usable[part]))
+        for one, picture_regions, content in zip(candidates, regions, moved.content, strict=True):
+            part = slice(first, first + len(picture_regions))
+            items.append(self._item(one, picture_regions, content, boxes[part], usable[part]))
             first = part.stop
         return items
 

@@ -1,6 +1,6 @@
-"""What a run trains on: one or several sources, each a folder, a pattern or a URL of shards.
+"""Opens what a run trains on: one or several sources, each a folder, a pattern or a URL of shards.
 
-Stands above ``shards`` at the start of ``data → models → losses → evaluation → engine``.
+Stands above ``shards/`` at the start of ``data → models → losses → evaluation → engine``.
 """
 
 from __future__ import annotations
@@ -183,13 +183,13 @@ def open_sources(config: DataConfig) -> ShardSources:
             raise ConfigError(f"data.train.{name}.weight={weight}: give every source a weight, or none (then its size)")
         if weight is not None and not (isinstance(weight, int | float) and 0 < weight < float("inf")):
             raise ConfigError(f"data.train.{name}.weight={weight!r}: must be a positive number")
-    found = []
+    parts = []
     for name, source in given.items():
         manifest = open_shards(source["path"], cache)
         if not manifest.samples:
             raise ShardError(f"data.train.{name}: {source['path']} holds no sample; name other shards, or leave it out")
-        found.append(ShardSource(name, manifest, weights[name] or manifest.samples))
-    return ShardSources(tuple(found), cache)
+        parts.append(ShardSource(name, manifest, weights[name] or manifest.samples))
+    return ShardSources(tuple(parts), cache)
 
 
 def open_shards(path: str, cache: ShardCache) -> Manifest:
@@ -274,11 +274,11 @@ def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
         paths = attempt(shown, "cannot be listed", lambda: within(system, access.timeout, lambda: _ls(system, path)))
     except FileNotFoundError:
         paths = []
-    names = sorted(PurePosixPath(found).name for found in paths)
-    found = [name for name in names if name.endswith(".tar")]
-    if not found:
+    names = sorted(PurePosixPath(file).name for file in paths)
+    tars = [name for name in names if name.endswith(".tar")]
+    if not tars:
         raise FileNotFoundError(f"{shown}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
-    return found
+    return tars
 
 
 def _ls(system: Any, path: str) -> list[str]:

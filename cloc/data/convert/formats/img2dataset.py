@@ -46,12 +46,12 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
             file, read, size = open_tar(path)
             with file:
                 for member in walk_whole(read, size):
-                    own, _ = split_name(member)
-                    if own and own != key:
+                    member_key, _ = split_name(member)
+                    if member_key and member_key != key:
                         if key:
                             yield _record(path, key, start, end, keys)
-                        key, start = own, member.offset
-                    end = member.end if own else end
+                        key, start = member_key, member.offset
+                    end = member.end if member_key else end
         except (HeaderError, OSError) as error:
             yield Record(f"{path.name} at byte {end:,}", fault=("unreadable_shard", f"{path}: {error}"))
             if key:

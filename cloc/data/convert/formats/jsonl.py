@@ -1,4 +1,4 @@
-"""One JSON object a line: a shard's JSON member, and the path of its picture."""
+"""Reads ``jsonl``: one JSON object a line, a shard's JSON member and the path of its picture."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def open_jsonl(
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
     records = _records(source, images or source.parent)
-    own = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
-    return RecordSource(source.stem, (source,), records, total, **own)
+    options = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
+    return RecordSource(source.stem, (source,), records, total, **options)
 
 
 def _records(source: Path, root: Path) -> Iterator[Record]:
