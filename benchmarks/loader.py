@@ -38,11 +38,9 @@ from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 from webdataset.tariterators import tar_file_expander
 
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import index_folder, load_manifest, write_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.data.stream.batches import Stream, make_loader
 from cloc.data.stream.collate import Chooser
 from cloc.data.tokenizer import Tokenizer
@@ -161,8 +159,7 @@ def open_clip_loader(folder: Path, options: Namespace) -> Iterator[Any]:
 def encoded_pictures(manifest: Manifest) -> list[bytes]:
     """The JPEG bytes of one shard."""
     reader = ShardReader(manifest)
-    raw = [read_sample_members(reader.read(0, index)) for index in range(manifest.shards[0].samples)]
-    return [parse_sample(members, key, "bench")[0].image for key, members in raw]
+    return [reader.read_sample((0, index), "bench")[0].image for index in range(manifest.shards[0].samples)]
 
 
 def decode_rate(files: list[bytes], count: int) -> float:

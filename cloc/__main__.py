@@ -13,10 +13,13 @@ from cloc.command import prepare, run, told
 if __name__ == "__main__":
     prepare()  # before the imports that take time
 
+import inspect  # noqa: E402
+from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
+from typer.core import TyperCommand  # noqa: E402
 
 app = typer.Typer(
     help="Localized contrastive pretraining: what goes before and after a run.",
@@ -38,35 +41,49 @@ def _logging() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
 
 
-@data_app.command("convert")
+@cache
+def _format_options() -> list[Any]:
+    """Options of the formats of ``data convert``, as typer makes them."""
+    from cloc.data.convert.formats.registry import all_options
+
+    def given(**options: Any) -> None: ...
+
+    parameters = []
+    for option in all_options():
+        switch = option.type is bool
+        asked = typer.Option(*([f"--{option.name.replace('_', '-')}"] if switch else []), help=option.help)
+        kind, default = (bool, False) if switch else (option.type | None, None)
+        annotation = Annotated[kind, asked]
+        parameters.append(
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    given.__signature__ = inspect.Signature(parameters)
+    made = typer.Typer(add_completion=False)
+    made.command()(given)
+    return typer.main.get_command(made).params
+
+
+class _ConvertCommand(TyperCommand):
+    """Asks the formats for their options when it is called or its help is; importing them takes a second."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        from cloc.data.convert.formats.registry import FORMATS
+
+        own = super().get_params(ctx)
+        own[0].help = f"{', '.join(FORMATS)}; or auto: the one that SOURCE's files tell."
+        return [*own[:-1], *_format_options(), own[-1]]  # the last one is --help
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        given = {option.name: ctx.params.pop(option.name) for option in _format_options()}
+        ctx.obj = {name: value for name, value in given.items() if value is not None and value is not False}
+        return super().invoke(ctx)
+
+
+@data_app.command("convert", cls=_ConvertCommand)
 def data_convert(
-    format: Annotated[
-        str, typer.Argument(help="jsonl, coco, lvis, refcoco, flickr30k_entities, visual_genome, grit or openmoji.")
-    ],
+    context: typer.Context,
+    format: Annotated[str, typer.Argument(help="Name of a format.")],
     paths: Annotated[list[Path], typer.Argument(help="SOURCE OUT, or OUT alone for openmoji.", metavar="[SOURCE] OUT")],
-    split: Annotated[str | None, typer.Option(help="coco (val2017), the others but jsonl and grit (val).")] = None,
-    split_by: Annotated[str | None, typer.Option(help="refcoco: unc, umd or google, where there are several.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where it is not the usual one.")] = None,
-    boxes: Annotated[
-        str | None,
-        typer.Option(
-            help="jsonl (xyxy_normalized), coco (xywh_pixels): order and unit of the boxes: xyxy, xywh, cxcywh or yxyx "
-            "_ normalized, percent, thousand or pixels."
-        ),
-    ] = None,
-    ignore_crowd_flag: Annotated[
-        bool, typer.Option("--ignore-crowd-flag", help="jsonl, coco: take groups (iscrowd) for ordinary regions.")
-    ] = False,
-    train: Annotated[int | None, typer.Option(help="openmoji: training scenes (20,000).")] = None,
-    val: Annotated[int | None, typer.Option(help="openmoji: validation scenes (1,000).")] = None,
-    test: Annotated[int | None, typer.Option(help="openmoji: test scenes (1,000).")] = None,
-    relation_sets: Annotated[int | None, typer.Option(help="openmoji: sets of the relation benchmark (100).")] = None,
-    image_size: Annotated[int | None, typer.Option(help="openmoji: side of a picture in pixels (64).")] = None,
-    sprite: Annotated[
-        tuple[int, int] | None, typer.Option(help="openmoji: smallest and largest thing in pixels (15 29).")
-    ] = None,
-    kinds: Annotated[int | None, typer.Option(help="openmoji: different things (144).")] = None,
-    seed: Annotated[int | None, typer.Option(help="openmoji: number of the data set (0).")] = None,
     workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
     samples_per_shard: Annotated[int, typer.Option(help="Records of every shard but the last.")] = 1000,
     max_skip_share: Annotated[float, typer.Option(help="Share of records that may be left out.")] = 0.01,
@@ -74,33 +91,17 @@ def data_convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards of OUT.")] = False,
 ) -> None:
     """Write a data set as shards with a manifest. Interrupted, the same command continues."""
-    needed = 1 if format == "openmoji" else 2
+    from cloc.data.convert.conversion import convert
+    from cloc.data.convert.formats.registry import FORMATS
+
+    needed = 1 if format in FORMATS and FORMATS[format].draws else 2
     if len(paths) != needed:
         wanted = "OUT" if needed == 1 else "SOURCE OUT"
         raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
-    from cloc.data.convert.conversion import convert
 
-    options: dict[str, Any] = {
-        "split": split,
-        "split_by": split_by,
-        "images": images,
-        "train": train,
-        "val": val,
-        "test": test,
-    }
-    options |= {
-        "relation_sets": relation_sets,
-        "image_size": image_size,
-        "sprite": sprite,
-        "kinds": kinds,
-        "seed": seed,
-        "boxes": boxes,
-        "ignore_crowd_flag": ignore_crowd_flag or None,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
     common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
-    convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **given)
+    convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
 
 
 @data_app.command("check")

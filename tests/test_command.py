@@ -228,17 +228,20 @@ def _kill_this_process(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _do(function: Callable[..., object], *arguments: object) -> object:
+    return function(*arguments)
+
+
 def _stop_this_process(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @pytest.mark.distributed
 def test_a_worker_that_is_killed_is_told_in_a_line() -> None:
-    from cloc.data.convert.resumable_jobs import worker_pool
-    from cloc.data.shards.tars import ShardError
+    from cloc.data.jobs.worker_pool import WorkerError, WorkerPool
 
-    with pytest.raises(ShardError, match=r"^a worker process was killed.*fewer --workers"), worker_pool(2) as pool:
-        pool.submit(_kill_this_process).result(120)
+    with pytest.raises(WorkerError, match=r"^a worker process was killed.*fewer --workers"), WorkerPool(2) as pool:
+        list(pool.run(_kill_this_process, [()]))
 
 
 @pytest.mark.distributed
@@ -247,11 +250,11 @@ def test_workers_are_gone_when_a_command_is_interrupted(task: Callable[[float], 
     import multiprocessing
 
     from cloc.command import Interrupt
-    from cloc.data.convert.resumable_jobs import worker_pool
+    from cloc.data.jobs.worker_pool import WorkerPool
 
     before = set(multiprocessing.active_children())
-    with pytest.raises(Interrupt), worker_pool(2) as pool:
-        pool.submit(os.getpid).result(120)
-        pool.submit(task, 600)
+    with pytest.raises(Interrupt), WorkerPool(2) as pool:
+        results = pool.run(_do, [(os.getpid,), (task, 600), (task, 600)])
+        assert next(results) != os.getpid()
         raise Interrupt
     assert not set(multiprocessing.active_children()) - before

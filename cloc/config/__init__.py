@@ -8,6 +8,7 @@ one run must agree on.
 
 from cloc.config.checks import check_keys, check_overrides, data_config, register_eval, validate
 from cloc.config.domains import ConfigError, check_arguments
+from cloc.config.fields import from_fields, register_defaults
 from cloc.config.nodes import find_class, instantiate, resolve
 from cloc.config.schema import (
     DataConfig,
@@ -35,8 +36,11 @@ __all__ = [
     "check_overrides",
     "data_config",
     "find_class",
+    "from_fields",
     "instantiate",
     "register_eval",
     "resolve",
     "validate",
 ]
+
+register_defaults()

@@ -1,6 +1,6 @@
-"""Boxes: four numbers, in any order and unit that people write → xyxy in 0..1; and which order and unit they have.
+"""Converts boxes of any order and unit to xyxy in 0..1, and tells from many of them which order and unit they have.
 
-Stands below ``schema`` at the start of ``data → models → losses → evaluation → engine``. Shards hold
+Stands below ``sample`` at the start of ``data → models → losses → evaluation → engine``. Shards hold
 ``xyxy_normalized`` and nothing else, so a reader never guesses. A converter is told the kind of its source's boxes, and
 the evidence that :func:`observe` gathers over all of them says whether that can be right, and what fits better.
 """

@@ -1,4 +1,4 @@
-"""open_clip's byte-pair encoding without its quadratic time in the length of a word (serves ``text``)."""
+"""open_clip's byte-pair encoding without its quadratic time in the length of a word (serves ``tokenizer``)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""What the data commands print: tables and progress bars for people, plain lines for pipes and logs.
+"""Prints for the data commands: tables and progress bars for people, plain lines for pipes and logs.
 
-Stands beside ``convert`` and ``check``, which know what to say; here is how.
+Stands beside ``conversion`` and ``check``, which know what to say; here is how.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
+
+Item = TypeVar("Item")
 
 
 class Bar:
@@ -35,6 +38,12 @@ class Bar:
         self._worked += count if worked is None else worked
         rate = self._worked / max(time.perf_counter() - self._started, 1e-9)
         self._shown.update(self._task, advance=count, rate=f"{rate:,.0f} {self._unit}/s")
+
+    def each(self, items: Iterable[Item], count: Callable[[Item], int] = lambda item: 1) -> Iterator[Item]:
+        """Pass items on, counting each; ``count`` says for how many it stands."""
+        for item in items:
+            self.advance(count(item))
+            yield item
 
     def move(self, done: int, total: int) -> None:
         """Say that so many are done, of so many."""

@@ -1,4 +1,4 @@
-"""Encoded bytes → upright RGB uint8 tensor (``order → decode → views → collate → stream``).
+"""Decodes a picture: encoded bytes → upright RGB uint8 tensor (``order → decode → views → collate → stream``).
 
 The one way from a picture's bytes to its pixels: conversion, ``data check``, training, evaluation and export take it,
 so that what one accepts the others accept. A file's name does not count.
@@ -60,7 +60,7 @@ def decode_rgb(data: bytes) -> Tensor:
 def decoder(data: bytes) -> Callable[[], Tensor]:
     """Look at what can be told from the header alone, and say how to decode the rest, as ``decode_rgb`` does.
 
-    Apart, for a reader prepares many pictures, then decodes them in a row (see ``stream.TOGETHER``).
+    Apart, since a reader prepares many pictures, then decodes them in a row (see ``batches.TOGETHER``).
 
     Raises:
         BadSample: ``decompression_bomb`` or ``corrupt_image``, here or by what is returned.

@@ -1,6 +1,6 @@
-"""Dropped and mended: two words for what a reader makes of a source's texts and boxes, and when it is too much.
+"""Says which texts and boxes of a source were dropped (left out) or mended (kept, changed), and when it is too many.
 
-Stands behind ``schema``, which counts by reason; serves ``convert``, ``check`` and the start of a training run. Whole
+Stands behind ``sample``, which counts by reason; serves ``convert``, ``check`` and the start of a training run. Whole
 records have their own limit; here it is about what vanishes within records that are kept.
 """
 

@@ -1,6 +1,6 @@
-"""Regions as GRIT writes them into img2dataset's JSON (Peng et al., Kosmos-2, arXiv:2306.14824).
+"""Reads regions as GRIT writes them into img2dataset's JSON (Peng et al., Kosmos-2, arXiv:2306.14824).
 
-Stands below ``schema`` at the start of ``data → models → losses → evaluation → engine``. Each entry of ``ref_exps``
+Stands below ``sample`` at the start of ``data → models → losses → evaluation → engine``. Each entry of ``ref_exps``
 (referring expressions) and ``noun_chunks`` is ``[start, end, x0, y0, x1, y1, score]``: character offsets into
 ``caption``, a box in 0..1 of the picture, and the detector's confidence.
 """

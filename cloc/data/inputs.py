@@ -1,4 +1,4 @@
-"""What a caller gives (one or many, of any kind) → lists of pictures, texts and boxes (serves ``encoder``).
+"""Turns what a caller gives (one or many, of any kind) into lists of pictures, texts and boxes (serves ``encoder``).
 
 A string is one text and never a sequence of letters; a picture is one picture and never a sequence of rows. What has
 one meaning is taken, what has none is refused with what to give.
@@ -37,11 +37,11 @@ def as_texts(texts: Any, name: str = "texts") -> list[str]:
         texts = texts.tolist()  # one of no dimension holds one text
     if isinstance(texts, str):
         return [str(texts)]
-    found = _listed(texts, name, "a string, or a list of strings")
-    for i, text in enumerate(found):
+    listed = _listed(texts, name, "a string, or a list of strings")
+    for i, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{i}] is {_kind(text)}; give one flat list of strings")
-    return [str(text) for text in found]
+    return [str(text) for text in listed]
 
 
 def as_phrases(phrases: Any, pictures: int, lone: bool) -> list[list[str]]:
@@ -89,8 +89,8 @@ def as_pictures(pictures: Any) -> list[Tensor]:
     """
     if is_picture(pictures):
         return [to_tensor(pictures)]
-    found = _listed(pictures, "pictures", "a picture, or a list of pictures")
-    return [to_tensor(picture, f"pictures[{i}]") for i, picture in enumerate(found)]
+    listed = _listed(pictures, "pictures", "a picture, or a list of pictures")
+    return [to_tensor(picture, f"pictures[{i}]") for i, picture in enumerate(listed)]
 
 
 def to_tensor(picture: Picture, name: str = "the picture") -> Tensor:

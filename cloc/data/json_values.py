@@ -1,6 +1,6 @@
-"""Other people's JSON: values that Python takes and that nothing behind it can use.
+"""Parses other people's JSON, and refuses values that Python takes and that nothing behind it can use.
 
-Stands below ``schema``. JSON bounds neither the length of a number nor the depth of its lists; floats, messages and the
+Stands below ``sample``. JSON bounds neither the length of a number nor the depth of its lists; floats, messages and the
 JSON encoder do.
 """
 

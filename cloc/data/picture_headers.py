@@ -1,4 +1,4 @@
-"""What an encoded picture's header says, read before a decoder takes memory for it.
+"""Reads format and size from an encoded picture's header, before a decoder takes memory for it.
 
 Stands below ``decode``. A decoder believes the header that it finds itself, and a hostile file shows another one to
 whoever looks carelessly. So a header is read here only where it can be read in one way; the rest is Pillow's, which

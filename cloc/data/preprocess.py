@@ -1,4 +1,4 @@
-"""Picture → the view that a loaded model wants (serves ``encoder``; training has its own in ``views``).
+"""Makes the view of a picture that a loaded model wants (serves ``encoder``; training has its own in ``views``).
 
 Ours resizes the long side and pads. CLIP resizes the short side and cuts the center out; SigLIP squeezes the picture
 into the square. Every view also returns the picture's place in it, so that boxes can be mapped.

@@ -1,6 +1,6 @@
-"""Regions of a JSON object → ``Region``, and back; and boxes that stand where no reader looks for them.
+"""Reads the regions of a JSON object as ``Region``, writes them back, and notices boxes under a key that is not read.
 
-Stands between ``boxes`` and ``schema`` at the start of ``data → models → losses → evaluation → engine``.
+Stands between ``boxes`` and ``sample`` at the start of ``data → models → losses → evaluation → engine``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Members of one tar sample → ``Sample``, and back.
+"""Reads the files of one tar sample as a ``Sample``, and writes its JSON back.
 
 The first step of ``data → models → losses → evaluation → engine``: everything behind it may trust a ``Sample``. All
 knowledge of the JSON member lives here, and all the ways in which a stranger's sample can be wrong: what can be saved

@@ -1,4 +1,4 @@
-"""Text → token ids, trimmed (``order → decode → views → collate → stream``)."""
+"""Turns texts into token ids, trimmed (``order → decode → views → collate → stream``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture → square view with its boxes (``order → decode → views → collate → stream``).
+"""Makes the square view of a picture, and moves its boxes along (``order → decode → views → collate → stream``).
 
 A view is what a tower sees. Pixels go through the kernels of ``torchvision.transforms.v2``. Boxes follow by one affine
 map, the ``content`` box: the place of the *picture* inside the view. The tests hold this map against torchvision's own
@@ -140,7 +140,7 @@ class ViewBoxes(NamedTuple):
 class View:
     """The training view: resize-and-pad or random-resized crop, then color jitter, then flip.
 
-    Pixels and boxes are apart, for boxes of a whole batch move at once.
+    Pixels and boxes are apart, since the boxes of a whole batch move at once.
 
     Attributes:
         size: side in pixels.

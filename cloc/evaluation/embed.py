@@ -25,10 +25,9 @@ from cloc.contracts import BadSample, Sample
 from cloc.data.convert.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
 from cloc.data.convert.records import normalize_regions, stated_size
 from cloc.data.decode import decode_rgb, upright_size
-from cloc.data.sample import IMAGE_EXTENSIONS, parse_object, parse_sample
+from cloc.data.sample import IMAGE_EXTENSIONS, parse_object
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
@@ -125,11 +124,10 @@ def open_source(data: Path, images: Path | None = None) -> EmbedInput:
     if any(data.glob("*.tar")):
         manifest = load_manifest(data)
         reader = ShardReader(manifest)
-        places = [(shard, i) for shard, info in enumerate(manifest.shards) for i in range(info.samples)]
+        places = manifest.places()
 
         def read(index: int) -> Sample:
-            key, members = read_sample_members(reader.read(*places[index]))
-            return parse_sample(members, key, data.name)[0]
+            return reader.read_sample(places[index], data.name)[0]
 
         return EmbedInput(read, len(places), manifest.digest)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)

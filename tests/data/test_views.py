@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cloc.config import DataConfig
 from cloc.contracts import Batch, Region, Sample
-from cloc.data.stream.collate import collate, make_chooser
+from cloc.data.stream.collate import Chooser, collate, make_chooser
 from cloc.data.tokenizer import Tokenizer, text_id
 from cloc.data.views import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 
@@ -286,3 +287,15 @@ def test_hard_negatives_change_no_other_draw() -> None:
     sample = scene(*(Region((0.1 * i, 0.0, 0.1 * i + 0.2, 1.0), (f"dog {i}",), negatives=("a cat",)) for i in range(8)))
     plain, hard = drawn(sample, 3), drawn(sample, 3, negatives=2)
     assert torch.equal(plain.boxes, hard.boxes) and torch.equal(plain.caption_id, hard.caption_id)
+
+
+def test_a_key_reaches_the_view_or_the_choice_by_its_name() -> None:
+    config = DataConfig(
+        train="x", regions=3, negatives=2, min_size=0.1, choice="score", groups="one", crop=0.3, min_visible=0.2,
+        jitter=[0.1, 0.2, 0.3, 0.4], flip=0.5,
+    )  # fmt: skip
+    chooser = make_chooser(config, 32, "squash")
+    assert chooser == Chooser(View(32, 0.3, 0.2, (0.1, 0.2, 0.3, 0.4), 0.5, "squash"), 3, 0.1, "score", "one", 2)
+    assert make_chooser(DataConfig(train="x"), 32) == Chooser(View(32))  # the defaults agree
+    known = {field.name for part in (View, Chooser) for field in fields(part)} - {"size", "resize", "view"}
+    assert known <= {field.name for field in fields(DataConfig)}

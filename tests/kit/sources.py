@@ -12,10 +12,9 @@ from typing import Any
 from PIL import Image
 
 from cloc.contracts import Sample
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
+from cloc.data.shards.samples import each_sample
 
 WIDTH, HEIGHT = 600, 400
 
@@ -50,13 +49,8 @@ def write_members(folder: Path, samples: Mapping[str, Mapping[str, Any]]) -> Pat
 
 
 def read_samples(folder: Path) -> dict[str, Sample]:
-    manifest = load_manifest(folder)
-    reader, found = ShardReader(manifest), {}
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            key, members = read_sample_members(reader.read(shard, index))
-            found[key] = parse_sample(members, key, "")[0]
-    return found
+    """Samples of a folder of shards by key; all must be usable."""
+    return {stored.key: stored.need() for stored in each_sample(ShardReader(load_manifest(folder)), source="")}
 
 
 def image(number: Any, file: str, **more: Any) -> dict[str, Any]:

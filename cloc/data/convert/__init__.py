@@ -1,1 +1,1 @@
-"""Data sets of others → shards: one file a format, records, resumable jobs."""
+"""Converts data sets of others to shards: a file for each format, records, limits."""

@@ -1,13 +1,12 @@
-"""Other people's data sets → shards.
+"""Converts other people's data sets to shards (``data convert``).
 
 The way in to ``data → models → losses → evaluation → engine``: a format lists records, processes build samples of them,
 each a shard at a time, and a record that cannot be used is counted by reason. Too many of them stop the run. At the end
-the counts of the source must be found again. Another format is a module in ``formats`` and its line in ``FORMATS``.
+the counts of the source must be found again. Another format is a module in ``formats``.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,24 +18,18 @@ from typing import Any
 from rich.console import Console
 
 from cloc import __version__
-from cloc.contracts import Sample
 from cloc.data.console import print_line, print_rows, progress
-from cloc.data.convert.formats import FORMATS
+from cloc.data.convert.formats.registry import DrawnSource, Format, find_format, guess_format
 from cloc.data.convert.limits import Limits
-from cloc.data.convert.records import Record, RecordSource, Report, build_samples
-from cloc.data.convert.resumable_jobs import Job, Task
+from cloc.data.convert.records import Record, RecordSource, build_samples
 from cloc.data.drops import MAX_DROP_SHARE, check_share, dropped, mended
-from cloc.data.openmoji.scenes import SPLITS, Scenes, attribution
-from cloc.data.sample import parse_sample
+from cloc.data.jobs.report import Report
+from cloc.data.jobs.resumable_jobs import Job, Task
 from cloc.data.shards.manifest import Manifest
-from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, read_sample_members
-from cloc.data.word_tokenizer import write_word_tokenizer
-from cloc.files import write_file
+from cloc.data.shards.tars import ShardError
 
-ATTRIBUTION_NAME = "ATTRIBUTION.txt"
-
-_RELATION_SET = 4  # pictures
+AUTO = "auto"
+"""In place of a format's name: the one that fits the source."""
 
 
 @dataclass(slots=True)
@@ -76,8 +69,8 @@ def convert(
     A conversion that was interrupted continues behind its last finished shard when it is called again.
 
     Args:
-        format: a key of ``FORMATS``, or ``openmoji``.
-        source: file or folder that the format reads; None for ``openmoji``.
+        format: a name in ``FORMATS``, or ``auto``: the one that the names of the source's files tell.
+        source: file or folder that the format reads; None for one that draws.
         out: folder to write.
         samples_per_shard: records of every shard but the last; those left out make it shorter.
         workers: processes that read, check and write; the result is the same for any number.
@@ -86,7 +79,7 @@ def convert(
         max_drop_share: share of the regions that may be dropped from the other records, 0..1; see
             ``drops.region_fault``.
         console: where progress and the table go; standard error and standard output where None.
-        **options: what else the format takes: see ``convert_openmoji`` and the functions of ``FORMATS``.
+        **options: what else the format takes: see its function in ``formats``.
 
     Raises:
         ValueError: unknown format or option; more records were left out than ``max_skip_share`` allows, more regions
@@ -100,78 +93,26 @@ def convert(
     started = time.perf_counter()
     check_share("max_skip_share", max_skip_share)
     check_share("max_drop_share", max_drop_share)
-    identity = {"format": format, "cloc": __version__, "samples_per_shard": samples_per_shard}
+    chosen = guess_format(Path(source or "")) if format == AUTO else find_format(format)
+    identity = {"format": chosen.name, "cloc": __version__, "samples_per_shard": samples_per_shard}
     plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}
     identity |= {"options": {name: str(value) for name, value in plain.items()}}
-    if format == "openmoji":
-        _check_options(format, convert_openmoji, options)
+    if chosen.draws:
+        chosen.check_options(options)
         job = Job(Path(out), identity, overwrite=overwrite)
-        done = convert_openmoji(job, samples_per_shard, workers, console, **options)
-    elif format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; the formats are {', '.join(['openmoji', *FORMATS])}")
+        done = _convert_drawn(chosen.open(**options), job, samples_per_shard, workers, console)
     elif source is None or not Path(source).exists():
-        raise FileNotFoundError(f"{source}: no such source; format {format!r} reads {FORMATS[format].reads}")
+        raise FileNotFoundError(f"{source}: no such source; format {chosen.name!r} reads {chosen.reads}")
     else:
-        _check_options(format, FORMATS[format].open, options)
-        opened = _open(format, Path(source), options, console)
-        limits = Limits(opened, max_skip_share, max_drop_share, frozenset(_options_of(FORMATS[format].open)))
+        chosen.check_options(options)
+        opened = _open(chosen, Path(source), options, console)
+        limits = Limits(opened, max_skip_share, max_drop_share, frozenset(chosen.options))
         limits.check_start()
         job = Job(Path(out), identity | _fingerprint(Path(source), opened), overwrite=overwrite)
         done = _convert_source(opened, job, samples_per_shard, workers, limits, console)
     job.close()
     done.seconds = time.perf_counter() - started
     print_conversion(done, result)
-    return done
-
-
-def convert_openmoji(
-    job: Job,
-    samples_per_shard: int,
-    workers: int,
-    console: Console,
-    *,
-    train: int = 20_000,
-    val: int = 1_000,
-    test: int = 1_000,
-    relation_sets: int = 100,
-    image_size: int = 64,
-    sprite: tuple[int, int] = (15, 29),
-    kinds: int = 144,
-    seed: int = 0,
-) -> Conversion:
-    """Draw OpenMoji scenes into the folders ``train``, ``val``, ``test`` and ``relations`` of the job's target.
-
-    Args:
-        job: the target.
-        samples_per_shard: samples of every shard but the last.
-        workers: processes that draw.
-        console: where progress goes.
-        train: scenes of that split; none of it is written where 0. So are ``val`` and ``test``.
-        val: see ``train``.
-        test: see ``train``.
-        relation_sets: sets of four pictures of the relation benchmark.
-        image_size: side of a picture in pixels.
-        sprite: smallest and largest long side of a thing in pixels.
-        kinds: how many different things there are.
-        seed: number of the data set.
-    """
-    scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds)
-    categories = [thing.phrase for thing in scenes.things]
-    sizes = {"train": train, "val": val, "test": test, "relations": relation_sets}
-    tasks = (
-        Task(partial(_draw, scenes, name, start, min(step, count - start)), name)
-        for name, count in sizes.items()
-        for step in [max(1, samples_per_shard // (_RELATION_SET if name == "relations" else 1))]
-        for start in range(0, count, step)
-    )
-    total = train + val + test + relation_sets * _RELATION_SET
-    done = _run(job, tasks, total, "openmoji", workers, console)
-    done.manifests = job.place(categories)
-    for manifest in done.manifests:
-        write_file(manifest.folder / ATTRIBUTION_NAME, attribution())
-    write_file(job.out / ATTRIBUTION_NAME, attribution())
-    trained = (text for manifest in done.manifests if manifest.folder.name == "train" for text in _captions(manifest))
-    write_word_tokenizer(itertools.chain(categories, trained), job.out / "tokenizer")
     return done
 
 
@@ -213,6 +154,13 @@ def _convert_source(
     done.report.mended.update(source.mended)
     done.notes = (*source.notes, *limits.notes(done.report))
     done.manifests = job.place(source.categories)
+    return done
+
+
+def _convert_drawn(source: DrawnSource, job: Job, samples_per_shard: int, workers: int, console: Console) -> Conversion:
+    done = _run(job, source.tasks(samples_per_shard), source.total, source.name, workers, console)
+    done.manifests = job.place(source.categories)
+    source.finish(job.out, done.manifests)
     return done
 
 
@@ -258,27 +206,12 @@ def _refuse_imbalance(job: Job, report: Report) -> None:
         raise ShardError(f"{job.out}: the counts do not add up ({found}); start anew with --overwrite, and report this")
 
 
-def _open(format: str, source: Path, options: Mapping[str, Any], console: Console) -> RecordSource:
+def _open(format: Format, source: Path, options: Mapping[str, Any], console: Console) -> RecordSource:
     try:
         with console.status("reading annotations"):
-            return FORMATS[format].open(source, **options)
+            return format.open(source, **options)
     except (KeyError, TypeError, AttributeError) as error:
-        reads = FORMATS[format].reads
-        raise ValueError(f"{source}: not {reads}, as published ({type(error).__name__}: {error})") from error
-
-
-def _options_of(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def _check_options(format: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    known = _options_of(function)
-    for name in options:
-        if name not in known:
-            raise ValueError(
-                f"format {format!r} takes no {name}; it takes {', '.join(known) or 'no option of its own'}"
-            )
+        raise ValueError(f"{source}: not {format.reads}, as published ({type(error).__name__}: {error})") from error
 
 
 def _fingerprint(source: Path, opened: RecordSource) -> dict[str, Any]:
@@ -292,19 +225,3 @@ def _fingerprint(source: Path, opened: RecordSource) -> dict[str, Any]:
 
 def _next_chunk(records: Iterator[Record], size: int) -> tuple[Record, ...]:
     return tuple(itertools.islice(records, size))
-
-
-def _draw(scenes: Scenes, name: str, start: int, count: int, report: Report) -> Iterator[Sample]:
-    drawn = scenes.samples(name, count, start) if name in SPLITS else scenes.relation_samples(count, start)
-    for sample in drawn:
-        report.given.update(records=1, captions=len(sample.captions), regions=len(sample.regions))
-        yield sample
-
-
-def _captions(manifest: Manifest) -> Iterator[str]:
-    reader = ShardReader(manifest)
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            key, members = read_sample_members(reader.read(shard, index))
-            yield from parse_sample(members, key, "")[0].captions
-    reader.close()

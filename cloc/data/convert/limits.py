@@ -1,6 +1,6 @@
-"""When a conversion is not what its user means: too much is left out, or the boxes are of another kind.
+"""Stops a conversion that leaves too much out, or whose boxes are of another kind than its user says.
 
-Stands between ``records``, which counts, and ``convert``, which stops.
+Stands between ``records``, which counts, and ``conversion``, which calls it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cloc.data.convert.records import RecordSource, Report
+from cloc.data.convert.records import RecordSource
 from cloc.data.drops import SHOWN_EXAMPLES, WITHOUT_IMAGE, RegionFault, dropped_regions, region_fault
+from cloc.data.jobs.report import Report
 
 _ENOUGH_REGIONS = 1_000  # to say what kind of boxes a source has, before all of it is read
 

@@ -1,4 +1,4 @@
-"""One record of somebody's data set → ``Sample``, and the account of a conversion.
+"""Turns one record of somebody's data set into a ``Sample``.
 
 Stands between ``formats``, which list records without opening a picture, and ``jobs``, which writes what is built here
 as shards, in any number of processes. All samples are built by the shards' own parser, so that every rule about boxes
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,9 @@ from typing import Any
 from cloc.contracts import BadSample, Sample
 from cloc.data.boxes import NORMALIZED, is_number, normalize_box, observe, to_float
 from cloc.data.decode import upright_size
-from cloc.data.drops import dropped_regions, has_room, show
-from cloc.data.regions import REGION_LOSSES, count_regions, excerpt, raw_boxes
+from cloc.data.jobs.report import Report
+from cloc.data.regions import count_regions, raw_boxes
 from cloc.data.sample import (
-    CAPTION_LOSSES,
     IMAGE_EXTENSIONS,
     MAX_MEMBER_BYTES,
     count_captions,
@@ -35,7 +33,6 @@ from cloc.data.shards.reader import MAX_SAMPLE_BYTES
 from cloc.data.shards.tars import read_sample_members
 from cloc.files import open_file
 
-_COUNTERS = ("given", "counts", "skipped", "lost", "mended", "boxes")  # of a Report
 _SAME_ASPECT = 0.02  # tolerance between width / height of two sizes, beside a pixel of rounding
 
 
@@ -123,99 +120,6 @@ class RecordSource:
         return Recipe(self.name, self.parse, self.boxes, self.ignore_crowd_flag)
 
 
-@dataclass(slots=True)
-class Report:
-    """What a conversion read, wrote and left out.
-
-    Attributes:
-        given: records, captions and regions of the source, groups among the regions.
-        counts: samples, captions, regions, crowds (groups, which are not among the regions) and phrases written.
-        skipped: whole records left out, by reason.
-        lost: captions and regions of the records left out.
-        mended: captions and regions dropped or mended within kept records, by reason; ``drops`` parts the two.
-        boxes: what the boxes can be, the evidence of ``boxes.observe``.
-        examples: where the first records of each reason were, with what was wrong.
-    """
-
-    given: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
-    mended: Counter[str] = field(default_factory=Counter)
-    boxes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def skip(self, error: BadSample, where: str) -> None:
-        """Count a record that cannot be used."""
-        self.skipped[error.reason] += 1
-        show(self.examples, error.reason, [f"{where}: {error}"])
-
-    def mend(self, counts: Mapping[str, int], where: str, annotations: Mapping[str, Any]) -> None:
-        """Count what was dropped or mended in a record that is kept, and show the first dropped regions."""
-        self.mended.update(counts)
-        for reason in dropped_regions(counts):
-            if has_room(self.examples, reason):
-                show(self.examples, reason, [f"{where}: {excerpt(annotations, reason)}"])
-
-    def tally(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Pass samples on, counting what they hold."""
-        for sample in samples:
-            self.counts["samples"] += 1
-            self.counts["captions"] += len(sample.captions)
-            crowds = sum(region.crowd for region in sample.regions)
-            self.counts["regions"] += len(sample.regions) - crowds
-            self.counts["crowds"] += crowds
-            self.counts["phrases"] += sum(len(region.phrases) for region in sample.regions)
-            yield sample
-
-    def add(self, other: Report) -> None:
-        """Add the counts of a later part of the same source."""
-        for name in _COUNTERS:
-            getattr(self, name).update(getattr(other, name))
-        for reason, examples in other.examples.items():
-            show(self.examples, reason, examples)
-
-    def imbalance(self) -> str:
-        """Say which counts of the source are not accounted for; empty where all are."""
-        losses = {"captions": CAPTION_LOSSES, "regions": REGION_LOSSES}
-        found = {"records": self.counts["samples"] + self.skipped.total()}
-        for unit, reasons in losses.items():
-            found[unit] = self.counts[unit] + self.lost[unit] + sum(self.mended[reason] for reason in reasons)
-        found["regions"] += self.counts["crowds"]
-        wrong = [
-            f"{self.given[unit]:,} {unit} given, {n:,} found again"
-            for unit, n in found.items()
-            if n != self.given[unit]
-        ]
-        return "; ".join(wrong)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON: the inverse of ``from_json``."""
-        return {name: dict(getattr(self, name)) for name in (*_COUNTERS, "examples")}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Report:
-        """Rebuild a report from ``to_json``."""
-        return cls(**{name: Counter(record.get(name, {})) for name in _COUNTERS}, examples=dict(record["examples"]))
-
-
-class Keys:
-    """Hands out names that a tar key may have: no dots, no slashes, none twice. Grows with the number of records."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
-
-    def unique(self, stem: str) -> str:
-        """Return ``stem`` made fit, with a number behind it where it was handed out before."""
-        stem = stem.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which a tar cannot
-        base = key = re.sub(r"[./\\\x00\s]+", "_", stem) or "image"
-        while self._taken[key]:
-            key = f"{base}-{self._taken[base]}"
-            self._taken[base] += 1
-        self._taken[key] += 1
-        return key
-
-
 def build_samples(records: Iterable[Record], recipe: Recipe, report: Report) -> Iterator[Sample]:
     """Read, check and parse records; what cannot be used is counted in ``report``.
 
@@ -299,7 +203,9 @@ def normalize_regions(annotations: dict[str, Any], kind: str, size: tuple[float,
     """
     if kind == NORMALIZED:
         return annotations
-    return _change_regions(annotations, lambda own: {**own, "box": normalize_box(own["box"], kind, size)}, "box")
+    return _change_regions(
+        annotations, lambda region: {**region, "box": normalize_box(region["box"], kind, size)}, "box"
+    )
 
 
 def _change_regions(
@@ -309,7 +215,9 @@ def _change_regions(
     given = annotations.get("regions")
     if not isinstance(given, list):
         return annotations
-    changed = [change(own) if isinstance(own, dict) and (not needed or needed in own) else own for own in given]
+    changed = [
+        change(region) if isinstance(region, dict) and (not needed or needed in region) else region for region in given
+    ]
     return {**annotations, "regions": changed}
 
 

@@ -24,7 +24,7 @@ from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, read_sample_members
+from cloc.data.shards.tars import ShardError
 from cloc.data.stream.batches import Stream, make_loader
 from cloc.data.stream.collate import Candidate, Chooser, collate
 from cloc.data.stream.order import choices
@@ -165,7 +165,7 @@ def _candidate(stream: Stream, reader: ShardReader, position: int, clock: _Clock
     """Take one sample through the stages that are its own; None where it cannot be used."""
     place, rng = stream.sources[0].order.locate(position), choices(0, position)
     try:
-        key, members = clock("read", lambda: read_sample_members(memoryview(reader.read(*place))))
+        key, members = clock("read", lambda: reader.read_members(place, views=True))
         sample, _ = clock("parse", parse_sample, members, key, reader.manifest.folder.name)
         picture = clock("decode", decode_rgb, sample.image)
     except (BadSample, OSError):  # counted by the caller; check says which

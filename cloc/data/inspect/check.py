@@ -1,4 +1,4 @@
-"""``data check``: every sample of every shard, before training finds out.
+"""``data check``: reads every sample of every shard, and says what training would leave out.
 
 Stands beside ``shards`` at the start of ``data → models → losses → evaluation → engine``. Training counts what it
 leaves out; this names it, says what a set is made of, and writes it anew without what is broken.
@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,21 +21,22 @@ from rich.console import Console
 from cloc.contracts import Sample
 from cloc.data.boxes import NORMALIZED
 from cloc.data.console import Bar, progress
-from cloc.data.convert.resumable_jobs import start_worker, worker_pool
 from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fault
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Shared
 from cloc.data.inspect.tally import Tally, join, tally_part
-from cloc.data.sample import parse_sample
+from cloc.data.jobs.worker_pool import WorkerPool
 from cloc.data.shards.index import write_manifest
+from cloc.data.shards.keys import safe_key
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, check_file, parse_manifest, read_manifest_text
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, read_sample_members, scan_shard
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, scan_shard
 from cloc.data.shards.writer import write_shards
 from cloc.files import open_file
 
-_PART = 128  # samples of a task: few enough that all processes end at about the same time
-_UNSAFE = re.compile(r"[./\\\x00\ud800-\udfff]")
+_PART = 128  # samples of a call: few enough that all processes end at about the same time
+_AHEAD = 32  # calls per process that may be done before an earlier one: results are small, and calls differ in size
 
 
 @dataclass(slots=True)
@@ -140,23 +138,23 @@ def check(
     elif index and not had_manifest and not os.access(folder, os.W_OK):
         raise ShardError(f"{folder}: {MANIFEST_NAME} cannot be written here; mend the rights, or pass --no-index")
     started = time.perf_counter()
-    with _pool(workers) as run:
-        manifest, broken = _open(folder, run, console)
-        tally = _tally(manifest, run, f"checking {folder.name}", console)
+    with WorkerPool(workers, _one_thread if workers > 1 else None) as pool:
+        manifest, broken = _open(folder, pool, console)
+        tally = _tally(manifest, pool, f"checking {folder.name}", console)
         seconds = time.perf_counter() - started
         twice = {key: count for key, count in Counter(tally.keys).items() if count > 1}
-        found = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
+        result = Check(folder, tally, broken, twice, seconds=seconds, max_drop_share=max_drop_share)
         for path in others:
-            other, _ = _open(path, run, console)
-            theirs = _tally(other, run, f"checking {path.name}", console)
-            found.shared = _compare(tally, theirs, str(path), console)
-    misread = found.region_fault is not None and found.region_fault.misread
+            other, _ = _open(path, pool, console)
+            theirs = _tally(other, pool, f"checking {path.name}", console)
+            result.shared = _compare(tally, theirs, str(path), console)
+    misread = result.region_fault is not None and result.region_fault.misread
     if fix is not None and not misread:
-        found.fixed = _write_usable(manifest, found, Path(fix), had_manifest, console)
+        result.fixed = _write_usable(manifest, result, Path(fix), had_manifest, console)
     elif fix is None and index and not had_manifest and not broken:
         write_manifest(manifest)
-        found.manifest_written = True
-    return found
+        result.manifest_written = True
+    return result
 
 
 def _refuse_no_shards(folder: Path) -> None:
@@ -179,31 +177,11 @@ def _refuse_target(out: Path, sources: list[Path]) -> None:
         raise ShardError(f"--fix {out}: {parent} cannot be written to; name a folder elsewhere")
 
 
-_Run = Callable[[Callable[..., Any], list[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[_Run]:
-    """Yield what calls a function with each of some arguments, and yields (number, result) as they are done."""
-    if workers <= 1:
-        yield lambda function, calls: ((number, function(*call)) for number, call in enumerate(calls))
-        return
-    with worker_pool(workers, _start_reader) as pool:
-
-        def run(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-            futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-
-        yield run
-
-
-def _start_reader() -> None:
-    start_worker()
+def _one_thread() -> None:
     torch.set_num_threads(1)  # the processes are the parallelism
 
 
-def _open(folder: Path, run: _Run, console: Console) -> tuple[Manifest, dict[str, str]]:
+def _open(folder: Path, pool: WorkerPool, console: Console) -> tuple[Manifest, dict[str, str]]:
     """Index a folder, or read its manifest and compare every size and hash.
 
     Returns:
@@ -214,25 +192,16 @@ def _open(folder: Path, run: _Run, console: Console) -> tuple[Manifest, dict[str
         manifest = parse_manifest(read_manifest_text(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), folder)
         calls = [(folder / shard.name, shard) for shard in manifest.shards]
         with progress(console, f"hashing {folder.name}", len(calls), "shards") as bar:
-            faults = _all(run(_file_fault, calls), bar)
+            faults = list(bar.each(pool.run(_file_fault, calls, ahead=_AHEAD)))
         broken = {shard.name: fault for shard, fault in zip(manifest.shards, faults, strict=True) if fault}
         known = {shard.name for shard in manifest.shards}
         remedy = "not in the manifest, so that nobody reads it; move it away, or delete the manifest and check again"
         return manifest, broken | {path.name: remedy for path in paths if path.name not in known}
     with progress(console, f"indexing {folder.name}", len(paths), "shards") as bar:
-        scans = _all(run(_scan, [(path,) for path in paths]), bar)
+        scans = list(bar.each(pool.run(_scan, [(path,) for path in paths], ahead=_AHEAD)))
     categories = set().union(*(found for _, found, _ in scans))
     manifest = Manifest(folder, tuple(info for info, _, _ in scans), tuple(sorted(categories)))
     return manifest, {info.name: fault for info, _, fault in scans if fault}
-
-
-def _all(results: Iterator[tuple[int, Any]], bar: Bar) -> list[Any]:
-    """Put results in the order of their numbers."""
-    done = {}
-    for number, result in results:
-        done[number] = result
-        bar.advance()
-    return [done[number] for number in sorted(done)]
 
 
 def _file_fault(path: Path, shard: ShardInfo) -> str:
@@ -242,10 +211,10 @@ def _file_fault(path: Path, shard: ShardInfo) -> str:
     except ShardError as error:
         return str(error).removeprefix(f"{path}: ")
     with open_file(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == shard.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest == shard.sha256:
         return ""
-    seen = f"its SHA-256 is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
+    seen = f"its SHA-256 is {digest[:12]}…, the manifest says {shard.sha256[:12]}…"
     return f"{seen}; restore the shard, or delete the manifest and check again"
 
 
@@ -256,19 +225,16 @@ def _scan(path: Path) -> tuple[ShardInfo, set[str], str]:
         return index_damaged(path), set(), str(error).removeprefix(f"{path}: ")
 
 
-def _tally(manifest: Manifest, run: _Run, title: str, console: Console) -> Tally:
+def _tally(manifest: Manifest, pool: WorkerPool, title: str, console: Console) -> Tally:
     """Check all samples, with a progress bar."""
     calls = [
-        (manifest.folder, replace(shard, offsets=shard.offsets[start : start + _PART + 1]), start)
+        (manifest.folder, shard.part(start, start + _PART), start)
         for shard in manifest.shards
         for start in range(0, shard.samples, _PART)
     ]
-    parts: dict[int, Tally] = {}
     with progress(console, title, manifest.samples) as bar:
-        for number, part in run(tally_part, calls):
-            parts[number] = part
-            bar.advance(part.samples)
-    return join([parts[number] for number in range(len(calls))])
+        parts = list(bar.each(pool.run(tally_part, calls, ahead=_AHEAD), lambda part: part.samples))
+    return join(parts)
 
 
 def _compare(ours: Tally, theirs: Tally, folder: str, console: Console) -> Shared:
@@ -279,27 +245,26 @@ def _compare(ours: Tally, theirs: Tally, folder: str, console: Console) -> Share
     return Shared(folder, matches, here, len(there), captions, phrases, len(theirs.bad))
 
 
-def _write_usable(manifest: Manifest, found: Check, out: Path, had_manifest: bool, console: Console) -> Manifest | None:
+def _write_usable(
+    manifest: Manifest, result: Check, out: Path, had_manifest: bool, console: Console
+) -> Manifest | None:
     """Write the samples that are neither bad nor shared, with what is usable in them; None where none is left."""
-    left_out = {(one.shard, one.index) for one in found.tally.bad}
-    shared = set() if found.shared is None else set(found.shared.pictures)
-    total = found.usable - len(shared)
+    left_out = {(one.shard, one.index) for one in result.tally.bad}
+    shared = set() if result.shared is None else set(result.shared.pictures)
+    total = result.usable - len(shared)
     if not total:
         return None
     used: set[str] = set()
 
     def samples(bar: Bar) -> Iterator[Sample]:
-        reader, usable = ShardReader(manifest), 0
-        for number, shard in enumerate(manifest.shards):
-            for index in range(shard.samples):
-                if (shard.name, index) in left_out:
-                    continue
-                if usable not in shared:
-                    key, members = read_sample_members(reader.read(number, index))
-                    sample, _ = parse_sample(members, key, manifest.folder.name)
-                    yield replace(sample, key=_new_key(key, used))
-                    bar.advance()
-                usable += 1
+        usable = [
+            (shard, index) for shard, index in manifest.places() if (manifest.shards[shard].name, index) not in left_out
+        ]
+        kept = [place for number, place in enumerate(usable) if number not in shared]
+        with contextlib.closing(ShardReader(manifest)) as reader:
+            for stored in each_sample(reader, kept):
+                yield replace(stored.need(), key=_new_key(stored.key, used))
+                bar.advance()
 
     with progress(console, f"writing {out.name}", total) as bar:
         # All categories of a manifest compete in evaluation, also those without a box; others are found again.
@@ -308,7 +273,7 @@ def _write_usable(manifest: Manifest, found: Check, out: Path, had_manifest: boo
 
 def _new_key(key: str, used: set[str]) -> str:
     """A key that is safe, and that no sample has yet."""
-    safe = new = _UNSAFE.sub("_", key)
+    safe = new = safe_key(key)
     number = 1
     while new in used:
         number += 1

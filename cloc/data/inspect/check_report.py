@@ -1,4 +1,4 @@
-"""What ``check`` found, for people (a table, or plain lines where the output is piped) and as JSON for programs."""
+"""Reports what ``check`` found: to people (a table, or plain lines where the output is piped), to programs as JSON."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _COMMON = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def print_check(found: Check, console: Console | None = None) -> None:
+def print_check(result: Check, console: Console | None = None) -> None:
     """Print the statistics, then what is wrong, on standard output where no console is given."""
     console = console or Console()
-    print_rows(console, str(found.folder), _statistics(found))
-    faults = list(_faults(found))
+    print_rows(console, str(result.folder), _statistics(result))
+    faults = list(_faults(result))
     if faults:
         print_rows(console, "faults", faults, "red")
-    if found.manifest_written:
-        print_line(console, f"wrote {found.folder / MANIFEST_NAME}")
-    if found.fixed is not None:
-        left = f"{found.samples - found.fixed.samples:,} left out"
-        print_line(console, f"wrote {found.fixed.samples:,} samples to {found.fixed.folder}, {left}")
-    elif found.region_fault is not None and found.region_fault.misread:
+    if result.manifest_written:
+        print_line(console, f"wrote {result.folder / MANIFEST_NAME}")
+    if result.fixed is not None:
+        left = f"{result.samples - result.fixed.samples:,} left out"
+        print_line(console, f"wrote {result.fixed.samples:,} samples to {result.fixed.folder}, {left}")
+    elif result.region_fault is not None and result.region_fault.misread:
         print_line(console, f"no copy mends the boxes; {_WRITE_BOXES}", "dim")
-    elif faults and found.usable:
+    elif faults and result.usable:
         print_line(console, "--fix OUT writes a copy without these", "dim")
-    print_line(console, *(("ok", "bold green") if found.ok else ("not ok", "bold red")))
+    print_line(console, *(("ok", "bold green") if result.ok else ("not ok", "bold red")))
 
 
-def _statistics(found: Check) -> Iterator[tuple[str, str]]:
-    tally = found.tally
-    rate = found.samples / max(found.seconds, 1e-9)
-    yield "samples", f"{found.samples:,}, usable {found.usable:,}; {rate:,.0f} samples/s"
+def _statistics(result: Check) -> Iterator[tuple[str, str]]:
+    tally = result.tally
+    rate = result.samples / max(result.seconds, 1e-9)
+    yield "samples", f"{result.samples:,}, usable {result.usable:,}; {rate:,.0f} samples/s"
     yield "captions a picture", _spread(tally.captions)
     yield "regions a picture", _spread(tally.regions)
     if tally.crowds:
@@ -67,37 +67,37 @@ def _statistics(found: Check) -> Iterator[tuple[str, str]]:
     for word, counts in (("dropped", dropped(tally.mended)), ("mended", mended(tally.mended))):
         for reason, count in counts.items():
             yield f"{word}: {reason}", f"{count:,}"
-    if found.shared is not None:
-        shared = found.shared
+    if result.shared is not None:
+        shared = result.shared
         texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
         yield "shared", f"{len(shared.pictures):,} pictures, {texts}; with {shared.folder}"
         if shared.not_compared:
             yield "not compared", f"{shared.not_compared:,} samples of {shared.folder} that cannot be used"
 
 
-def _faults(found: Check) -> Iterator[tuple[str, str]]:
-    tally = found.tally
-    yield from found.broken.items()
-    for reason, count in found.bad.most_common():
+def _faults(result: Check) -> Iterator[tuple[str, str]]:
+    tally = result.tally
+    yield from result.broken.items()
+    for reason, count in result.bad.most_common():
         yield reason, f"{count:,} {_plural('sample', count)}"
         named = [one for one in tally.bad if one.reason == reason]
         yield from (("", _place(one)) for one in named[:_EXAMPLES])
         if count > _EXAMPLES:
             yield "", f"and {count - _EXAMPLES:,} more; --json FILE names them all"
-    if found.duplicates:
-        shown = ", ".join(f"{key} ×{count}" for key, count in list(found.duplicates.items())[:_EXAMPLES])
-        more = ", …" if len(found.duplicates) > _EXAMPLES else ""
-        yield "keys that come twice", f"{len(found.duplicates):,}: {shown}{more}"
-    if found.shared is not None and found.shared.pictures:
-        count = len(found.shared.pictures)
-        pairs = ", ".join(f"{match.here[0]} = {match.there[0]}" for match in found.shared.matches[:_EXAMPLES])
-        more = ", …" if len(found.shared.matches) > _EXAMPLES else ""
-        yield "shared pictures", f"{count:,} of {found.shared.pictures_there:,} there: {pairs}{more}"
-    if found.region_fault is not None:
-        yield "regions", found.region_fault.text
+    if result.duplicates:
+        shown = ", ".join(f"{key} ×{count}" for key, count in list(result.duplicates.items())[:_EXAMPLES])
+        more = ", …" if len(result.duplicates) > _EXAMPLES else ""
+        yield "keys that come twice", f"{len(result.duplicates):,}: {shown}{more}"
+    if result.shared is not None and result.shared.pictures:
+        count = len(result.shared.pictures)
+        pairs = ", ".join(f"{match.here[0]} = {match.there[0]}" for match in result.shared.matches[:_EXAMPLES])
+        more = ", …" if len(result.shared.matches) > _EXAMPLES else ""
+        yield "shared pictures", f"{count:,} of {result.shared.pictures_there:,} there: {pairs}{more}"
+    if result.region_fault is not None:
+        yield "regions", result.region_fault.text
         lost = dropped_regions(tally.mended)
         yield from (("", example) for reason in lost for example in tally.examples.get(reason, ()))
-    if not found.usable:
+    if not result.usable:
         yield "no usable sample", "nothing can be trained on"
 
 
@@ -105,23 +105,23 @@ def _place(one: Bad) -> str:
     return f"{one.key or '(no key)'} ({one.shard} #{one.index}): {one.detail}"
 
 
-def to_json(found: Check) -> dict[str, Any]:
+def to_json(result: Check) -> dict[str, Any]:
     """All that was found, as plain JSON values; every bad sample is named."""
-    tally, shared = found.tally, found.shared
+    tally, shared, fixed = result.tally, result.shared, result.fixed
     return {
-        "folder": str(found.folder),
-        "ok": found.ok,
-        "samples": found.samples,
-        "usable": found.usable,
-        "seconds": round(found.seconds, 3),
-        "bad": dict(found.bad),
+        "folder": str(result.folder),
+        "ok": result.ok,
+        "samples": result.samples,
+        "usable": result.usable,
+        "seconds": round(result.seconds, 3),
+        "bad": dict(result.bad),
         "bad_samples": [one._asdict() for one in tally.bad],
-        "broken_shards": found.broken,
-        "duplicate_keys": found.duplicates,
+        "broken_shards": result.broken,
+        "duplicate_keys": result.duplicates,
         "dropped": dropped(tally.mended),
         "mended": mended(tally.mended),
         "dropped_examples": tally.examples,
-        "region_fault": found.region_fault and found.region_fault.text,
+        "region_fault": result.region_fault and result.region_fault.text,
         "crowds": tally.crowds,
         "captions_per_picture": _histogram(tally.captions),
         "regions_per_picture": _histogram(tally.regions),
@@ -144,8 +144,8 @@ def to_json(found: Check) -> dict[str, Any]:
             "phrases": shared.phrases,
             "not_compared": shared.not_compared,
         },
-        "manifest_written": found.manifest_written,
-        "fixed": None if found.fixed is None else {"folder": str(found.fixed.folder), "samples": found.fixed.samples},
+        "manifest_written": result.manifest_written,
+        "fixed": None if fixed is None else {"folder": str(fixed.folder), "samples": fixed.samples},
     }
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of pictures and texts, and what comes twice (``data check``).
+"""Finds pictures and texts that come twice, by their fingerprints (``data check``).
 
 A picture has two: a hash of its file's bytes, and a gradient hash of its pixels, which hardly changes when the picture
 is resized or compressed anew.
@@ -156,18 +156,18 @@ def shared_pictures(
     Returns:
         The matches, and the numbers of all pictures in them: ours (in 0..N−1) and theirs (in 0..K−1).
     """
-    found = [(here, there, EQUAL_FILES) for here, there in _equal(ours.files, theirs.files)]
-    (own, owners), (other, others) = _looks(ours), _looks(theirs)
-    for a, b, bits in _near(own, other, progress):
+    pairs = [(here, there, EQUAL_FILES) for here, there in _equal(ours.files, theirs.files)]
+    (hashes, owners), (other_hashes, others) = _looks(ours), _looks(theirs)
+    for a, b, bits in _near(hashes, other_hashes, progress):
         here, there = owners[a], others[b]
         if len(np.unique(np.concatenate([ours.files[here], theirs.files[there]]))) > 1:  # else they are found above
-            found.append((here, there, bits))
-    found.sort(key=lambda match: (match[0][0], match[1][0]))
+            pairs.append((here, there, bits))
+    pairs.sort(key=lambda match: (match[0][0], match[1][0]))
     matches = [
-        Match([ours.keys[i] for i in here], [theirs.keys[i] for i in there], bits) for here, there, bits in found
+        Match([ours.keys[i] for i in here], [theirs.keys[i] for i in there], bits) for here, there, bits in pairs
     ]
-    own, other = (sorted({int(i) for match in found for i in match[side]}) for side in (0, 1))
-    return matches, own, other
+    here, there = (sorted({int(i) for match in pairs for i in match[side]}) for side in (0, 1))
+    return matches, here, there
 
 
 def shared_captions(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[str, str]]:

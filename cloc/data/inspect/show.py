@@ -21,11 +21,11 @@ from torch import Tensor
 
 from cloc.contracts import BadSample, Sample
 from cloc.data.decode import decode_rgb
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, read_sample_members
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardError
 from cloc.data.stream.collate import Chooser
 from cloc.data.stream.order import choices
 from cloc.files import make_folder, write_file
@@ -53,7 +53,7 @@ _TRIES = 6  # places along an edge that a number may move to
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Boxes with the same text; ``crowd`` ones are dashed, for they are not trained on."""
+    """Boxes with the same text; ``crowd`` ones are dashed, since they are not trained on."""
 
     boxes: tuple[Box, ...]
     text: str
@@ -128,17 +128,18 @@ def _cards(manifest: Manifest, count: int, seed: int, chooser: Chooser | None) -
     """Up to ``count`` samples that decode, each with one panel or two."""
     starts = np.cumsum([0, *(info.samples for info in manifest.shards)])
     reader, cards = ShardReader(manifest), []
-    for place in np.random.default_rng(seed).permutation(manifest.samples).tolist():
-        shard = int(np.searchsorted(starts, place, "right")) - 1
+    drawn = np.random.default_rng(seed).permutation(manifest.samples).tolist()
+    shards = (np.searchsorted(starts, drawn, "right") - 1).tolist()
+    places = ((shard, number - int(starts[shard])) for shard, number in zip(shards, drawn, strict=True))
+    for number, stored in zip(drawn, each_sample(reader, places), strict=True):
         try:
-            key, members = read_sample_members(reader.read(shard, place - int(starts[shard])))
-            sample, _ = parse_sample(members, key, manifest.folder.name)
+            sample = stored.need()
             picture = decode_rgb(sample.image)
         except BadSample:  # a sheet shows what can be shown; check counts the rest
             continue
         cards.append([_original(sample, picture)])
         if chooser is not None:
-            cards[-1].append(_seen(sample, chooser, seed, place))
+            cards[-1].append(_seen(sample, chooser, seed, number))
         if len(cards) == count:
             break
     reader.close()

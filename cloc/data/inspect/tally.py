@@ -1,4 +1,4 @@
-"""What some samples hold, counted: each is read, parsed and decoded as training does it.
+"""Counts what samples hold (``data check``): each is read, parsed and decoded as training does it.
 
 Stands below ``check``, which adds up the parts that its processes count.
 """
@@ -21,10 +21,11 @@ from cloc.data.drops import dropped_regions, has_room, show
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Fingerprints
 from cloc.data.regions import count_regions, excerpt, raw_boxes
-from cloc.data.sample import encode_json, parse_sample, read_object
+from cloc.data.sample import encode_json, read_object
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardInfo, read_sample_members
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardInfo
 
 _NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
 
@@ -78,28 +79,26 @@ class Tally:
 
 def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
     """Count the samples between the offsets of a part of a shard; ``first`` is the number of its first one."""
-    tally, reader = Tally(samples=len(part.offsets) - 1), ShardReader(Manifest(folder, (part,), ()))
+    tally, reader = Tally(samples=part.samples), ShardReader(Manifest(folder, (part,), ()))
     areas: list[float] = []
     files, gradients, captions, owners = [], [], [], []
-    for index in range(tally.samples):
-        key = ""
+    for index, stored in enumerate(each_sample(reader), first):
+        key = stored.key
+        tally.keys += [key] if key else []
         try:
-            key, members = read_sample_members(reader.read(0, index))
-            sample, mended = parse_sample(members, key, folder.name)
+            sample = stored.need()
             picture = decode_rgb(sample.image)
             encode_json(sample)
         except (BadSample, OSError) as error:
-            tally.bad.append(Bad(key, part.name, first + index, *_fault(error, folder / part.name, key)))
+            tally.bad.append(Bad(key, part.name, index, *_fault(error, folder / part.name, key)))
             continue
-        finally:
-            tally.keys += [key] if key else []
-        tally.mended.update(mended)
-        record = read_object(members["json"], key) if "json" in members else {}
+        tally.mended.update(stored.mended)
+        record = read_object(stored.members["json"], key) if "json" in stored.members else {}
         tally.given += count_regions(record)
         observe(raw_boxes(record), (picture.shape[-1], picture.shape[-2]), NORMALIZED, tally.boxes)
-        for reason in dropped_regions(mended):
+        for reason in dropped_regions(stored.mended):
             if has_room(tally.examples, reason):
-                show(tally.examples, reason, [f"{key} ({part.name} #{first + index}): {excerpt(record, reason)}"])
+                show(tally.examples, reason, [f"{key} ({part.name} #{index}): {excerpt(record, reason)}"])
         _count(sample, tally, areas)
         owners += [len(files)] * len(sample.captions)
         captions += map(duplicates.text_hash, sample.captions)

@@ -67,15 +67,15 @@ def facts(boxes: Sequence[Sequence[float]], covers: Sequence[tuple[int, int]]) -
         boxes: xyxy box of each thing.
         covers: pairs (front, behind) of things of which the first hides part of the second.
     """
-    found = []
+    listed = []
     for subject, box in enumerate(boxes):
         for other, other_box in enumerate(boxes):
             relation = directional_relation(box, other_box) if subject != other else None
             if relation:
-                found.append(Fact(subject, relation, other))
+                listed.append(Fact(subject, relation, other))
     for front, behind in covers:
-        found += [Fact(front, "front", behind), Fact(behind, "behind", front)]
-    return found
+        listed += [Fact(front, "front", behind), Fact(behind, "behind", front)]
+    return listed
 
 
 def captions(names: Sequence[str], known: Sequence[Fact], rng: np.random.Generator) -> tuple[str, ...]:

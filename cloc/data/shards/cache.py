@@ -1,6 +1,6 @@
-"""Shards behind URLs: whole shards lie in a bounded local cache.
+"""Keeps whole shards of URLs in a bounded local cache.
 
-Stands below ``shards`` at the start of ``data → models → losses → evaluation → engine``. The cache belongs to all
+Stands below ``reader`` at the start of ``data → models → losses → evaluation → engine``. The cache belongs to all
 processes of a host: a shard is fetched once, checked by size and hash before it is used, and appears whole or not at
 all.
 """
@@ -112,9 +112,9 @@ class ShardCache:
         if not os.path.lexists(path):
             return None
         with host_lock(_lock(path)):
-            found = self._open(path, sha256)  # another process may have done it meanwhile
-            if found is not None:
-                return found
+            checked = self._open(path, sha256)  # another process may have done it meanwhile
+            if checked is not None:
+                return checked
             file = open_plain(path)
             if file is not None:
                 state = _state(file)
@@ -164,16 +164,16 @@ class ShardCache:
         files = []
         for path in [*self.folder.glob(f"*.tar{PART}"), *self.folder.glob("*.tar")]:
             with contextlib.suppress(FileNotFoundError):  # a fetch has just ended: it counts under its final name
-                found = path.lstat()
-                if stat.S_ISREG(found.st_mode):
-                    files.append((_used(path, found), found.st_size, path))
-        total = size + sum(own for _, own, _ in files)
-        for _, own, path in sorted(files):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    files.append((_used(path, status), status.st_size, path))
+        total = size + sum(length for _, length, _ in files)
+        for _, length, path in sorted(files):
             if total <= self.limit:
                 break
             if path.suffix == ".tar" or _abandoned(path):
                 _remove(path)
-                total -= own
+                total -= length
         return total <= self.limit
 
 
@@ -187,8 +187,8 @@ def _lock(path: Path) -> Path:
 
 def _state(file: BinaryIO) -> _State:
     """What changes when anything changes a file through its file system: the last number cannot be set back."""
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_note(note: Path, since: int) -> tuple[str, _State] | None:
@@ -200,8 +200,8 @@ def _read_note(note: Path, since: int) -> tuple[str, _State] | None:
         mine = os.fstat(file.fileno()).st_uid == os.getuid()
         text = file.read(4096)
     try:
-        found = json.loads(text)
-        return (found["sha256"], tuple(found["state"])) if mine and found["at"] >= since else None
+        record = json.loads(text)
+        return (record["sha256"], tuple(record["state"])) if mine and record["at"] >= since else None
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -213,11 +213,11 @@ def _touch(note: Path) -> None:
         os.utime(note, ns=(now, now), follow_symlinks=False)
 
 
-def _used(path: Path, found: os.stat_result) -> int:
+def _used(path: Path, status: os.stat_result) -> int:
     try:
         return _note(path).lstat().st_mtime_ns
     except FileNotFoundError:
-        return found.st_mtime_ns
+        return status.st_mtime_ns
 
 
 def _remove(path: Path) -> None:

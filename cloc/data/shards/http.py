@@ -91,13 +91,13 @@ class HttpFiles(AsyncFileSystem):
     async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         try:
             async with self._answer("HEAD", path) as head:
-                found = _facts(head)
+                facts = _facts(head)
         except (AnswerError, FileNotFoundError):
-            found = {"size": None}  # signed URLs often allow GET alone
-        if found["size"] is None:
+            facts = {"size": None}  # signed URLs often allow GET alone
+        if facts["size"] is None:
             async with self._answer("GET", path) as answer:
-                found = _facts(answer)
-        return {"name": public(path), "type": "file", **found}
+                facts = _facts(answer)
+        return {"name": public(path), "type": "file", **facts}
 
     async def _ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         """Files that the page of a folder links to, without its query; what leads elsewhere is left out."""
@@ -111,8 +111,8 @@ class HttpFiles(AsyncFileSystem):
         names, elsewhere = _children(here, links.found)
         if elsewhere:
             _LOG.warning("%s: %d links to shards lead elsewhere and are left out", public(path), elsewhere)
-        found = [{"name": f"{base}/{name}", "size": None, "type": "file"} for name in names]
-        return found if detail else [file["name"] for file in found]
+        files = [{"name": f"{base}/{name}", "size": None, "type": "file"} for name in names]
+        return files if detail else [file["name"] for file in files]
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The bytes from ``start`` to ``end``, no more and no less."""
@@ -190,9 +190,9 @@ class HttpFiles(AsyncFileSystem):
     async def _ask(self, method: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         first = here = yarl.URL(url, encoded=self.encoded)
         for _ in range(_MAX_REDIRECTS + 1):
-            own = _same_host(first, here)
-            session = await self._session(own)
-            options = self.request_options if own else {}
+            same_host = _same_host(first, here)
+            session = await self._session(same_host)
+            options = self.request_options if same_host else {}
             sent = {**options.get("headers", {}), **headers, "Accept-Encoding": "identity"}
             answer = await session.request(method, here, **{**options, "headers": sent}, allow_redirects=False)
             if answer.status not in _REDIRECTS:

@@ -1,11 +1,10 @@
-"""The manifest of a folder of shards: loaded, made where there is none, written."""
+"""Loads the manifest of a folder of shards, makes it where there is none, and writes it."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cloc.data.shards.manifest import (
@@ -45,7 +44,7 @@ def _read_manifest(path: Path) -> Manifest:
     for shard in manifest.shards:
         check_file(path.parent / shard.name, shard)
     known = {shard.name for shard in manifest.shards}
-    others = [found for found in sorted(path.parent.glob("*.tar")) if found.name not in known]
+    others = [tar for tar in sorted(path.parent.glob("*.tar")) if tar.name not in known]
     if others:
         raise ShardError(f"{others[0]}: {path.name} beside it says nothing of this shard; {remedy_for(path.parent)}")
     return manifest
@@ -74,7 +73,7 @@ def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manif
 def write_manifest(manifest: Manifest) -> Path:
     """Write ``manifest.json`` into the manifest's folder, whole or not at all, and return its path."""
     path = manifest.folder / MANIFEST_NAME
-    shards = [asdict(shard) for shard in manifest.shards]
+    shards = [shard.to_json() for shard in manifest.shards]
     record = {"version": MANIFEST_VERSION, "categories": list(manifest.categories), "shards": shards}
     write_file(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")))
     return path

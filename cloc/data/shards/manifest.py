@@ -1,6 +1,6 @@
-"""What is known of a folder of shards, and the file that holds it: ``manifest.json``.
+"""Describes a folder of shards, and reads the file that holds the description: ``manifest.json``.
 
-Stands between ``tars`` and ``shards`` at the start of ``data → models → losses → evaluation → engine``. Manifests come
+Stands between ``tars`` and ``index`` at the start of ``data → models → losses → evaluation → engine``. Manifests come
 with the data of others: all of one is looked at before it is used.
 """
 
@@ -19,6 +19,9 @@ from cloc.files import read_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+
+Place = tuple[int, int]
+"""Where a sample is: the number of its shard in the manifest, and its index in that shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,10 @@ class Manifest:
     def location(self, shard_index: int) -> str:
         """Path or URL of one shard, with the credentials that open it."""
         return join_url(self.remote or str(self.folder), self.shards[shard_index].name)
+
+    def places(self) -> list[Place]:
+        """Where each sample is, in their stored order."""
+        return [(shard, index) for shard, info in enumerate(self.shards) for index in range(info.samples)]
 
     @property
     def digest(self) -> str:

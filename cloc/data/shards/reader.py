@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 from cloc.config.secrets import public
-from cloc.contracts import BadSample
-from cloc.data.sample import MAX_MEMBER_BYTES
+from cloc.contracts import BadSample, Sample
+from cloc.data.sample import MAX_MEMBER_BYTES, parse_sample
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.manifest import (
-    Manifest,
-)
+from cloc.data.shards.manifest import Manifest, Place
 from cloc.data.shards.stores import read_range, read_ranges
-from cloc.data.shards.tars import ShardReadError
+from cloc.data.shards.tars import ShardReadError, read_sample_members
 from cloc.files import open_file
 
 MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
@@ -68,6 +66,37 @@ class ShardReader:
             raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
         return data
 
+    def read_members(self, place: Place, *, views: bool = False) -> tuple[str, dict[str, bytes]]:
+        """Return the key of a sample and its file contents by extension in lower case.
+
+        Args:
+            place: where it is.
+            views: the contents are memoryviews of what was read, not copies.
+
+        Raises:
+            ShardReadError: as :meth:`read`; or the bytes are no tar members.
+            BadSample: as :meth:`read`.
+        """
+        raw = self.read(*place)
+        return read_sample_members(memoryview(raw) if views else raw)
+
+    def read_sample(
+        self, place: Place, source: str | None = None, *, views: bool = False
+    ) -> tuple[Sample, Counter[str]]:
+        """Return a sample, and what was dropped or mended in it, by reason; see ``parse_sample``.
+
+        Args:
+            place: where it is.
+            source: name of the data set where the sample names none; that of the folder where None.
+            views: as for :meth:`read_members`; the picture is one then.
+
+        Raises:
+            ShardReadError: as :meth:`read_members`.
+            BadSample: it cannot be used.
+        """
+        key, members = self.read_members(place, views=views)
+        return parse_sample(members, key, self.manifest.folder.name if source is None else source)
+
     def prefetch(self, shard_index: int) -> None:
         """Bring a remote shard into the cache, where it fits.
 
@@ -78,7 +107,7 @@ class ShardReader:
         if self.manifest.remote and self._cached(shard_index):
             self.cache.fetch(self.manifest.location(shard_index), shard.bytes, shard.sha256)
 
-    def load(self, places: Iterable[tuple[int, int]]) -> None:
+    def load(self, places: Iterable[Place]) -> None:
         """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
 
         What fails here is asked for again, alone, when it is read.

@@ -1,4 +1,4 @@
-"""The members of a tar, header by header.
+"""Lists the members of a tar, header by header.
 
 Stands below ``tars``. Reads what ``tarfile`` reads, member for member and byte for byte, where a tar is in order, and
 refuses the rest. ``tarfile`` itself is not used to walk: some versions go round for ever at a negative size, it follows
@@ -136,7 +136,7 @@ def _within(end: int, size: int, member: Member | None = None) -> int:
 def _read_header(block: bytes, position: int) -> _Header:
     """Read one block of 512 bytes.
 
-    The plain case by hand, for tarfile takes eight times as long: regular, all ASCII, no prefix, octal numbers.
+    The plain case by hand, since tarfile is slow: regular, all ASCII, no prefix, octal numbers.
     """
     name, size, checksum = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0"), block[148:156].rstrip(b" \0")
     plain = block[156:157] == b"0" and not block[345:346].strip(b"\0") and block.isascii() and b"\0" not in name

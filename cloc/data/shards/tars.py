@@ -1,7 +1,7 @@
-"""The bytes of one tar: where its samples are, and what each holds.
+"""Reads one tar: where its samples are, and what each holds.
 
-Stands below ``shards`` at the start of ``data → models → losses → evaluation → engine``. Grouping follows webdataset: a
-member's key is its path up to the first dot of the file name. Its own readers are not used here because they stream:
+Stands below ``manifest`` at the start of ``data → models → losses → evaluation → engine``. Grouping follows webdataset:
+a member's key is its path up to the first dot of the file name. Its own readers are not used here because they stream:
 they give no offsets, and let damaged tails pass. Nothing here unpickles or runs what a tar holds.
 """
 
@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -67,6 +67,15 @@ class ShardInfo:
     crowds: int = 0
     dropped: int = 0
 
+    def part(self, start: int, stop: int) -> ShardInfo:
+        """Describe some of its samples alone; the counts of regions and the hash stay those of the whole."""
+        offsets = self.offsets[start : stop + 1]
+        return replace(self, samples=len(offsets) - 1, offsets=offsets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a manifest's object of it: the inverse of ``from_json``."""
+        return asdict(self) | {"offsets": list(self.offsets)}
+
     @classmethod
     def from_json(cls, record: Any) -> ShardInfo:
         """Rebuild from a manifest's object.
@@ -115,11 +124,13 @@ def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
     """
     key, members = "", {}
     try:
-        for own, extension, member in sample_members(lambda start, count: bytes(raw[start : start + count]), len(raw)):
-            if members and own != key or extension in members:
-                seen = f"{extension!r} comes twice" if own == key else f"{own!r} follows"
+        for member_key, extension, member in sample_members(
+            lambda start, count: bytes(raw[start : start + count]), len(raw)
+        ):
+            if members and member_key != key or extension in members:
+                seen = f"{extension!r} comes twice" if member_key == key else f"{member_key!r} follows"
                 raise ShardReadError(f"sample {key!r}: {seen} within its bytes; rebuild the manifest")
-            key = own
+            key = member_key
             members[extension] = raw[member.start : member.start + member.size]
     except HeaderError as error:
         raise ShardReadError(f"sample {key!r} of {len(raw):,} bytes: {error}; rebuild the manifest") from error
@@ -188,10 +199,10 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
             keys[key].add(extension)
             end = member.end
             if extension == "json" and member.size <= MAX_MEMBER_BYTES:
-                found, lost = regions_of(read(member.start, member.size), key)
-                groups = sum(region.crowd for region in found)
-                regions, crowds, dropped = regions + len(found) - groups, crowds + groups, dropped + lost
-                named = (region.category for region in found if region.category is not None)
+                usable, unusable = regions_of(read(member.start, member.size), key)
+                groups = sum(region.crowd for region in usable)
+                regions, crowds, dropped = regions + len(usable) - groups, crowds + groups, dropped + unusable
+                named = (region.category for region in usable if region.category is not None)
                 categories.update(filter(is_encodable, named))  # of others the manifest cannot be written
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (*offsets, end) if offsets else (0,)
@@ -203,7 +214,7 @@ def index_damaged(path: Path) -> ShardInfo:
     """Index what can be trusted of a shard that ``scan_shard`` refuses.
 
     Returns:
-        The samples before the damage; the one that it is in or behind is left out, for it may lack members. All of
+        The samples before the damage; the one that it is in or behind is left out, since it may lack members. All of
         them where the tar is whole. ``regions`` is 0, ``sha256`` empty.
     """
     offsets, size = [], 0
@@ -238,8 +249,8 @@ def missed_by(shard: ShardInfo, read: Read, size: int) -> str:
         behind = next(sample_members(lambda start, count: read(start + last, count), size - last), None)
     except HeaderError as error:
         return f"its first or last offset is wrong ({error})"
-    found = before or behind
-    return f"it misses {found.member.name!r:.120}" if found else ""
+    missed = before or behind
+    return f"it misses {missed.member.name!r:.120}" if missed else ""
 
 
 def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:

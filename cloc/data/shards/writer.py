@@ -1,8 +1,7 @@
-"""Samples → shards of a folder."""
+"""Writes samples as shards of a folder, with their manifest."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -12,14 +11,10 @@ from webdataset.writer import ShardWriter
 from cloc.contracts import Sample
 from cloc.data.sample import encode_json
 from cloc.data.shards.index import index_folder, write_manifest
-from cloc.data.shards.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-)
+from cloc.data.shards.keys import is_safe_key
+from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.tars import ShardError
 from cloc.files import create, hidden, make_folder, publish, remove_parts
-
-_SAFE_KEY = re.compile(r"[^./\\\x00\ud800-\udfff]+")
 
 
 def write_shards(
@@ -102,7 +97,7 @@ def _remove_tars(out: Path) -> None:
 
 
 def _check_key(key: str, seen: set[str]) -> None:
-    if not _SAFE_KEY.fullmatch(key):
+    if not is_safe_key(key):
         what = "dots, slashes and NUL are the tar's own, and UTF-8 holds no lone surrogates"
         raise ShardError(f"key {key!r}: {what}; replace them, for instance with '_'")
     if key in seen:

@@ -1,4 +1,4 @@
-"""The endless stream of batches that training reads (``order → decode → views → collate → stream``).
+"""Reads the endless stream of batches that training takes (``order → decode → views → collate → stream``).
 
 Global batch k is the slice [kB, (k+1)B) of the global order, for every number of ranks and workers. Resuming is one
 integer, the cursor, which travels in each batch.
@@ -24,11 +24,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.decode import decoder
-from cloc.data.sample import parse_sample
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.data.stream.collate import Candidate, Chooser, Item, collate
 from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, Mixture, choices
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
@@ -53,7 +51,7 @@ class SkipLimitError(RuntimeError):
     """More samples or shards were left out than the configuration allows."""
 
 
-class _Found(NamedTuple):
+class _ParsedSample(NamedTuple):
     """A sample that was read and parsed, and which substitutes are left should its picture be bad."""
 
     position: int
@@ -134,7 +132,7 @@ class Stream(IterableDataset):
         self.mixture = Mixture([part.weight for part in data.parts])
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor, self.max_skip_share = cursor, max_skip_share
-        self.cache, self.damaged = data.cache, 0  # shards of the cache that were told of in a batch
+        self.cache, self.damaged = data.cache, 0  # shards of the cache that a batch has counted
 
     def __iter__(self) -> Iterator[Batch | SharedBatch]:
         worker = get_worker_info()
@@ -165,11 +163,12 @@ class Stream(IterableDataset):
         items: list[Item] = []
         images = new_views(local, self.chooser.view.size) if images is None else images
         for start in range(0, local, TOGETHER):
-            # First read, then decode, then choose: between two decodings the rest ran two to five times as long, for
-            # by then its code had left the processor's cache.
-            found = [self._find(place, iter(range(REPLACEMENTS)), stats) for place in places[start : start + TOGETHER]]
-            own = images[start : start + TOGETHER]
-            items += self.chooser.choose([self._see(one, out, stats) for one, out in zip(found, own, strict=True)])
+            # First read, then decode, then choose: between two decodings the code of the rest would leave the
+            # processor's cache each time.
+            rows = slice(start, start + TOGETHER)
+            parsed = [self._read_usable(place, iter(range(REPLACEMENTS)), stats) for place in places[rows]]
+            seen = [self._view(one, out, stats) for one, out in zip(parsed, images[rows], strict=True)]
+            items += self.chooser.choose(seen)
         end = position + self.batch_size
         if damaged := self.cache.damaged - self.damaged:  # read once: shards are fetched ahead meanwhile
             stats["cached_shards_damaged"] += damaged
@@ -190,9 +189,7 @@ class Stream(IterableDataset):
         """
         number, index = self.mixture.locate(position)
         source = self.sources[number]
-        shard, place = source.order.locate(index, replacement)
-        key, members = read_sample_members(memoryview(source.reader.read(shard, place)))
-        return parse_sample(members, key, source.manifest.folder.name)
+        return source.reader.read_sample(source.order.locate(index, replacement), views=True)
 
     def _load(self, positions: range) -> None:
         """Ask for the remote samples of a batch all at once."""
@@ -203,7 +200,7 @@ class Stream(IterableDataset):
         for number, places in wanted.items():
             self.sources[number].reader.load(places)
 
-    def _find(self, position: int, tries: Iterator[int], stats: Counter[str]) -> _Found:
+    def _read_usable(self, position: int, tries: Iterator[int], stats: Counter[str]) -> _ParsedSample:
         """Read the sample of a position, or the next of its substitutes that can be parsed."""
         number, index = self.mixture.locate(position)
         source = self.sources[number]
@@ -218,25 +215,25 @@ class Stream(IterableDataset):
                 if not isinstance(error, BadSample):
                     self._lose(source, source.order.locate(index, replacement)[0], error)
                 continue
-            return _Found(position, number, sample, decode, counts, choices(self.seed, position), tries)
+            return _ParsedSample(position, number, sample, decode, counts, choices(self.seed, position), tries)
         raise SkipLimitError(
             f"{_where(source)}: position {position}: {REPLACEMENTS} samples in a row unusable ({dict(source.skipped)})"
         )
 
-    def _see(self, found: _Found, out: Tensor, stats: Counter[str]) -> Candidate:
+    def _view(self, parsed: _ParsedSample, out: Tensor, stats: Counter[str]) -> Candidate:
         """Decode and transform the picture, or that of the next substitute, into its row of the batch."""
-        source = self.sources[found.number]
+        source = self.sources[parsed.number]
         while True:
             try:
-                candidate = self.chooser(found.sample, found.rng, out, found.decode)
+                candidate = self.chooser(parsed.sample, parsed.rng, out, parsed.decode)
             except BadSample as error:
                 self._leave_out(source, error, stats)
-                found = self._find(found.position, found.tries, stats)
+                parsed = self._read_usable(parsed.position, parsed.tries, stats)
                 continue
-            candidate.source = found.number
+            candidate.source = parsed.number
             if len(self.sources) > 1:
                 stats[f"samples_from/{source.name}"] += 1
-            stats.update({f"regions/{name}": count for name, count in found.counts.items()})
+            stats.update({f"regions/{name}": count for name, count in parsed.counts.items()})
             return candidate
 
     def _leave_out(self, source: _Reading, error: Exception, stats: Counter[str]) -> None:

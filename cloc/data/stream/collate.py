@@ -1,4 +1,4 @@
-"""Samples → Batch: which caption and which regions, de-duplicated and trimmed text.
+"""Draws caption and regions of samples, and stacks them to a Batch with distinct, trimmed texts.
 
 Runs in the data worker (``order → decode → views → collate → stream``). Every choice is drawn from a generator that is
 seeded by (seed, global position), so a batch does not depend on who builds it.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloc.config import DataConfig
+from cloc.config import DataConfig, from_fields
 from cloc.contracts import Batch, Region, Sample
 from cloc.data.decode import decoder
 from cloc.data.tokenizer import Tokenizer, pack, text_id
@@ -117,19 +117,21 @@ class Chooser:
     def choose(self, candidates: Sequence[Candidate]) -> list[Item]:
         """Draw caption, regions and phrases of each picture of a batch.
 
-        All pictures at once, behind the decoding of all: between two decodings this code took three times as long, for
-        then it was no longer in the processor's cache.
+        All pictures at once, behind the decoding of all: between two decodings this code would leave the processor's
+        cache each time.
         """
         regions = [[region for region in one.sample.regions if not region.crowd] for one in candidates]
-        counts = [len(own) for own in regions]
-        boxes = np.array([region.box for own in regions for region in own], dtype=np.float32).reshape(-1, 4)
+        counts = [len(picture_regions) for picture_regions in regions]
+        boxes = np.array(
+            [region.box for picture_regions in regions for region in picture_regions], dtype=np.float32
+        ).reshape(-1, 4)
         moved = self.view.move([one.seen for one in candidates], boxes, counts)
         sides = (moved.boxes[:, 2:] - moved.boxes[:, :2]).min(axis=1)
         usable = (moved.visible & (sides > self.min_size) & (sides > 0)).tolist()
         boxes, first, items = moved.boxes.tolist(), 0, []
-        for one, own, content in zip(candidates, regions, moved.content, strict=True):
-            part = slice(first, first + len(own))
-            items.append(self._item(one, own, content, boxes[part], usable[part]))
+        for one, picture_regions, content in zip(candidates, regions, moved.content, strict=True):
+            part = slice(first, first + len(picture_regions))
+            items.append(self._item(one, picture_regions, content, boxes[part], usable[part]))
             first = part.stop
         return items
 
@@ -209,16 +211,14 @@ class Chooser:
 
 
 def make_chooser(config: DataConfig, image_size: int, resize: str = "pad") -> Chooser:
-    """The view and the choice that a configuration describes.
+    """The view and the choice that a configuration describes: its keys that are fields of one of the two.
 
     Args:
         config: the ``data`` group.
         image_size: side of the model's view in pixels.
         resize: the model's own, ``pad`` or ``squash``.
     """
-    jitter = tuple(config.jitter) if config.jitter else None
-    view = View(image_size, config.crop, config.min_visible, jitter, config.flip, resize)
-    return Chooser(view, config.regions, config.min_size, config.choice, config.groups, config.negatives)
+    return from_fields(Chooser, config, view=from_fields(View, config, size=image_size, resize=resize))
 
 
 def _union(boxes: Sequence[Sequence[float]]) -> Sequence[float]:

@@ -1,4 +1,4 @@
-"""The global order: which sample stands at which position of the endless stream.
+"""Decides which sample stands at which position of the endless stream: the global order.
 
 First step of reading (``order → decode → views → collate → stream``). The order is a pure function of (seed, position):
 neither ranks nor workers nor resuming can change it, they only decide who reads which part.
@@ -161,18 +161,18 @@ class GlobalOrder:
 
     def _window(self, number: int, place: int) -> _Window:
         def make() -> _Window:
-            found = self._pass(number)
-            own = found.shards[found.edges[place] : found.edges[place + 1]]
-            own = own[self.samples[own] > 0]
-            size = self.samples[own]
-            cuts = np.clip(-(-self.sizes[own] * GROUP_PIECES // self.group_bytes), 1, size)
-            shard, total = np.repeat(own, cuts), np.repeat(size, cuts)
+            whole = self._pass(number)
+            shards = whole.shards[whole.edges[place] : whole.edges[place + 1]]
+            shards = shards[self.samples[shards] > 0]
+            size = self.samples[shards]
+            cuts = np.clip(-(-self.sizes[shards] * GROUP_PIECES // self.group_bytes), 1, size)
+            shard, total = np.repeat(shards, cuts), np.repeat(size, cuts)
             number_in_shard = np.arange(len(shard)) - np.repeat(np.cumsum(cuts) - cuts, cuts)
             first = number_in_shard * total // np.repeat(cuts, cuts)
             count = (number_in_shard + 1) * total // np.repeat(cuts, cuts) - first
             order = _generator(self.seed, self.source, _PIECES, number, place).permutation(len(shard))
             shard, first, count = shard[order], first[order], count[order]
-            groups = min(max(1, round(int(self.sizes[own].sum()) / self.group_bytes)), len(shard))
+            groups = min(max(1, round(int(self.sizes[shards].sum()) / self.group_bytes)), len(shard))
             edges = np.arange(groups + 1) * len(shard) // groups
             return _Window(shard, first, count, edges, np.cumsum(count)[edges[1:] - 1])
 
@@ -181,10 +181,10 @@ class GlobalOrder:
     def _group(self, number: int, place: int, group: int) -> tuple[np.ndarray, np.ndarray]:
         """Shard and index of each sample of a group, in its order."""
         window = self._window(number, place)
-        own = slice(window.edges[group], window.edges[group + 1])
-        count = window.count[own]
-        shards = np.repeat(window.shard[own].astype(np.int32), count)
-        starts = window.first[own] - (np.cumsum(count) - count)
+        pieces = slice(window.edges[group], window.edges[group + 1])
+        count = window.count[pieces]
+        shards = np.repeat(window.shard[pieces].astype(np.int32), count)
+        starts = window.first[pieces] - (np.cumsum(count) - count)
         indices = (np.arange(len(shards)) + np.repeat(starts, count)).astype(np.int32)
         order = _generator(self.seed, self.source, _SAMPLES, number, (place << 32) + group).permutation(len(shards))
         return shards[order], indices[order]

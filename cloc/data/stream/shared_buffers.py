@@ -1,4 +1,4 @@
-"""How a batch gets from the worker that read it to the training process (last step of ``stream``).
+"""Brings a batch from the worker that read it to the training process (last step of ``stream``).
 
 Left to PyTorch, each tensor of each batch gets shared memory of its own: the kernel clears its pages, the worker copies
 into them, the training process maps and unmaps them, and a socket hands a file descriptor over. Here the pictures are

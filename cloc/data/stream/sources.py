@@ -1,6 +1,6 @@
-"""What a run trains on: one or several sources, each a folder, a pattern or a URL of shards.
+"""Opens what a run trains on: one or several sources, each a folder, a pattern or a URL of shards.
 
-Stands above ``shards`` at the start of ``data → models → losses → evaluation → engine``.
+Stands above ``shards/`` at the start of ``data → models → losses → evaluation → engine``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from cloc.config import ConfigError, DataConfig
+from cloc.config import ConfigError, DataConfig, from_fields
 from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.shards.cache import ShardCache
@@ -165,7 +165,7 @@ def open_sources(config: DataConfig) -> ShardSources:
         FileNotFoundError: there is no shard.
         ShardError: shards cannot be used, or a URL cannot be opened.
     """
-    cache = ShardCache(config.cache_dir, config.cache_bytes, Access(config.timeout, tuple(config.redirect_hosts)))
+    cache = ShardCache(config.cache_dir, config.cache_bytes, from_fields(Access, config))
     given = {"train": {"path": config.train}} if isinstance(config.train, str) else config.train
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"data.train={given!r}: give a folder, a pattern, a URL, or sources NAME: {{path, weight}}")
@@ -183,13 +183,13 @@ def open_sources(config: DataConfig) -> ShardSources:
             raise ConfigError(f"data.train.{name}.weight={weight}: give every source a weight, or none (then its size)")
         if weight is not None and not (isinstance(weight, int | float) and 0 < weight < float("inf")):
             raise ConfigError(f"data.train.{name}.weight={weight!r}: must be a positive number")
-    found = []
+    parts = []
     for name, source in given.items():
         manifest = open_shards(source["path"], cache)
         if not manifest.samples:
             raise ShardError(f"data.train.{name}: {source['path']} holds no sample; name other shards, or leave it out")
-        found.append(ShardSource(name, manifest, weights[name] or manifest.samples))
-    return ShardSources(tuple(found), cache)
+        parts.append(ShardSource(name, manifest, weights[name] or manifest.samples))
+    return ShardSources(tuple(parts), cache)
 
 
 def open_shards(path: str, cache: ShardCache) -> Manifest:
@@ -274,11 +274,11 @@ def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
         paths = attempt(shown, "cannot be listed", lambda: within(system, access.timeout, lambda: _ls(system, path)))
     except FileNotFoundError:
         paths = []
-    names = sorted(PurePosixPath(found).name for found in paths)
-    found = [name for name in names if name.endswith(".tar")]
-    if not found:
+    names = sorted(PurePosixPath(file).name for file in paths)
+    tars = [name for name in names if name.endswith(".tar")]
+    if not tars:
         raise FileNotFoundError(f"{shown}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
-    return found
+    return tars
 
 
 def _ls(system: Any, path: str) -> list[str]:
@@ -314,8 +314,8 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
             )
         else:
             info, categories = scan_shard(cache.fetch(url, size))
-            info = ShardInfo(**asdict(info) | {"name": PurePosixPath(split_query(path)[0]).name})
-        write_json(index, {"shard": asdict(info), "categories": sorted(categories)}, indent=None)
+            info = replace(info, name=PurePosixPath(split_query(path)[0]).name)
+        write_json(index, {"shard": info.to_json(), "categories": sorted(categories)}, indent=None)
     return info, categories
 
 
@@ -323,7 +323,7 @@ def _read_index(index: Path) -> tuple[ShardInfo, set[str]] | None:
     """What :func:`_scan` wrote; None where there is nothing, or nothing whole."""
     try:
         record = json.loads(index.read_text(encoding="utf-8"))
-        return ShardInfo(**record["shard"] | {"offsets": tuple(record["shard"]["offsets"])}), set(record["categories"])
+        return ShardInfo.from_json(record["shard"]), set(record["categories"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -344,7 +344,7 @@ def _join(parts: list[Manifest]) -> Manifest:
     shared = len(os.path.commonprefix(places))
     root = "/".join(places[0][:shared])
     shards = [
-        ShardInfo(**asdict(shard) | {"name": "/".join([*place[shared:], shard.name])})
+        replace(shard, name="/".join([*place[shared:], shard.name]))
         for part, place in zip(parts, places, strict=True)
         for shard in part.shards
     ]

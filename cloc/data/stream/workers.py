@@ -1,4 +1,4 @@
-"""Reading processes that may be killed or stand still (last step of ``stream``)."""
+"""Runs the reading processes, and says so in a line when one is killed or stands still (last step of ``stream``)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from enum import Enum
 from inspect import signature
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cloc.config import ConfigError, TrainConfig, resolve
+from cloc.config import ConfigError, DataConfig, TrainConfig, resolve
 from cloc.config.secrets import public_tree
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.agreement import flat, is_within
@@ -50,9 +50,7 @@ AFTER: dict[str, After] = {
     **dict.fromkeys(_keys("model", "image text prompter grounding"), After.PART),
     **dict.fromkeys(_keys("optim", "name muon_projections"), After.FITS),
     **dict.fromkeys(("name", "samples", "batch_size", "objective", "loss", "logger", "datasets"), After.HOLDS),
-    **dict.fromkeys(_keys("data", "train regions negatives min_size choice groups crop min_visible"), After.HOLDS),
-    **dict.fromkeys(_keys("data", "jitter flip workers max_skip_share cache_dir cache_bytes"), After.HOLDS),
-    **dict.fromkeys(_keys("data", "batch_timeout timeout redirect_hosts"), After.HOLDS),
+    **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
     **dict.fromkeys(_keys("optim", "lr muon_lr weight_decay muon_weight_decay betas warmup final"), After.HOLDS),
     **dict.fromkeys(_keys("optim", "clip_grad tower_rate layer_decay"), After.HOLDS),
     **dict.fromkeys(_keys("trainer", "accelerator devices num_nodes strategy precision threads"), After.HOLDS),

@@ -11,11 +11,10 @@ from dataclasses import replace
 from cloc.config import ConfigError
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
-from cloc.data.sample import REGION_LOSSES, parse_sample
+from cloc.data.sample import REGION_LOSSES
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.class_names import read_classes, remarks
@@ -43,16 +42,14 @@ class AnnotatedShards:
             if reason:
                 left_out[reason] += 1
                 continue
-            key, members = read_sample_members(reader.read(*place))
-            sample, counts = parse_sample(members, key, data.name)
+            sample, counts = reader.read_sample(place, data.name)
             left_out.update({reason: count for reason, count in counts.items() if reason in REGION_LOSSES})
             regions = tuple(region for region in sample.regions if not region.crowd)
             size = {"width": sample.width or width, "height": sample.height or height}
             data.samples.append(replace(sample, image=b"", regions=regions, **size))
 
         def encoded(index: int) -> bytes:
-            key, members = read_sample_members(reader.read(*kept[index]))
-            return parse_sample(members, key, data.name)[0].image
+            return reader.read_sample(kept[index], data.name)[0].image
 
         data.encoded = encoded
         data.skip(left_out)
@@ -76,8 +73,7 @@ def _take_classes(data: EvalSet, path: str) -> None:
 def _check(reader: ShardReader, place: tuple[int, int], name: str) -> tuple[str, int, int]:
     """Why a sample cannot be used (or nothing), and the picture's size: met here, not half-way."""
     try:
-        key, members = read_sample_members(reader.read(*place))
-        sample, _ = parse_sample(members, key, name)
+        sample, _ = reader.read_sample(place, name)
         height, width = decode_rgb(sample.image).shape[-2:]
     except BadSample as error:
         return error.reason, 0, 0
@@ -85,7 +81,7 @@ def _check(reader: ShardReader, place: tuple[int, int], name: str) -> tuple[str,
 
 
 def _spread(manifest: Manifest, limit: int) -> list[tuple[int, int]]:
-    places = [(shard, i) for shard, info in enumerate(manifest.shards) for i in range(info.samples)]
+    places = manifest.places()
     if not limit or limit >= len(places):
         return places
     return [places[i * len(places) // limit] for i in range(limit)]

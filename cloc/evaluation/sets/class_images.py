@@ -12,7 +12,6 @@ from cloc.data.inputs import Picture
 from cloc.data.sample import IMAGE_EXTENSIONS
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
@@ -106,21 +105,20 @@ def _shards(folder: Path, key: str, config: DatasetConfig) -> ImageSet:
     """Webdataset shards of ``jpg|png|webp`` and ``cls``; ``classnames.txt`` beside them, or ``classes``."""
     manifest = load_manifest(folder)
     reader = ShardReader(manifest)
-    places, labels = [], []
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            name, members = read_sample_members(reader.read(shard, index))
-            if "cls" not in members or not members["cls"].strip().isdigit():
-                raise ConfigError(f"{key}: sample {name!r} of {info.name} has no class number in a 'cls' member")
-            places.append((shard, index))
-            labels.append(int(members["cls"]))
+    places, labels = manifest.places(), []
+    for shard, index in places:
+        name, members = reader.read_members((shard, index))
+        if "cls" not in members or not members["cls"].strip().isdigit():
+            where = f"sample {name!r} of {manifest.shards[shard].name}"
+            raise ConfigError(f"{key}: {where} has no class number in a 'cls' member")
+        labels.append(int(members["cls"]))
     beside = next((f for f in (folder / "classnames.txt", folder.parent / "classnames.txt") if f.is_file()), None)
     if config.classes is None and beside is None:
         raise ConfigError(f"{key}: the shards name no class; set classes=FILE, or put classnames.txt beside them")
     names = read_lines(str(beside), key) if beside else []
 
     def read(place: int) -> Picture:
-        members = read_sample_members(reader.read(*places[place]))[1]
+        _, members = reader.read_members(places[place])
         return decode_rgb(next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), b""))
 
     return ImageSet(read, labels, names, manifest.digest)

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cloc.config import ConfigError, DatasetConfig
-from cloc.contracts import BadSample
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
+from cloc.data.shards.samples import usable_samples
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.eval_set import EvalSet, Fact, RelationItem
@@ -137,15 +135,8 @@ def read_relations(config: DatasetConfig, name: str, limit: int = 0) -> tuple[li
 
 def _shards(folder: str, limit: int, left_out: Counter[str]) -> Iterator[RelationItem]:
     manifest = load_manifest(folder)
-    reader = ShardReader(manifest)
-    places = [(shard, index) for shard, info in enumerate(manifest.shards) for index in range(info.samples)]
-    for place in places[: limit or None]:
-        try:
-            key, members = read_sample_members(reader.read(*place))
-            sample, _ = parse_sample(members, key, manifest.folder.name)
-        except BadSample as error:
-            left_out[error.reason] += 1
-            continue
+    for read in usable_samples(ShardReader(manifest), left_out, manifest.places()[: limit or None]):
+        sample = read.need()
         stored = sample.extra.get("relation")
         if not _is_relation(stored):
             left_out["no_relation" if stored is None else "bad_relation"] += 1

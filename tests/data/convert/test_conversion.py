@@ -17,18 +17,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cloc.__main__ import app
-from cloc.contracts import Sample
-from cloc.data.convert.conversion import ATTRIBUTION_NAME, convert
-from cloc.data.convert.resumable_jobs import UNFINISHED_NAME
+from cloc.data.convert.conversion import convert
+from cloc.data.convert.formats.openmoji import ATTRIBUTION_NAME
 from cloc.data.decode import decode_rgb
 from cloc.data.inspect.check import check
 from cloc.data.inspect.show import show
-from cloc.data.sample import parse_sample
+from cloc.data.jobs.resumable_jobs import UNFINISHED_NAME
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
-from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
 from tests.kit.paths import ROOT
+from tests.kit.sources import read_samples
 
 QUIET = Console(quiet=True)
 REGION = {"box": [0.25, 0.0, 0.5, 0.5], "phrases": ["a chick", "the bird"], "category": "bird", "iscrowd": 1}
@@ -47,16 +45,6 @@ def write_lines(path: Path, *records: dict[str, Any] | bytes) -> Path:
     return path
 
 
-def read_all(folder: Path) -> dict[str, Sample]:
-    manifest = load_manifest(folder)
-    reader, found = ShardReader(manifest), {}
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            key, members = read_sample_members(reader.read(shard, index))
-            found[key] = parse_sample(members, key, "")[0]
-    return found
-
-
 def test_jsonl(tmp_path: Path) -> None:
     first, second = save(tmp_path / "in/a/x.1.jpg"), save(tmp_path / "in/b/x.1.png")
     record = {"captions": ["a chick by a cup"], "regions": [REGION], "split": "val"}
@@ -65,7 +53,7 @@ def test_jsonl(tmp_path: Path) -> None:
     )
     report = convert("jsonl", lines, tmp_path / "out", console=QUIET).report
     assert report.counts == {"samples": 2, "captions": 2, "regions": 0, "crowds": 2, "phrases": 4}
-    samples = read_all(tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
     assert list(samples) == ["x_1", "x_1-1"]
     assert samples["x_1"].image == first.read_bytes() and samples["x_1-1"].image == second.read_bytes()
     sample = samples["x_1"]
@@ -108,7 +96,7 @@ def test_text_that_utf8_cannot_hold_and_files_that_are_none(tmp_path: Path) -> N
     records += [{**good, "image": name} for name in ("pipe.jpg", "folder.jpg", "nul\0.jpg")]
     lines = write_lines(tmp_path / "set.jsonl", *records)
     report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.9, console=QUIET).report
-    assert report.skipped == {"bad_text": 2, "image_unreadable": 4} and list(read_all(tmp_path / "out")) == ["good"]
+    assert report.skipped == {"bad_text": 2, "image_unreadable": 4} and list(read_samples(tmp_path / "out")) == ["good"]
 
 
 def test_progress_and_rate_are_shown(tmp_path: Path) -> None:
@@ -129,7 +117,7 @@ def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "set.jsonl", upright, lying)
     report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.5, console=QUIET).report
     assert report.skipped == {"orientation_conflict": 1}
-    sample = read_all(tmp_path / "out")["turned"]
+    sample = read_samples(tmp_path / "out")["turned"]
     assert (sample.width, sample.height) == (20, 40)
     assert decode_rgb(sample.image).shape == (3, 40, 20)
     assert sample.regions[0].box == (0.25, 0.0, 0.5, 0.5)
@@ -163,7 +151,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", console=QUIET, **shares).report
     assert capsys.readouterr().out == ""
     assert report.skipped == {"image_unreadable": 1} and report.mended == {"box_empty": 1}
-    samples = read_all(tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
     first = samples["000000000009"]
     assert [(region.box, region.phrases, region.crowd) for region in first.regions] == [
         ((0.25, 0.0, 0.5, 0.5), ("bird",), False),
@@ -177,7 +165,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_coco_without_captions_or_files(tmp_path: Path) -> None:
     source = make_coco(tmp_path / "in", captions=False)
     convert("coco", source, tmp_path / "out", max_skip_share=0.7, console=QUIET)
-    assert list(read_all(tmp_path / "out")) == ["000000000009"]
+    assert list(read_samples(tmp_path / "out")) == ["000000000009"]
     with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json"):
         convert("coco", source, tmp_path / "other", split="train2017", console=QUIET)
 
@@ -196,7 +184,7 @@ def test_openmoji(tmp_path: Path) -> None:
     assert names == [[f"shard-{i:06d}.tar" for i in range(3)], ["shard-000000.tar"], ["shard-000000.tar"]]
     assert check(tmp_path / "train").ok
     words = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    captions = [sample.captions[0] for sample in read_all(tmp_path / "train").values()]
+    captions = [sample.captions[0] for sample in read_samples(tmp_path / "train").values()]
     assert {word for caption in captions for word in re.findall(r"\w+", caption.lower())} <= words.keys()
 
 
@@ -214,7 +202,7 @@ def test_openmoji_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None
 
 
 def test_unknown_format_and_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'voc' is unknown; the formats are openmoji, jsonl, coco, lvis, refcoco"):
+    with pytest.raises(ValueError, match="'voc' is unknown; the formats are coco, flickr30k_entities, grit, jsonl"):
         convert("voc", tmp_path, tmp_path / "out", console=QUIET)
     with pytest.raises(FileNotFoundError, match=r"no such source.*\.jsonl"):
         convert("jsonl", tmp_path / "absent.jsonl", tmp_path / "out", console=QUIET)
@@ -268,7 +256,7 @@ def test_real_photographs(shared: Path, tmp_path: Path) -> None:
     convert("jsonl", write_lines(tmp_path / "val.jsonl", *records), tmp_path / "out", console=QUIET)
     result = check(tmp_path / "out")
     assert result.ok and result.usable == 40
-    found = read_all(tmp_path / "out")
+    found = read_samples(tmp_path / "out")
     for record, sample in zip(records, found.values(), strict=True):
         assert (sample.width, sample.height) == (record["width"], record["height"])
         assert [list(region.phrases) for region in sample.regions] == [item["phrases"] for item in record["regions"]]

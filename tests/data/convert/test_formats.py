@@ -18,12 +18,11 @@ from rich.console import Console
 
 from cloc.contracts import Region, Sample
 from cloc.data.convert.conversion import convert
-from cloc.data.convert.records import Report
 from cloc.data.inspect.check import check
+from cloc.data.jobs.report import Report
 from cloc.data.sample import parse_box, parse_sample
 from cloc.data.shards.index import load_manifest
-from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import read_sample_members
+from tests.kit.sources import read_samples
 
 QUIET = Console(quiet=True)
 WIDTH, HEIGHT = 40, 20
@@ -44,21 +43,11 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def read_all(folder: Path) -> dict[str, Sample]:
-    manifest = load_manifest(folder)
-    reader, found = ShardReader(manifest), {}
-    for shard, info in enumerate(manifest.shards):
-        for index in range(info.samples):
-            key, members = read_sample_members(reader.read(shard, index))
-            found[key] = parse_sample(members, key, "")[0]
-    return found
-
-
 def run(format: str, source: Path, out: Path, **options: Any) -> tuple[Report, dict[str, Sample]]:
     options = {"max_skip_share": 0.9, "max_drop_share": 0.9} | options
     report = convert(format, source, out, console=QUIET, **options).report
     assert check(out).ok and report.imbalance() == ""
-    return report, read_all(out)
+    return report, read_samples(out)
 
 
 def phrases(sample: Sample) -> list[tuple[str, ...]]:
@@ -307,7 +296,7 @@ def test_grit_is_read_as_it_is(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", {"000000000": GRIT, "000000001": {**GRIT, "ref_exps": None, "noun_chunks": None}})
     manifest = load_manifest(tmp_path)
     assert (manifest.samples, manifest.regions) == (2, 2)
-    first, second = read_all(tmp_path).values()
+    first, second = read_samples(tmp_path).values()
     assert first.regions == GRIT_REGIONS and first.captions == (CAPTION,)
     assert "clip_similarity_vitb32" in first.extra and "ref_exps" not in first.extra
     assert second.regions == () and second.captions == (CAPTION,)

@@ -15,11 +15,11 @@ from cloc.contracts import Region, Sample
 from cloc.data.inspect import check as check_module
 from cloc.data.inspect.check import check
 from cloc.data.inspect.check_report import to_json
-from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, read_sample_members
+from cloc.data.shards.samples import each_sample
+from cloc.data.shards.tars import ShardError
 from tests.kit.landscapes import BOX, jpeg, landscape, printed, sample, write
 
 
@@ -88,13 +88,7 @@ def keys_of(folder: Path) -> list[str]:
 
 
 def samples_of(folder: Path) -> list[Sample]:
-    manifest = load_manifest(folder)
-    reader, found = ShardReader(manifest), []
-    for number, shard in enumerate(manifest.shards):
-        for index in range(shard.samples):
-            key, members = read_sample_members(reader.read(number, index))
-            found.append(parse_sample(members, key, "set")[0])
-    return found
+    return [stored.need() for stored in each_sample(ShardReader(load_manifest(folder)), source="set")]
 
 
 def test_fix_writes_a_clean_copy_and_leaves_the_source_alone(faulty: Path, tmp_path: Path) -> None:
@@ -128,7 +122,7 @@ def test_a_fix_that_cannot_be_written_is_refused_before_the_pass(
     (tmp_path / "full").mkdir()
     for name in ("full/kept", "file"):
         (tmp_path / name).write_text("mine")
-    monkeypatch.setattr(check_module, "_pool", lambda workers: pytest.fail("the pass has begun"))
+    monkeypatch.setattr(check_module, "WorkerPool", lambda *_: pytest.fail("the pass has begun"))
     with pytest.raises(ShardError, match=message):
         check(faulty, fix=tmp_path / out)
     assert (tmp_path / "full/kept").read_text() == "mine"

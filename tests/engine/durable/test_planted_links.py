@@ -21,10 +21,10 @@ from cloc.__main__ import app
 from cloc.config.multirun import ClearWay
 from cloc.contracts import Region, Sample
 from cloc.data.convert.conversion import convert
-from cloc.data.convert.records import Report
-from cloc.data.convert.resumable_jobs import Job, Task
 from cloc.data.inspect.check import check
 from cloc.data.inspect.show import show
+from cloc.data.jobs.report import Report
+from cloc.data.jobs.resumable_jobs import Job, Task
 from cloc.data.shards.writer import write_shards
 from cloc.engine import run
 from cloc.engine.durable.run_folder import RunFolder, locked

@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 from cloc.data.boxes import check_kind
 from cloc.data.convert.formats.files import as_json, json_objects, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.records import Record, RecordSource
 from cloc.data.drops import WITHOUT_IMAGE
 from cloc.data.grit import cut
+from cloc.data.shards.keys import Keys
 
 COCO_BOXES = "xywh_pixels"
 
@@ -84,12 +86,17 @@ class CocoFiles:
     def of(self, number: str) -> dict[str, Any]:
         """Return the annotations of one picture, as ``coco_object`` takes them."""
         boxes = [
-            (own, self.phrases.get(own.category or "", []), self.names.get(own.category or ""))
-            for own in self.boxes.get(number, ())
+            (box, self.phrases.get(box.category or "", []), self.names.get(box.category or ""))
+            for box in self.boxes.get(number, ())
         ]
         return {"image": self.images[number], "boxes": boxes, "captions": self.captions.get(number, [])}
 
 
+@register(
+    "coco",
+    "a folder with annotations/instances_SPLIT.json, captions_SPLIT.json or both, and SPLIT/",
+    holds("annotations/instances_*.json", "annotations/captions_*.json"),
+)
 def open_coco(
     source: Path,
     *,
@@ -106,9 +113,9 @@ def open_coco(
     Args:
         source: folder that holds ``annotations`` and the pictures.
         split: name of the picture folder.
-        images: folder of the pictures; None for ``SPLIT`` in ``source``.
-        boxes: what ``bbox`` holds, one of ``BOX_KINDS``.
-        ignore_crowd_flag: take groups for ordinary regions.
+        images: folder of the pictures, where it is not ``SPLIT`` in the source.
+        boxes: order and unit of the boxes: xyxy, xywh, cxcywh or yxyx, _, and normalized, percent, thousand or pixels.
+        ignore_crowd_flag: take groups (iscrowd) for ordinary regions.
 
     Raises:
         FileNotFoundError: there is neither annotation file, or no picture folder.
@@ -125,6 +132,11 @@ def open_coco(
     return _open(f"coco_{split}", files, root, str, check_kind(boxes), ignore_crowd_flag)
 
 
+@register(
+    "lvis",
+    "a folder with lvis_v1_SPLIT.json and the pictures of COCO in train2017/ and val2017/",
+    holds("lvis_v1_*.json", "annotations/lvis_v1_*.json"),
+)
 def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
     """Open LVIS v1: ``lvis_v1_SPLIT.json`` and COCO's pictures, ``train2017/`` and ``val2017/``.
 
@@ -133,7 +145,7 @@ def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -
     Args:
         source: folder of the JSON file, or of ``annotations/`` that holds it.
         split: ``train``, ``val``, or another part of the file's name.
-        images: folder of ``train2017/`` and ``val2017/``; None for ``source``.
+        images: folder of ``train2017/`` and ``val2017/``, where it is not the source.
 
     Raises:
         FileNotFoundError: there is no such annotation file.
@@ -153,20 +165,20 @@ def _open(
     boxes: str = COCO_BOXES,
     ignore_crowd_flag: bool = False,
 ) -> RecordSource:
-    found = read_coco(files, readable)
-    above = ", ".join(map(repr, found.roots))
+    coco = read_coco(files, readable)
+    above = ", ".join(map(repr, coco.roots))
     notes = (f"no class, since it has no box and only stands above the classes: {above}",) if above else ()
     return RecordSource(
         name,
         tuple(files),
-        _records(found, root),
-        len(found.images),
-        found.categories or None,
+        _records(coco, root),
+        len(coco.images),
+        coco.categories or None,
         coco_object,
-        found.counts,
+        coco.counts,
         boxes,
         ignore_crowd_flag,
-        found.annotations,
+        coco.annotations,
         notes,
     )
 
@@ -182,26 +194,26 @@ def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> Co
         ValueError: an id stands for two pictures or two classes, or two files number their pictures differently; a
             list is none, an item of it is no object, or a class has no text for a name.
     """
-    found, categories, earlier = CocoFiles(), {}, set()
+    coco, categories, earlier = CocoFiles(), {}, set()
     for path in files:
-        own: dict[str, dict[str, Any]] = {}
-        collect(own, json_objects(path, "images.item"), path, IMAGES)
-        refuse_other_numbers(found.images, own, (files[0], path), IMAGES)
-        collect(found.images, own.values(), path, IMAGES)
+        images: dict[str, dict[str, Any]] = {}
+        collect(images, json_objects(path, "images.item"), path, IMAGES)
+        refuse_other_numbers(coco.images, images, (files[0], path), IMAGES)
+        collect(coco.images, images.values(), path, IMAGES)
         collect(categories, json_objects(path, "categories.item"), path, CATEGORIES)
     for path in files:
-        _read_annotations(path, found, earlier)
-    used = {box.category for boxes in found.boxes.values() for box in boxes}
+        _read_annotations(path, coco, earlier)
+    used = {box.category for boxes in coco.boxes.values() for box in boxes}
     roots = _roots(categories, used)
-    placeholder = len(categories) == 1 and any(box.spans for boxes in found.boxes.values() for box in boxes)
+    placeholder = len(categories) == 1 and any(box.spans for boxes in coco.boxes.values() for box in boxes)
     for number, item in categories.items():
         if number not in roots and not placeholder:
-            found.names[number] = readable(item["name"])
-            synonyms = [found.names[number], *map(readable, _synonyms(item, number, files))]
-            found.phrases[number] = list(dict.fromkeys(synonyms))
-    found.categories = tuple(sorted(set(found.names.values())))
-    found.roots = tuple(sorted({str(categories[number]["name"]) for number in roots} - set(found.categories)))
-    return found
+            coco.names[number] = readable(item["name"])
+            synonyms = [coco.names[number], *map(readable, _synonyms(item, number, files))]
+            coco.phrases[number] = list(dict.fromkeys(synonyms))
+    coco.categories = tuple(sorted(set(coco.names.values())))
+    coco.roots = tuple(sorted({str(categories[number]["name"]) for number in roots} - set(coco.categories)))
+    return coco
 
 
 def _synonyms(item: Mapping[str, Any], number: str, files: Sequence[Path]) -> list[str]:
@@ -222,46 +234,46 @@ def _roots(categories: Mapping[str, dict[str, Any]], used: set[str | None]) -> s
     }
 
 
-def _read_annotations(path: Path, found: CocoFiles, earlier: set[int]) -> None:
-    """Add the annotations of one file; ``earlier`` holds a mark of each."""
+def _read_annotations(path: Path, coco: CocoFiles, earlier: set[int]) -> None:
+    """Add the annotations of one file; ``earlier`` holds a fingerprint of each."""
     for item in json_objects(path, "annotations.item"):
         image = id_of(item.get("image_id"))
-        if image is None or image not in found.images:
-            found.counts[WITHOUT_IMAGE] += 1
+        if image is None or image not in coco.images:
+            coco.counts[WITHOUT_IMAGE] += 1
             continue
         texts, box = _texts(item), item.get("bbox")
         spans, phrases = item.get("tokens_positive"), item.get("phrase_ids")
         kept = Box(box, id_of(item.get("category_id")), item.get("iscrowd"), tuple(texts), spans, phrases)
-        mark = hash((id_of(item.get("id")), image, repr(kept)))
-        if "id" in item and mark in earlier:
-            found.counts["annotation_twice"] += 1
+        fingerprint = hash((id_of(item.get("id")), image, repr(kept)))
+        if "id" in item and fingerprint in earlier:
+            coco.counts["annotation_twice"] += 1
             continue
-        earlier.add(mark)
-        found.annotations += 1
+        earlier.add(fingerprint)
+        coco.annotations += 1
         if not box and any(key in item for key in TEXT_KEYS):
-            found.captions[image] += texts or [None]  # counted as caption_not_text
+            coco.captions[image] += texts or [None]  # counted as caption_not_text
         else:
-            found.boxes[image].append(kept)
+            coco.boxes[image].append(kept)
 
 
 def _texts(item: Mapping[str, Any]) -> list[Any]:
     """Return the texts of an annotation; what is none stays for the parser to count."""
-    found = []
+    texts = []
     for key in TEXT_KEYS:
         value = item.get(key)
         for text in value if isinstance(value, list) else [value]:
-            found.append(text.get("sent", text.get("raw")) if isinstance(text, dict) else text)
-    return [text for text in found if text is not None]
+            texts.append(text.get("sent", text.get("raw")) if isinstance(text, dict) else text)
+    return [text for text in texts if text is not None]
 
 
-def _records(found: CocoFiles, root: Path) -> Iterator[Record]:
+def _records(coco: CocoFiles, root: Path) -> Iterator[Record]:
     keys = Keys()
-    for number, image in found.images.items():
+    for number, image in coco.images.items():
         path = file_name(image)
         if path is None:
             yield Record(f"image {number}", fault=("bad_annotation", "neither file_name nor coco_url"))
             continue
-        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, found.of(number))
+        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, coco.of(number))
 
 
 def coco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files of a source: found or refused with a remedy, and large JSON read piece by piece."""
+"""Finds the files of a source, or refuses with a remedy; reads large JSON piece by piece."""
 
 from __future__ import annotations
 

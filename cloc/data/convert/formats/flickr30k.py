@@ -11,11 +11,18 @@ from xml.etree import ElementTree
 
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.files import need_file, need_folder
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.records import Record, RecordSource
+from cloc.data.shards.keys import Keys
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]/]*)*\s+([^\]]*)\]")  # chain id, types, words
 
 
+@register(
+    "flickr30k_entities",
+    "a folder with Annotations/, Sentences/ and SPLIT.txt",
+    holds("Annotations/*.xml", "Sentences/*.txt"),
+)
 def open_flickr30k_entities(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
     """Open ``Annotations/ID.xml``, ``Sentences/ID.txt`` and the split's list of ids.
 
@@ -25,7 +32,7 @@ def open_flickr30k_entities(source: Path, *, split: str = "val", images: Path | 
     Args:
         source: folder of the two folders and of ``SPLIT.txt``.
         split: ``train``, ``val`` or ``test``.
-        images: folder of ``ID.jpg``; None for ``flickr30k-images`` in ``source``.
+        images: folder of ``ID.jpg``, where it is not ``flickr30k-images`` in the source.
 
     Raises:
         FileNotFoundError: a file or folder is missing.

@@ -1,4 +1,4 @@
-"""Ids of pictures, classes and annotations: joined as they are meant, refused where they stand for two things.
+"""Joins pictures, classes and annotations by their ids, and refuses an id that stands for two things.
 
 A picture that takes another one's boxes looks like any other in every count; so what cannot be told apart is refused.
 """
@@ -39,11 +39,11 @@ class Kind(NamedTuple):
     text: str | None = None
 
 
-def collect(found: dict[str, Item], items: Iterable[Item], path: Path, kind: Kind) -> None:
+def collect(by_id: dict[str, Item], items: Iterable[Item], path: Path, kind: Kind) -> None:
     """Add items by their ids.
 
     Args:
-        found: receives them; what it holds already stays.
+        by_id: receives them; what it holds already stays.
         items: of one list of a file.
         path: the file.
         kind: what they are.
@@ -59,7 +59,7 @@ def collect(found: dict[str, Item], items: Iterable[Item], path: Path, kind: Kin
         if kind.text is not None and not isinstance(item.get(kind.text), str):
             seen = f"has the {kind.text} {as_json(item[kind.text])}" if kind.text in item else f"has no {kind.text}"
             raise ValueError(f"{path}: {kind.what} {kind.key} {number} {seen}; a text is needed, correct it there")
-        known = found.setdefault(number, item)
+        known = by_id.setdefault(number, item)
         if known is not item and not kind.same(known, item):
             both = f"{kind.what} {kind.key} {number} stands for {kind.name(known)!r} and for {kind.name(item)!r}"
             remedy = f"nobody can know whose its annotations are; give each {kind.what} an id of its own, there too"
@@ -92,7 +92,7 @@ def refuse_other_numbers(first: dict[str, Item], second: dict[str, Item], paths:
         numbers.setdefault(kind.name(item), set()).add(number)
     for number, item in second.items():
         name = kind.name(item)
-        own = numbers.get(name) if name is not None else None
-        if own and number not in own:
-            seen = f"{name!r} has id {min(own)} in {paths[0].name} and id {number} in {paths[1].name}"
+        ids = numbers.get(name) if name is not None else None
+        if ids and number not in ids:
+            seen = f"{name!r} has id {min(ids)} in {paths[0].name} and id {number} in {paths[1].name}"
             raise ValueError(f"{paths[1]}: {seen}; take files that number each {kind.what} alike")

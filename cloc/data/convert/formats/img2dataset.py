@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.data.convert.formats.files import need_folder
-from cloc.data.convert.records import Keys, Record, RecordSource, TarSlice
+from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.records import Record, RecordSource, TarSlice
+from cloc.data.shards.keys import Keys
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
 from cloc.data.shards.tars import open_tar, split_name
 
 
+@register("grit", "a folder of img2dataset's .tar shards", holds("*.tar"))
 def open_grit(source: Path) -> RecordSource:
     """Open a folder of ``.tar`` shards of ``jpg``, ``txt`` and ``json``, as img2dataset writes them.
 
@@ -43,12 +46,12 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
             file, read, size = open_tar(path)
             with file:
                 for member in walk_whole(read, size):
-                    own, _ = split_name(member)
-                    if own and own != key:
+                    member_key, _ = split_name(member)
+                    if member_key and member_key != key:
                         if key:
                             yield _record(path, key, start, end, keys)
-                        key, start = own, member.offset
-                    end = member.end if own else end
+                        key, start = member_key, member.offset
+                    end = member.end if member_key else end
         except (HeaderError, OSError) as error:
             yield Record(f"{path.name} at byte {end:,}", fault=("unreadable_shard", f"{path}: {error}"))
             if key:

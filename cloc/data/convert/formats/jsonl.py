@@ -1,4 +1,4 @@
-"""One JSON object a line: a shard's JSON member, and the path of its picture."""
+"""Reads ``jsonl``: one JSON object a line, a shard's JSON member and the path of its picture."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import NORMALIZED, check_kind
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.formats.registry import register
+from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
 from cloc.data.sample import read_object
+from cloc.data.shards.keys import Keys
 
 
+@register("jsonl", "a .jsonl file; pictures lie relative to it", lambda source: source.suffix.lower() == ".jsonl")
 def open_jsonl(
     source: Path, *, images: Path | None = None, boxes: str = NORMALIZED, ignore_crowd_flag: bool = False
 ) -> RecordSource:
@@ -19,9 +22,9 @@ def open_jsonl(
 
     Args:
         source: the file.
-        images: folder that the picture paths are relative to; None for the file's own.
-        boxes: what ``box`` of a region holds, one of ``BOX_KINDS``.
-        ignore_crowd_flag: take groups for ordinary regions.
+        images: folder that the pictures' paths are relative to, where it is not the file's own.
+        boxes: order and unit of the boxes: xyxy, xywh, cxcywh or yxyx, _, and normalized, percent, thousand or pixels.
+        ignore_crowd_flag: take groups (iscrowd) for ordinary regions.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -32,8 +35,8 @@ def open_jsonl(
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
     records = _records(source, images or source.parent)
-    own = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
-    return RecordSource(source.stem, (source,), records, total, **own)
+    options = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
+    return RecordSource(source.stem, (source,), records, total, **options)
 
 
 def _records(source: Path, root: Path) -> Iterator[Record]:

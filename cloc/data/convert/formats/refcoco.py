@@ -10,7 +10,9 @@ from typing import Any
 from cloc.data.convert.formats.coco import CATEGORIES, COCO_BOXES, IMAGES, file_name
 from cloc.data.convert.formats.files import json_objects, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.records import Record, RecordSource
+from cloc.data.shards.keys import Keys
 
 _OBJECTS = Kind(
     "annotation",
@@ -20,6 +22,11 @@ _OBJECTS = Kind(
 _PICTURES = "images/mscoco/images/train2014"
 
 
+@register(
+    "refcoco",
+    "a folder with refs(SPLIT_BY).json and instances.json, of RefCOCO, RefCOCO+ or RefCOCOg",
+    holds("refs(*).json", "refs(*).p"),
+)
 def open_refcoco(
     source: Path, *, split: str = "val", split_by: str | None = None, images: Path | None = None
 ) -> RecordSource:
@@ -31,8 +38,8 @@ def open_refcoco(
     Args:
         source: folder of the two files.
         split: ``train``, ``val``, ``test``, ``testA`` or ``testB``; ``test`` takes all three.
-        split_by: ``unc``, ``umd`` or ``google``; None where there is one file of references.
-        images: folder of COCO's ``train2014`` pictures; None for ``images/mscoco/images/train2014`` beside ``source``.
+        split_by: ``unc``, ``umd`` or ``google``, where there are several files of references.
+        images: folder of COCO's train2014, where it is not ``images/mscoco/images/train2014`` beside the source.
 
     Raises:
         FileNotFoundError: a file is missing, or is there as a pickle only.
@@ -74,11 +81,11 @@ def _some(path: Path, prefix: str, wanted: Container[str | None]) -> Iterator[di
 
 
 def _find_refs(source: Path, split_by: str | None) -> Path:
-    found = sorted(source.glob(f"refs({split_by or '*'}).json"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{source}: holds {', '.join(path.name for path in found)}; name one with --split-by")
+    paths = sorted(source.glob(f"refs({split_by or '*'}).json"))
+    if len(paths) == 1:
+        return paths[0]
+    if paths:
+        raise ValueError(f"{source}: holds {', '.join(path.name for path in paths)}; name one with --split-by")
     pickles = sorted(source.glob(f"refs({split_by or '*'}).p"))
     if pickles:
         path = pickles[0]
@@ -103,14 +110,14 @@ def _records(
             detail = "instances.json has no such picture" if image is None else "it has no file_name"
             yield Record(f"image {number}", fault=("bad_annotation", detail))
             continue
-        told = []
+        referred = []
         for ref in refs:
-            own = objects.get(id_of(ref.get("ann_id")) or "")
-            if own is not None and id_of(own.get("image_id")) != number:
-                own = None  # an object of another picture is none of this one, whatever the reference says
-            category = names.get(id_of(own.get("category_id")) or "") if own is not None else None
-            told.append((ref.get("sentences"), own, category))
-        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, {"image": image, "refs": told})
+            annotation = objects.get(id_of(ref.get("ann_id")) or "")
+            if annotation is not None and id_of(annotation.get("image_id")) != number:
+                annotation = None  # an object of another picture is none of this one, whatever the reference says
+            category = names.get(id_of(annotation.get("category_id")) or "") if annotation is not None else None
+            referred.append((ref.get("sentences"), annotation, category))
+        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, {"image": image, "refs": referred})
 
 
 def refcoco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
@@ -123,15 +130,15 @@ def refcoco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict
     """
     image = annotations["image"]
     regions: dict[Any, Any] = {}
-    for place, (sentences, found, category) in enumerate(annotations["refs"]):
-        if found is None:  # counted as region_malformed
+    for place, (sentences, annotation, category) in enumerate(annotations["refs"]):
+        if annotation is None:  # counted as region_malformed
             regions[("missing", place)] = None
             continue
-        number = id_of(found["id"])
+        number = id_of(annotation["id"])
         if number in regions:
             counts["box_joined"] += 1
         else:
-            box, crowd = found.get("bbox"), found.get("iscrowd")
+            box, crowd = annotation.get("bbox"), annotation.get("iscrowd")
             regions[number] = {"box": box, "phrases": [], "category": category, "crowd": crowd}
         texts = [sentence["sent"] for sentence in sentences]
         regions[number]["phrases"] = list(dict.fromkeys([*regions[number]["phrases"], *texts]))

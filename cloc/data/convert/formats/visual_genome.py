@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 from cloc.data.convert.formats.coco import COCO_BOXES
 from cloc.data.convert.formats.files import json_items, json_objects, need_file
 from cloc.data.convert.formats.ids import Kind, collect, id_of, same_picture
-from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import parse_json
+from cloc.data.shards.keys import Keys
 
 _SPLITS = "densecap_splits.json"
 
@@ -26,6 +28,11 @@ def _path(picture: Mapping[str, Any]) -> str | None:
 _PICTURES = Kind("picture", _path, lambda one, two: same_picture(one, two, _path), "image_id")
 
 
+@register(
+    "visual_genome",
+    "a folder with region_descriptions.json, image_data.json and VG_100K*/",
+    holds("region_descriptions.json"),
+)
 def open_visual_genome(source: Path, *, split: str | None = None, images: Path | None = None) -> RecordSource:
     """Open ``region_descriptions.json``, ``image_data.json`` and the pictures in ``VG_100K/`` and ``VG_100K_2/``.
 
@@ -33,9 +40,9 @@ def open_visual_genome(source: Path, *, split: str | None = None, images: Path |
 
     Args:
         source: folder of the files.
-        split: ``train``, ``val`` or ``test`` of DenseCap's ``densecap_splits.json`` in ``source``; None for all
-            pictures, since Visual Genome has no splits of its own.
-        images: folder of the two folders of pictures; None for ``source``.
+        split: ``train``, ``val`` or ``test`` of DenseCap's ``densecap_splits.json`` in the source; all pictures where
+            it is left out, since Visual Genome has no splits of its own.
+        images: folder of the two folders of pictures, where it is not the source.
 
     Raises:
         FileNotFoundError: a file is missing.

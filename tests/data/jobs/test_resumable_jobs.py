@@ -19,10 +19,10 @@ from rich.console import Console
 
 from cloc.contracts import Region, Sample
 from cloc.data.convert import conversion as convert_module
-from cloc.data.convert import resumable_jobs as jobs
 from cloc.data.convert.conversion import convert
-from cloc.data.convert.records import Report
-from cloc.data.convert.resumable_jobs import UNFINISHED_NAME, Job, Task
+from cloc.data.jobs import resumable_jobs as jobs
+from cloc.data.jobs.report import Report
+from cloc.data.jobs.resumable_jobs import UNFINISHED_NAME, Job, Task
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
 from cloc.data.shards.tars import ShardError

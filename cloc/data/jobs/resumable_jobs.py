@@ -1,33 +1,25 @@
 """Shards made by several processes, in a job that may be killed at any time and continued.
 
-Stands beside ``convert`` at the start of ``data → models → losses → evaluation → engine``. Each task makes one shard
-from what it is given alone, so the bytes do not depend on the number of processes. Finished shards and a record of them
-wait in ``OUT/.unfinished``, where no reader looks. Only when all are done do they move into place.
+Serves conversion at the start of ``data → models → losses → evaluation → engine``, and labeling. Each task makes one
+shard from what it is given alone, so the bytes do not depend on the number of processes. Finished shards and a record
+of them wait in ``OUT/.unfinished``, where no reader looks. Only when all are done do they move into place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import connection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cloc.command import shielded
 from cloc.contracts import Sample
-from cloc.data.convert.records import Report
+from cloc.data.jobs.report import Report
+from cloc.data.jobs.worker_pool import WorkerPool
 from cloc.data.shards.index import write_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.tars import ShardError, ShardInfo
@@ -38,7 +30,6 @@ UNFINISHED_NAME = ".unfinished"
 """Folder within the target that holds a job's finished shards and its record."""
 
 _RECORD_NAME = "record.jsonl"
-_AHEAD = 2  # tasks given out per process: the next one is there when a process has finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +37,25 @@ class Task:
     """What makes one shard.
 
     Attributes:
-        make: yields the shard's samples and counts in the report; pickled into a worker, and the same at every call.
+        make: yields the shard's samples and counts in the report. Called with the report, and then with what the job's
+            ``initialize`` made in this process, if there is one; pickled into a process, and the same at every call.
         folder: folder below the target, empty for the target itself.
     """
 
-    make: Callable[[Report], Iterator[Sample]]
+    make: Callable[..., Iterator[Sample]]
     folder: str = ""
 
 
 class Job:
     """A target folder that is being filled.
+
+    A job whose processes each load a model once, where ``label(path, report, model)`` yields the samples of a shard::
+
+        job = Job(out, {"detector": name, "shards": [path.name for path in paths]})
+        tasks = (Task(partial(label, path)) for path in paths)
+        job.run(tasks, workers=4, initialize=partial(load_model, name), on_shard=lambda report, earlier: bar.advance())
+        job.place()
+        job.close()
 
     Args:
         out: target folder.
@@ -84,19 +84,32 @@ class Job:
         make_folder(out, UNFINISHED_NAME)
         self._write_record([self._identity])
 
-    def run(self, tasks: Iterable[Task], *, workers: int = 1, on_shard: Callable[[Report, bool], None]) -> None:
+    def run(
+        self,
+        tasks: Iterable[Task],
+        *,
+        workers: int = 1,
+        initialize: Callable[[], Any] | None = None,
+        on_shard: Callable[[Report, bool], None],
+    ) -> None:
         """Do the tasks that are not done.
 
         Args:
             tasks: one a shard, in a fixed order; those done before are not looked into.
             workers: processes; 1 does it all in this one. The result is the same for any number.
+            initialize: makes what each process keeps from task to task, for instance a loaded model, and hands to
+                ``Task.make``; called where there is something to do. See :class:`WorkerPool`.
             on_shard: called in order with each shard's report and whether an earlier run made it; may raise to stop.
+
+        Raises:
+            WorkerError: ``initialize`` failed, or processes were killed again and again at the same task.
         """
         for result in self.done:
             on_shard(Report.from_json(result["report"]), True)
         fresh = itertools.islice(_numbered(tasks), len(self.done), None)
-        with contextlib.closing(_each(fresh, self._room, workers)) as made:
-            for result in made:
+        calls = ((number, task, self._room) for number, task in fresh)
+        with WorkerPool(workers, initialize) as pool:
+            for result in pool.run(_make_shard, calls):
                 append(self._record, json.dumps(result) + "\n", sync=True)
                 self.done.append(result)
                 on_shard(Report.from_json(result["report"]), False)
@@ -146,23 +159,26 @@ class Job:
         write_file(self._record, "".join(json.dumps(item) + "\n" for item in items))
 
     def _is_there(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result is whole and its shards are where it says; a record that leads elsewhere is none of ours."""
         if not {"folder", "shards", "categories", "report"} <= result.keys():
             return False
-        for info in result["shards"]:
-            if Path(info["name"]).name != info["name"]:  # a record that leads elsewhere is none of ours
-                return False
-            paths = [self._room / result["folder"] / info["name"], self.out / result["folder"] / info["name"]]
-            if not any(path.is_file() and path.stat().st_size == info["bytes"] for path in paths):
-                return False
-        return True
+        try:
+            shards = [ShardInfo.from_json(info) for info in result["shards"]]
+        except ValueError:
+            return False
+        return all(
+            any(
+                path.is_file() and path.stat().st_size == shard.bytes
+                for path in (self._room / result["folder"] / shard.name, self.out / result["folder"] / shard.name)
+            )
+            for shard in shards
+        )
 
     def _place(self, folder: str, categories: Iterable[str]) -> Manifest:
         """Move the shards of one folder into place; cut short, it leaves a folder that no reader takes."""
         target = make_folder(self.out, *Path(folder).parts)
         mine = [result for result in self.done if result["folder"] == folder]
-        shards = [
-            ShardInfo(**{**info, "offsets": tuple(info["offsets"])}) for result in mine for info in result["shards"]
-        ]
+        shards = [ShardInfo.from_json(info) for result in mine for info in result["shards"]]
         shards.sort(key=lambda info: info.name)
         names = {info.name for info in shards}
         (target / MANIFEST_NAME).unlink(missing_ok=True)
@@ -181,7 +197,7 @@ class Job:
 
 def _objects(lines: bytes) -> list[dict[str, Any]]:
     """JSON objects, one a line, up to the first line that is none: a kill cuts the last one off, a bad disk any."""
-    found = []
+    objects = []
     for line in lines.splitlines(keepends=True):
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
@@ -189,8 +205,8 @@ def _objects(lines: bytes) -> list[dict[str, Any]]:
             value = None
         if not isinstance(value, dict):
             break
-        found.append(value)
-    return found
+        objects.append(value)
+    return objects
 
 
 def _numbered(tasks: Iterable[Task]) -> Iterator[tuple[int, Task]]:
@@ -201,26 +217,10 @@ def _numbered(tasks: Iterable[Task]) -> Iterator[tuple[int, Task]]:
         seen[task.folder] += 1
 
 
-def _each(tasks: Iterable[tuple[int, Task]], room: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """Yield the results of tasks in order."""
-    if workers <= 1:
-        for number, task in tasks:
-            yield _make_shard(number, task, room)
-        return
-    pending: deque[Future[dict[str, Any]]] = deque()
-    with worker_pool(workers) as pool:
-        for number, task in tasks:
-            pending.append(pool.submit(_make_shard, number, task, room))
-            if len(pending) == workers * _AHEAD:  # bounds what waits, however long the list of tasks
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
+def _make_shard(number: int, task: Task, room: Path, *state: Any) -> dict[str, Any]:
     """Write the samples of one task; return plain JSON for the job's record."""
     report = Report()
-    samples = report.tally(task.make(report))
+    samples = report.tally(task.make(report, *state))
     result: dict[str, Any] = {"folder": task.folder, "shards": [], "categories": []}
     first = next(samples, None)
     if first is not None:
@@ -232,48 +232,7 @@ def _make_shard(number: int, task: Task, room: Path) -> dict[str, Any]:
         for part, info in enumerate(manifest.shards):  # more than one where the samples are giants
             name = f"shard-{number:06d}.tar" if part == 0 else f"shard-{number:06d}-{part}.tar"
             publish(scratch / info.name, place / name)
-            result["shards"].append(asdict(replace(info, name=name)))
+            result["shards"].append(replace(info, name=name).to_json())
         shutil.rmtree(scratch)
         result["categories"] = list(manifest.categories)
     return result | {"report": report.to_json()}
-
-
-@contextlib.contextmanager
-def worker_pool(workers: int, initializer: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Processes that do tasks; ended at once, in the middle of what they do, where the block ends by an exception.
-
-    Args:
-        workers: processes.
-        initializer: called in each; :func:`start_worker` by default.
-
-    Raises:
-        ShardError: one of them was killed.
-    """
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=initializer or start_worker)
-    try:
-        with shielded({signal.SIGINT}):  # Ctrl-C is the parent's, also while they start
-            pool.submit(os.getpid)  # starts all of them
-        yield pool
-    except BrokenProcessPool as error:
-        raise ShardError(
-            "a worker process was killed, often for want of memory (the system's log tells); run the same command "
-            "again, with fewer --workers if it happens again"
-        ) from error
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    """Die with the parent: a kill -9 gives it no time to stop its workers."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)

@@ -1,0 +1,1 @@
+"""Long work on shards: worker processes, jobs that continue after a kill, and the count of what they did."""
