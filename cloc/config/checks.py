@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cloc.config.domains import ConfigError, check_schema
-from cloc.config.nodes import instantiate, resolve
+from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, TrainConfig
+from cloc.config.terms import check_needs, check_negatives, terms_of
 
 
 def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
@@ -81,17 +82,9 @@ def _hint(schema: type, key: str) -> str:
 
 def _check_train(config: TrainConfig) -> None:
     _check_view(config.data)
-    instantiate(config.loss, "loss")  # cheap, and it knows best what its weights must be
-    region, grounding = (config.loss.get(name, 0) for name in ("region", "grounding"))
-    if config.model.prompter is None and (region > 0 or grounding > 0):
-        raise ConfigError(
-            f"loss.region={region}, loss.grounding={grounding} need a Prompter, but model.prompter is null; set both "
-            "weights to 0 (CLIP) or choose model/prompter=shared"
-        )
-    if grounding > 0 and config.model.grounding is None:
-        raise ConfigError(
-            f"loss.grounding={grounding} needs a head, but model.grounding is null; set it to 0 or choose one"
-        )
+    terms = terms_of(config.loss)
+    check_needs(config, terms)
+    check_negatives(config, terms)
     _check_contrast(config)
     _check_scale(config)
     for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text")):
@@ -102,16 +95,11 @@ def _check_train(config: TrainConfig) -> None:
 
 
 def _check_contrast(config: TrainConfig) -> None:
-    contrast, bias, negatives = config.loss.get("contrast", "softmax"), config.model.logit_bias, config.data.negatives
+    contrast, bias = config.loss.get("contrast", "softmax"), config.model.logit_bias
     if (contrast == "sigmoid") != (bias is not None):
         raise ConfigError(
             f"loss.contrast={contrast} with model.logit_bias={bias}: the sigmoid loss learns a bias, softmax has none; "
             "give loss.contrast=sigmoid model.logit_bias=-10, or loss.contrast=softmax model.logit_bias=null"
-        )
-    if negatives and not config.loss.get("region", 0):
-        raise ConfigError(
-            f"data.negatives={negatives} with loss.region={config.loss.get('region', 0)}: hard negatives belong to the "
-            "region loss; set data.negatives=0, or a weight"
         )
     if config.batch_size % config.trainer.accumulate:
         raise ConfigError(

@@ -39,7 +39,6 @@ from cloc.engine.machine import (
     prepare_run,
     shield_workers,
     use_threads,
-    weights_digest,
     without_requeue,
 )
 from cloc.engine.module import Pretrain
@@ -59,6 +58,7 @@ from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.files import into_folder, make_folder
+from cloc.models.weights.digests import weights_digest
 from cloc.models.weights.pretrained import complete
 
 console = Console()

@@ -22,10 +22,10 @@ from cloc.data.word_tokenizer import write_word_tokenizer
 from cloc.engine import run
 from cloc.engine.agreement import flat
 from cloc.engine.durable.checkpoint_file import inspect
-from cloc.engine.durable.checkpointing import set_random_state
 from cloc.engine.durable.resume import AFTER, After, after, changes
 from cloc.engine.module import Pretrain
 from cloc.engine.optim import build_optimizer, optim_config, rate, set_rate
+from cloc.engine.random_state import set_random_state
 from tests.kit.resuming import ROOT, assert_same, configure, make_squares, weights
 
 START = ["samples=32", "trainer.checkpoint_every=16"]  # four steps of 8
