@@ -21,10 +21,12 @@ from cloc.config.secrets import guard_output  # noqa: E402
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Compose, build, run; see :func:`cloc.engine.run.train`."""
-    from cloc.config import ConfigError, TrainConfig, check_keys
+    from cloc.config import ConfigError, TrainConfig, check_keys, find_class
 
     try:
-        check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
+        # Another task brings a schema of its own.
+        schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
+        check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
         if _in_sweep():
             raise

@@ -16,6 +16,7 @@ from cloc.config.schema import (
     EvaluationConfig,
     ModelConfig,
     OptimConfig,
+    RunConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationConfig",
     "ModelConfig",
     "OptimConfig",
+    "RunConfig",
     "TrainConfig",
     "TrainerConfig",
     "check_arguments",

@@ -223,10 +223,11 @@ class EvaluationConfig:
 
 
 @dataclass
-class TrainConfig:
-    """Everything that ``train.py`` takes.
+class RunConfig:
+    """What the engine reads of the configuration of any task; a task's own schema adds what it reads itself.
 
     Attributes:
+        task: class of another task (a subclass of ``cloc.engine.task.Task``); null for pretraining.
         name: of the run.
         run_dir: where its files go.
         seed: of weights, order and every random choice.
@@ -235,10 +236,10 @@ class TrainConfig:
         resume: continue the run that the folder holds; false refuses one that is not empty.
         dry_run: print steps, passes, readers and memory, and stop.
         profile: write a trace of a few steps and a table of where their time went.
-        init_from: run folder, checkpoint or export whose weights a new run starts from; parts it lacks start fresh.
         objective: metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep.
     """
 
+    task: str | None = None
     name: str = MISSING
     run_dir: str = MISSING
     seed: Seed = 0
@@ -247,15 +248,25 @@ class TrainConfig:
     resume: bool = True
     dry_run: bool = False
     profile: bool = False
-    init_from: str | None = None
     objective: str | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: dict[str, Any] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Everything that ``train.py`` takes for pretraining.
+
+    Attributes:
+        init_from: run folder, checkpoint or export whose weights a new run starts from; parts it lacks start fresh.
+    """
+
+    init_from: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
 
 
