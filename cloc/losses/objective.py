@@ -117,9 +117,7 @@ def _further(nodes: Mapping[str, Any], taken: set[str]) -> Iterator[Weighted]:
             raise ConfigError(f"{key}._target_={node['_target_']!r}: must name a subclass of cloc.losses.term.Term")
         trained = next((own for own, value in term.named_parameters() if value.requires_grad), None)
         if trained is not None:
-            raise ConfigError(
-                f"{key}: {trained} would be trained, and no optimizer moves it; make it part of the model"
-            )
+            raise ConfigError(f"{key}: {trained} would be trained, but by no optimizer; make it part of the model")
         yield Weighted(name, f"{key}.weight", weight, term)
 
 

@@ -113,12 +113,13 @@ def check_fit(stored: Stored, task: Task, digest: str, folder: RunFolder) -> Non
     """
     lines = changes(type(task), stored.info["config"], task.resolved)
     what = {key: task.after(key, task.resolved) for key in lines}
-    refused = sorted((key for key in lines if what[key] is After.REFUSED), key=_is_of_model)
+    refused = [key for key in lines if what[key] is After.REFUSED]
     for key in refused:
-        if _is_of_model(key):  # shapes say more of it
-            _check_model(stored, task, lines)
-        raise _refuse(stored, "model" if _is_of_model(key) else key, lines, key)
-    _check_model(stored, task, lines)
+        if not key.startswith("model."):
+            raise _refuse(stored, key, lines, key)
+    _check_model(stored, task, lines)  # shapes say more of it than keys
+    if refused:
+        raise _refuse(stored, "model", lines, refused[0])
     _check_optimizer(stored, task, lines, [key for key in lines if what[key] is After.FITS])
     task.check_resume(folder, lines)
     holding = [line for key, line in lines.items() if what[key] in (After.HOLDS, After.FITS)]
@@ -173,10 +174,6 @@ def _refuse(stored: Stored, what: str, lines: Mapping[str, str], prefix: str) ->
         f"{stored.path} holds another {what} ({keys}); restore these values, or give another run_dir, with init_from "
         "to begin with these weights"
     )
-
-
-def _is_of_model(key: str) -> bool:
-    return key.startswith("model.")
 
 
 def _check_model(stored: Stored, task: Task, lines: Mapping[str, str]) -> None:
