@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cloc.config.domains import ConfigError, check_schema
 from cloc.config.nodes import resolve
-from cloc.config.schema import DataConfig, TrainConfig
+from cloc.config.schema import DataConfig, RunConfig, TrainConfig
 from cloc.config.terms import check_needs, check_negatives, terms_of
 
 
@@ -52,8 +52,10 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
         ConfigError: as :func:`check_keys`, or a contradiction; names the key.
     """
     result = check_keys(config, schema)
-    if schema is TrainConfig:
+    if issubclass(schema, TrainConfig):
         _check_train(result)
+    if issubclass(schema, RunConfig):
+        _check_run(result)
     if schema is DataConfig:
         _check_view(result)
     return result
@@ -86,7 +88,7 @@ def _check_train(config: TrainConfig) -> None:
     check_needs(config, terms)
     check_negatives(config, terms)
     _check_contrast(config)
-    _check_scale(config)
+    _check_measured(config)
     for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text")):
         resolve(node, path)
     for node, path in ((config.model.prompter, "model.prompter"), (config.model.grounding, "model.grounding")):
@@ -101,6 +103,11 @@ def _check_contrast(config: TrainConfig) -> None:
             f"loss.contrast={contrast} with model.logit_bias={bias}: the sigmoid loss learns a bias, softmax has none; "
             "give loss.contrast=sigmoid model.logit_bias=-10, or loss.contrast=softmax model.logit_bias=null"
         )
+
+
+def _check_run(config: RunConfig) -> None:
+    """What spreads, accumulates or averages a run of any task."""
+    trainer, optim = config.trainer, config.optim
     if config.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate={config.trainer.accumulate}: must be at least 1 and divide batch_size="
@@ -112,11 +119,6 @@ def _check_contrast(config: TrainConfig) -> None:
             "features are added on whole parameters, and fsdp holds shards of them; use trainer=ddp, or "
             "trainer.checkpoint_activations=true"
         )
-
-
-def _check_scale(config: TrainConfig) -> None:
-    """What spreads, averages or fine-tunes a run."""
-    trainer, optim, evaluation = config.trainer, config.optim, config.evaluation
     if trainer.strategy == "fsdp" and optim.name == "muon":
         raise ConfigError(
             "optim.name=muon with trainer.strategy=fsdp: Muon orthogonalizes whole matrices and fsdp holds shards of "
@@ -127,6 +129,11 @@ def _check_scale(config: TrainConfig) -> None:
             f"trainer.ema={trainer.ema} with trainer.strategy=fsdp: Lightning's average is of whole weights, not of "
             "shards; set trainer.ema=0, or use trainer=ddp"
         )
+
+
+def _check_measured(config: TrainConfig) -> None:
+    """What is chosen by a measurement needs one."""
+    evaluation = config.evaluation
     given = {"objective": config.objective, "evaluation.best": evaluation.best}
     wants = [name for name, on in (given | {"evaluation.at_start": evaluation.at_start}).items() if on]
     if wants and not (evaluation.every and evaluation.data):

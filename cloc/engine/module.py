@@ -25,7 +25,7 @@ from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.settings import After, keys_of
 from cloc.engine.machine import shield_workers
 from cloc.engine.strategy import prepare
-from cloc.engine.task import Measure, Reading, Task
+from cloc.engine.task import OPTIONAL, Measure, Reading, Task
 from cloc.models.build import build_model
 from cloc.models.model import MAX_SCALE
 from cloc.models.positions.fourier import check_covered
@@ -55,7 +55,7 @@ class Pretrain(Task):
         **dict.fromkeys(keys_of("data", "batch_timeout timeout redirect_hosts"), After.HOLDS),
     }
     peaks = frozenset({READER_MEMORY})
-    accumulates = True
+    heeds = frozenset(OPTIONAL)
 
     def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         super().__init__(config, resolved)

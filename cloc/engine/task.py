@@ -84,6 +84,8 @@ class Reading:
     wait: float
 
 
+# Options of the trainer that a task itself must see to, each with the value that asks for nothing.
+OPTIONAL = {"accumulate": 1, "compile": False, "checkpoint_activations": False}
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -98,7 +100,7 @@ class Task(lightning.LightningModule):
         schema: dataclass of the task's configuration.
         keys: what becomes of the keys that it adds to the engine's when a run goes on with another value.
         peaks: counters of a batch of which the largest counts, not the sum.
-        accumulates: whether :meth:`step` heeds ``trainer.accumulate``.
+        heeds: which of :data:`OPTIONAL` its model or step makes use of.
         model: what is trained; parameters elsewhere are not.
         cursor: of the last batch that was trained.
         notes: what was settled on the way, in words, for the plan.
@@ -106,13 +108,13 @@ class Task(lightning.LightningModule):
         terms: of the last step.
 
     Raises:
-        ConfigError: ``trainer.accumulate`` asks for what the task cannot do.
+        ConfigError: an option of the trainer that the task does not heed is on.
     """
 
     schema: ClassVar[type[RunConfig]] = RunConfig
     keys: ClassVar[Mapping[str, After]] = {}
     peaks: ClassVar[frozenset[str]] = frozenset()
-    accumulates: ClassVar[bool] = False
+    heeds: ClassVar[frozenset[str]] = frozenset()
     model: nn.Module
 
     def __init__(self, config: RunConfig, resolved: dict[str, Any]) -> None:
@@ -124,11 +126,10 @@ class Task(lightning.LightningModule):
         self.terms: dict[str, Tensor] = {}
         self.skipped = False
         self.notes: list[str] = []
-        if config.trainer.accumulate > 1 and not self.accumulates:
-            raise ConfigError(
-                f"trainer.accumulate={config.trainer.accumulate}: {type(self).__name__} takes its batch in one piece; "
-                "set it to 1"
-            )
+        for name, off in OPTIONAL.items():
+            value = getattr(config.trainer, name)
+            if value != off and name not in self.heeds:
+                raise ConfigError(f"trainer.{name}={value}: {type(self).__name__} does not heed it; set it to {off}")
 
     # --- what a task is: before anything is built ---
 

@@ -179,8 +179,10 @@ def test_a_task_can_be_planned_and_its_best_be_kept(tmp_path: Path, capsys: Any)
 def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="task=torch.nn.Linear: no task"):
         run.train(configure(tmp_path, task="torch.nn.Linear"))
-    with pytest.raises(ConfigError, match="trainer.accumulate=2: Line takes its batch in one piece"):
+    with pytest.raises(ConfigError, match="trainer.accumulate=2: Line does not heed it; set it to 1"):
         run.train(configure(tmp_path, trainer={"accumulate": 2}))
+    with pytest.raises(ConfigError, match=r"trainer\.ema=0\.5 with trainer\.strategy=fsdp"):
+        run.train(configure(tmp_path, trainer={"ema": 0.5, "strategy": "fsdp"}))
 
 
 def test_a_diverging_task_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
