@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from cloc.config import register_eval  # noqa: E402
+from cloc.config import ConfigError, EvalConfig, check_overrides, register_eval, validate  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
 
 register_eval()
@@ -21,7 +21,6 @@ register_eval()
 @hydra.main(version_base="1.3", config_path=None, config_name="eval")
 def main(config: DictConfig) -> None:
     """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
-    from cloc.config import ConfigError, EvalConfig, validate
     from cloc.data.shards.tars import ShardError
     from cloc.evaluation.compare import compare
 
@@ -33,4 +32,8 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
+    try:
+        check_overrides(sys.argv[1:], EvalConfig)
+    except ConfigError as wrong:
+        sys.exit(f"ConfigError: {wrong}")
     run(main)

@@ -15,14 +15,13 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides, find_class  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Compose, build, run; see :func:`cloc.engine.run.train`."""
-    from cloc.config import ConfigError, TrainConfig, check_keys, find_class
-
     try:
         # Another task brings a schema of its own.
         schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
@@ -61,4 +60,8 @@ def _one_of_many() -> bool:
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
+    try:
+        check_overrides(sys.argv[1:], TrainConfig)
+    except ConfigError as wrong:
+        sys.exit(f"ConfigError: {wrong}")
     run(main)

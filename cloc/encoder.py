@@ -27,6 +27,7 @@ from cloc.data.views import to_picture, to_view
 from cloc.models.build import build_model
 from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
+from cloc.models.sanity import SanityError, check_embedded, check_model
 from cloc.models.trust.registry import admit
 from cloc.models.trust.values import building
 from cloc.models.weights.digests import check_archive
@@ -287,13 +288,15 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
             not have.
     """
     if str(path).startswith(PREFIX):
-        return _foreign(load_open_clip(str(path)), Path("runs") / str(path).replace("/", "_"), device)
+        run = Path("runs") / str(path).replace("/", "_")
+        with building(str(path).removeprefix(f"{PREFIX}local-dir:")):
+            return tried(_foreign(load_open_clip(str(path)), run, device))
     path = Path(path)
     if path.is_dir() and is_exported(path):
         with building(path):
-            return (
-                _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
-            )
+            foreign = is_foreign(path)
+            found = _foreign(load_folder(path), path, device) if foreign else _load_exported(path, device, trusted)
+            return tried(found)
     file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -314,14 +317,47 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     run = file.parent.parent
     weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
     source = f"{file}, written by cloc {info['version']}"
-    admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted)
+    admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted, file.stat().st_size)
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
     with building(file, f"it was written by cloc {info['version']}, "):
         model = build_model(admitted.config, pretrained=False, known=admitted.known)
         model.load_state_dict(weights)
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
-    return Encoder(model, info, device, name=run.name)
+    with building(file):
+        return tried(Encoder(model, info, device, name=run.name), tokens=True)
+
+
+def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
+    """The same encoder, after its numbers were looked at and it has embedded a gray picture and a short text.
+
+    A configuration can build a tower that fails, or says NaN, at its first picture only. One picture costs far less
+    than it costs to read the weights.
+
+    Args:
+        encoder: as loaded.
+        tokens: try the text tower by token ids: training has seen that the tokenizer fits.
+
+    Raises:
+        SanityError: weights, norms or embeddings that are not finite, or embeddings of another shape than ``[1,D]``.
+        Exception: whatever the towers raise; :func:`cloc.models.trust.values.building` makes a line of it.
+    """
+    check_model(encoder.model)
+    side, width = encoder.model.image.image_size, encoder.model.image.joint_dim
+    gray = torch.full((3, side, side), 128, dtype=torch.uint8)
+    if tokens:
+        with torch.inference_mode():
+            text = encoder.model.encode_texts(torch.ones(1, 2, dtype=torch.int64, device=encoder.device))
+    else:
+        text = encoder.encode_text("a photo")
+    for what, rows in (("a picture", encoder.encode_image(gray)), ("a text", text)):
+        if rows.shape != (1, width):
+            raise SanityError(
+                f"{what} is embedded as {list(rows.shape)}, not as [1, {width}]; its configuration describes towers "
+                "that do not pool, or of another width"
+            )
+        check_embedded("as loaded", {what: rows})
+    return encoder
 
 
 def _beside(model: Any, folder: Path) -> Any:
@@ -348,7 +384,7 @@ def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
 
 def _load_exported(folder: Path, device: str, trusted: Sequence[type]) -> Encoder:
     exported = read_exported(folder)
-    admitted = admit(exported.config, folder, trusted)
+    admitted = admit(exported.config, folder, trusted, folder)
     model = build_model(admitted.config, pretrained=False, known=admitted.known)
     model.load_state_dict(exported.state)
     info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}

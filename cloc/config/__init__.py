@@ -6,7 +6,7 @@ that adding a part needs no change here. ``domains`` says which values a leaf ma
 one run must agree on.
 """
 
-from cloc.config.checks import check_keys, data_config, register_eval, validate
+from cloc.config.checks import check_keys, check_overrides, data_config, register_eval, validate
 from cloc.config.domains import ConfigError, check_arguments
 from cloc.config.nodes import find_class, instantiate, resolve
 from cloc.config.schema import (
@@ -34,6 +34,7 @@ __all__ = [
     "TrainerConfig",
     "check_arguments",
     "check_keys",
+    "check_overrides",
     "data_config",
     "find_class",
     "instantiate",

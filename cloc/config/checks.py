@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +17,9 @@ from cloc.config.domains import ConfigError, check_schema
 from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
 from cloc.config.terms import check_needs, check_negatives, terms_of
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+_KEY = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 
 
 def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
@@ -72,6 +77,37 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
             raise ConfigError(f"{override!r}: give KEY=VALUE, for example crop=0.4")
     given = OmegaConf.from_dotlist([override.removeprefix("data.") for override in overrides])
     return validate(OmegaConf.merge({"train": ""}, given), DataConfig)
+
+
+def check_overrides(arguments: Sequence[str], schema: type) -> None:
+    """Look at the keys of a command line before Hydra does, whose own words for an unknown one are seven lines.
+
+    Groups (``model/prompter=paper``), additions (``+key=…``), keys of nodes and command lines with a folder of
+    configurations (``--config-dir``) are left to Hydra and to :func:`check_keys`.
+
+    Args:
+        arguments: as in ``sys.argv``, behind the program.
+        schema: of the composed configuration.
+
+    Raises:
+        ConfigError: the schema has no such key; names it, and one that looks like it.
+    """
+    if any(argument.startswith(("-c", "--config")) for argument in arguments):  # groups of the user's own
+        return
+    for argument in arguments:
+        key, given, _ = argument.partition("=")
+        if not given or not _KEY.fullmatch(key) or key.startswith("hydra.") or (_CONF / key).is_dir():
+            continue
+        cls: Any = schema
+        for name in key.split("."):
+            if not is_dataclass(cls):
+                break
+            known = get_type_hints(cls)
+            if name not in known:
+                raise ConfigError(
+                    f"configuration key {key!r}: Key {name!r} not in {cls.__name__!r}{_hint(schema, key)}"
+                )
+            cls = known[name]
 
 
 def _hint(schema: type, key: str) -> str:
@@ -153,9 +189,8 @@ def register_eval() -> None:
     ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would take that
     for a choice of file.
     """
-    folder = Path(__file__).resolve().parents[2] / "conf"
     store = ConfigStore.instance()
-    store.store(name="eval", node=OmegaConf.load(folder / "eval.yaml"))
+    store.store(name="eval", node=OmegaConf.load(_CONF / "eval.yaml"))
     for group in ("evaluation", "datasets"):
-        for file in sorted((folder / group).glob("*.yaml")):
+        for file in sorted((_CONF / group).glob("*.yaml")):
             store.store(group=group, name=file.stem, node=OmegaConf.load(file))

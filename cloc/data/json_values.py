@@ -15,14 +15,14 @@ MAX_DEPTH = 64
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Read JSON; of a key that comes twice the last counts.
+    """Read JSON, with or without a byte order mark before it; of a key that comes twice the last counts.
 
     Raises:
         ValueError: it is not JSON or not UTF-8 (``UnicodeDecodeError``), is nested too deep, or holds an integer of
             thousands of digits.
     """
     try:
-        return json.loads(data if isinstance(data, str) else str(data, "utf-8"))
+        return json.loads(data if isinstance(data, str) else str(data, "utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"lists or objects are nested too deep ({error})") from error
 

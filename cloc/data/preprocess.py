@@ -19,6 +19,7 @@ from cloc.data.views import PAD_VALUE, resize_pad
 
 MODES = {"longest": "pad", "shortest": "crop", "squash": "squash"}  # open_clip's names → ours
 INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+_MOST_CUT = 16  # times the view: a larger short side leaves a speck of the picture, and takes all memory
 PILLOW = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling, as Hugging Face stores it
 
 
@@ -110,9 +111,15 @@ def from_hugging_face(config: Mapping[str, Any], size: int) -> Preprocess:
     if not config.get("do_resize", True):
         raise ValueError("preprocessor_config.json: do_resize=false; cloc always resizes to the model's size")
     if config.get("do_center_crop") and "shortest_edge" in target:
+        short = target["shortest_edge"]
+        if isinstance(short, bool) or not isinstance(short, int) or not 1 <= short <= _MOST_CUT * size:
+            raise ValueError(
+                f"preprocessor_config.json: size.shortest_edge={str(short)[:100]}: a number of pixels up to "
+                f"{_MOST_CUT} times the view's {size} is needed; correct it"
+            )
         crop = config.get("crop_size", size)
         made = {crop} if isinstance(crop, int) else set(crop.values())
-        result = Preprocess("crop", interpolation, target["shortest_edge"])
+        result = Preprocess("crop", interpolation, short)
     elif {"height", "width"} <= target.keys():
         made, result = {target["height"], target["width"]}, Preprocess("squash", interpolation)
     else:

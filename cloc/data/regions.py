@@ -94,7 +94,10 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     if not texts:
         counts["region_without_phrase"] += 1
         return None
-    negatives = record.get("negatives")
+    negatives, category = record.get("negatives"), record.get("category")
+    if category is not None and not isinstance(category, str):
+        counts["category_malformed"] += 1
+        category = None
     score = record.get("score")
     if score is not None and not (is_number(score) and math.isfinite(to_float(score))):
         counts["score_malformed"] += 1
@@ -102,7 +105,7 @@ def read_region(record: Any, counts: Counter[str]) -> Region | None:
     return Region(
         box=box,
         phrases=texts,
-        category=record["category"] if isinstance(record.get("category"), str) else None,
+        category=category,
         score=None if score is None else float(score),
         negatives=read_texts(negatives, counts, "negative") if isinstance(negatives, list) else (),
         crowd=_read_crowd(record, counts),

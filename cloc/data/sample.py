@@ -238,7 +238,7 @@ def _given_captions(record: Mapping[str, Any], text: bytes | None, key: str) -> 
     if text is None:
         return ([] if caption is None else [caption]), 0
     try:
-        whole = str(text, "utf-8")
+        whole = str(text, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSample("bad_text", f"sample {key!r}: the txt member is not UTF-8: {error}") from error
     if isinstance(caption, str) and caption.strip() == whole.strip():  # img2dataset writes one text twice

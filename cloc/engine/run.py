@@ -26,7 +26,7 @@ from cloc.engine.agreement import check_same
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
 from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
 from cloc.engine.durable.checkpointing import Checkpoints, RandomState
-from cloc.engine.durable.resume import begin
+from cloc.engine.durable.resume import begin, tell_other_settings
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import build_loggers
@@ -95,6 +95,7 @@ def train(composed: DictConfig) -> Path | None:
             if rank == 0:
                 seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
                 console.print(f"{folder.location}: {seen}; remove it to start anew", soft_wrap=True)
+                tell_other_settings(stored, task, data.digest, folder)
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]

@@ -33,6 +33,7 @@ from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
 from cloc.files import make_folder, read_file, write_file, write_json
+from cloc.models.sanity import check_embedded
 
 FORMATS = ("npz", "parquet")
 KINDS = ("images", "regions", "texts")
@@ -242,6 +243,8 @@ def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: ran
                 for name, value in (("text_key", sample.key), ("text", text), ("text_kind", text_kind)):
                     rows[name].append(value)
     embedded = encoder.encode_text(rows["text"]).cpu()
+    for what, parts in (("pictures", image), ("boxes", region), ("texts", [embedded])):
+        check_embedded(encoder.name, {what: torch.cat(parts)})
     found_rows = {
         "size": np.array(rows["size"], np.int64).reshape(-1, 2),
         "box": np.array(rows["box"], np.float32).reshape(-1, 4),

@@ -22,6 +22,7 @@ from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.annotated import EvalSet
 from cloc.evaluation.sets.class_images import ImageSet
 from cloc.evaluation.sets.relations import RelationItem
+from cloc.models.sanity import check_embedded
 
 TEXTS = 512  # a forward pass
 
@@ -79,6 +80,7 @@ class ModelOutputs:
             if kept is None:
                 kept = {"texts": self._encode(new)}
                 self.cache.write(kept, *key)
+            check_embedded(self.encoder.name, {"texts": kept["texts"]})
             self._texts |= dict(zip(new, kept["texts"].to(self.encoder.device), strict=True))
         if not texts:
             return torch.zeros(0, self.width, device=self.encoder.device)
@@ -109,6 +111,8 @@ class ModelOutputs:
             found.regions = {source: parts[f"region-{source}"]["rows"] for source in sources}
             if "grounded" in parts:
                 found.predicted, found.scores = parts["grounded"]["boxes"], parts["grounded"]["scores"]
+            for part, tensors in parts.items():
+                check_embedded(self.encoder.name, {f"{part} of {data.name}": rows for rows in tensors.values()})
         if data.images is not None and "image" in config.parts:
             found.classified = self._classified(data.name, data.images, config.batch_size)
         if data.relations and "relations" in config.parts:
@@ -192,6 +196,7 @@ class ModelOutputs:
                 continue
         if pictures:
             embedded = self.encoder.encode_image([picture for _, picture in pictures])
+            check_embedded(self.encoder.name, {"pictures to classify": embedded})
             rows[[place for place, _ in pictures]] = embedded.cpu()
         return rows
 
@@ -213,6 +218,8 @@ class ModelOutputs:
             shapes = {"images": (0, self.width), "boxes": (0, 4), "common": (0, self.width), "aspect": (0,)}
             kept = {name: self.ranks.join(parts[name], torch.zeros(*shape)) for name, shape in shapes.items()}
             self.cache.write(kept, *key)
+        for name in ("images", "boxes", "common"):
+            check_embedded(self.encoder.name, {f"relations ({name}) of {data.name}": kept[name]})
         return kept["images"], self._placed(items, kept) if grounds else None
 
     def _relation_batch(self, items: list[RelationItem], parts: dict[str, list[Tensor]]) -> None:

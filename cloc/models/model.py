@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from cloc.contracts import Batch, Features
 from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
+from cloc.models.sanity import check_pixels
 
 MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
 
@@ -73,6 +74,7 @@ class Cloc(nn.Module):
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(scale))) for name in names})
         biased = names if logit_bias is not None else []
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.full((1,), float(logit_bias))) for name in biased})
+        check_pixels(image.mean, image.std)
         self.register_buffer("mean", torch.tensor(image.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1) * 255, persistent=False)
 

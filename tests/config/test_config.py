@@ -17,7 +17,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from cloc.config import ConfigError, EvalConfig, TrainConfig, instantiate, register_eval, validate
+from cloc.config import (
+    ConfigError,
+    EvalConfig,
+    TrainConfig,
+    check_overrides,
+    instantiate,
+    register_eval,
+    validate,
+)
 from cloc.models.build import build_model
 from tests.kit.paths import ROOT
 
@@ -240,3 +248,26 @@ def test_a_wrong_value_is_told_before_the_heavy_imports() -> None:
     imported = {line.rsplit("|", 1)[1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "open_clip", "timm"}
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "told"),
+    [
+        ("eval.py", "output=x", "'output': Key 'output' not in 'EvalConfig'; did you mean 'out'?"),
+        ("eval.py", "evaluation.bootstrp=3", "Key 'bootstrp' not in 'EvaluationConfig'; did you mean 'bootstrap'?"),
+        ("train.py", "sampls=3", "'sampls': Key 'sampls' not in 'TrainConfig'; did you mean 'samples'?"),
+    ],
+)
+def test_an_unknown_key_of_a_command_line_is_one_line(script: str, argument: str, told: str) -> None:
+    done = subprocess.run([sys.executable, script, argument], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("ConfigError: configuration key ") and told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_keys_of_a_command_line_that_hydra_knows_pass() -> None:
+    train = ["experiment=demo_cloc", "model/prompter=paper", "+loss.more=1", "~sweep", "loss.region=1", "data=shards"]
+    train += ["model.image.options.depth=2", "optim.lr=1,2", "hydra.sweeper.x=1", "-m", "data.train=a=b", "'seed=1'"]
+    check_overrides(train, TrainConfig)
+    check_overrides(["datasets.mine.shards=x", "evaluation=quick", "data=[openmoji]"], EvalConfig)
+    check_overrides(["--config-dir=x", "mine=x"], TrainConfig)

@@ -311,6 +311,7 @@ def test_intervals_differences_and_a_cache_that_saves_every_pass(
     def never(*arguments: object) -> None:
         raise AssertionError("the model was asked again")
 
+    monkeypatch.setattr("cloc.encoder.tried", lambda encoder, **_: encoder)
     for method in ("see", "encode_text", "encode_image"):
         monkeypatch.setattr(Encoder, method, never)
     compare(configuration(data, runs, tmp_path))

@@ -78,12 +78,12 @@ def _read(members: dict[str, bytes], tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _reference(members: dict[str, bytes]) -> dict[str, Any]:
     try:
-        record = json.loads(members["json"].decode("utf-8"))
+        record = json.loads(members["json"].decode("utf-8-sig"))
         if not isinstance(record, dict):
             raise Unreadable("no object")
         captions = record.get("captions")
         if captions is None:
-            captions = members["txt"].decode("utf-8").splitlines() if "txt" in members else record.get("caption")
+            captions = members["txt"].decode("utf-8-sig").splitlines() if "txt" in members else record.get("caption")
     except (ValueError, RecursionError) as error:
         raise Unreadable(str(error)[:80]) from error
     captions = captions if isinstance(captions, list) else [captions]

@@ -231,7 +231,7 @@ def test_a_pickle_among_foreign_weights_is_refused(clip: Path, tmp_path: Path) -
 
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text((clip / name).read_text())
-    torch.save(Payload(), tmp_path / "pytorch_model.bin")
+    torch.save([Payload(), torch.zeros(20_000)], tmp_path / "pytorch_model.bin")
     node = OPEN_CLIP | {"pretrained": str(tmp_path), "image_size": 32}
     with pytest.raises(ValueError, match="would run code"):
         build_model(config(node, CLIP_TEXT | {"pretrained": str(clip)}, 24))

@@ -123,11 +123,32 @@ def check_fit(stored: Stored, task: Task, digest: str, folder: RunFolder) -> Non
     _check_optimizer(stored, task, lines, [key for key in lines if what[key] is After.FITS])
     task.check_resume(folder, lines)
     holding = [line for key, line in lines.items() if what[key] in (After.HOLDS, After.FITS)]
-    if _data_before(folder.local / "versions.json", digest) != digest:
-        holding.append(f"{task.data_name}: other content than before")
+    holding += _other_data(task, digest, folder)
     _tell("not as in the checkpoint[/]; the new values hold from here on:", holding)
     idle = [line for key, line in lines.items() if what[key] is After.START]
     _tell("of no effect here[/]; the checkpoint's weights go on, whatever a run began with:", idle)
+
+
+def tell_other_settings(stored: Stored, task: Task, digest: str, folder: RunFolder) -> None:
+    """Say what of a finished run is not as its command has it by now; nothing is trained by these values.
+
+    Args:
+        stored: its last checkpoint.
+        task: built by the command.
+        digest: of the command's data.
+        folder: of the run.
+    """
+    lines = changes(type(task), stored.info["config"], task.resolved)
+    lines.pop("samples", None)  # told with the samples that it has seen
+    other = [*lines.values(), *_other_data(task, digest, folder)]
+    title = f"it was trained with other settings[/] than this command has, and {folder.location} stays as it is; to "
+    _tell(f"{title}train with these, give another name= or run_dir=:", other)
+
+
+def _other_data(task: Task, digest: str, folder: RunFolder) -> list[str]:
+    if _data_before(folder.local / "versions.json", digest) == digest:
+        return []
+    return [f"{task.data_name}: other content than before"]
 
 
 def _tell(title: str, lines: list[str]) -> None:

@@ -118,15 +118,17 @@ def frequencies_of(path: str, key: str) -> dict[str, str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"{key}={path!r}: no such file")
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    found: Mapping[str, str] = stored
-    if "categories" in stored:
-        found = {
-            name: category["frequency"]
-            for category in stored["categories"]
-            for name in {category["name"], category["name"].replace("_", " ")}
-        }
-    wrong = {value for value in found.values() if value not in FREQUENCIES}
+    try:
+        found: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8-sig"))
+        if "categories" in found:
+            found = {
+                name: category["frequency"]
+                for category in found["categories"]
+                for name in {category["name"], category["name"].replace("_", " ")}
+            }
+        wrong = {value for value in found.values() if value not in FREQUENCIES}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{key}={path!r}: neither LVIS' annotations nor an object of r, c or f ({error})") from error
     if wrong:
         raise ConfigError(f"{key}={path!r}: frequencies {sorted(map(str, wrong))}; give r, c or f")
     return {name: FREQUENCIES[value] for name, value in found.items()}

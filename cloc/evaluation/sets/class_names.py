@@ -78,7 +78,7 @@ def read_lines(path: str, key: str) -> list[str]:
     if not file.is_file():
         raise ConfigError(f"{key}={path!r}: no such file")
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
         texts = _of_json(json.loads(content)) if file.suffix == ".json" else content.splitlines()
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{key}={path!r}: not {'JSON' if file.suffix == '.json' else 'UTF-8'} ({error})") from error

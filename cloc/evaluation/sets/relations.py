@@ -216,7 +216,7 @@ def _vsr(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[Relatio
     There is no threshold to fit so: the caption is called true where it fits better than its opposite. Relations that
     have no opposite (touching, facing, …) are left out, and counted.
     """
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     for number, line in enumerate(lines):
         record = json.loads(line)
         wording = record["relation"]
@@ -238,4 +238,4 @@ def _sugarcrepe(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[
 
 
 def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8-sig"))

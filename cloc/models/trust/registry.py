@@ -12,8 +12,10 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import open_clip
 import timm
 from torch import nn
 
@@ -22,7 +24,7 @@ from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
 from cloc.models.text import ClipText, HuggingFaceText
-from cloc.models.trust.values import TEXT_OPTIONS, VISION_OPTIONS, check_options, check_plain, is_word
+from cloc.models.trust.values import TEXT_OPTIONS, VISION_OPTIONS, check_options, check_plain, check_room, is_word
 
 PARTS: dict[str, tuple[type, ...]] = {
     "image": (TimmTower, OpenClipTower),
@@ -48,13 +50,14 @@ class Admitted:
     known: dict[str, dict[str, type]]
 
 
-def admit(model: Any, source: Any, trusted: Sequence[type] = ()) -> Admitted:
+def admit(model: Any, source: Any, trusted: Sequence[type] = (), held: Path | int | None = None) -> Admitted:
     """Hold a stored ``model`` configuration to what a file of others may say.
 
     Args:
         model: nodes ``image``, ``text``, ``prompter``, ``grounding``, and numbers.
         source: file or folder that it comes from, for messages.
         trusted: classes that the caller passes; a node may name them too, by their own name, in whatever module.
+        held: bytes of its weights or the folder of their files, which must have room for what the configuration says.
 
     Raises:
         ConfigError: a class that is neither in the registry nor trusted.
@@ -66,16 +69,30 @@ def admit(model: Any, source: Any, trusted: Sequence[type] = ()) -> Admitted:
     for key, value in config.items():
         if not (value is None or isinstance(value, int | float)):
             raise ConfigError(f"{source}: model.{key}={str(value)[:100]!r}: must be a number")
+        check_plain(value, f"model.{key}", source)
     known = {part: {name_of(cls): cls for cls in (*classes, *trusted)} for part, classes in PARTS.items()}
     for part in PARTS:
         node = model.get(part)
         config[part] = _node(node, part, source, known[part], trusted) if node is not None else None
+    check_room({key: _described(node) for key, node in config.items()}, held, source)
     return Admitted(config, known)
+
+
+def _described(node: Any) -> Any:
+    """A node with the sizes that its options leave to the architecture of open_clip that it names."""
+    section = SECTIONS.get(node["_target_"]) if isinstance(node, Mapping) else None
+    if section is None:
+        return node
+    own = (open_clip.get_model_config(str(node.get("name", "ViT-B-16"))) or {}).get(section, {})
+    return {**node, "options": {**own, **(node.get("options") or {})}}
 
 
 def name_of(cls: type) -> str:
     """Dotted name of a class, as a ``_target_`` has it."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+SECTIONS = {name_of(OpenClipTower): "vision_cfg", name_of(ClipText): "text_cfg"}
 
 
 def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted: Sequence[type]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from cloc import __version__
 from cloc.config import ConfigError
-from cloc.models.weights.digests import check_file
+from cloc.models.sanity import SanityError
+from cloc.models.weights.digests import DamageError, check_file
 
 OPEN_CLIP_CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
 WORD = re.compile(r"[\w.+-]{0,100}", re.ASCII)  # a name of an architecture, an activation, a way to pool
@@ -51,6 +52,21 @@ TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special
 _FETCHES = ("backbone", "quantization_config", "adapter_config")
 
 
+# The most that a file of others may say, by the last part of a key; more than any published model has.
+_MOST = (
+    ({"layers", "depth", "depths", "num_hidden_layers", "num_layers", "n_layers", "adapter_depth"}, 1000),
+    ({"context_length"}, 2**14),  # a causal tower has a mask of its square
+    ({"image_size", "img_size"}, 2**12),
+)
+_LARGEST = 2**24
+_OWN = {"vision_cfg": {"width": 768, "layers": 12}, "text_cfg": {"width": 512, "layers": 12}}  # open_clip's defaults
+_WIDTHS, _DEPTHS = ("width", "hidden_size", "embed_dim"), ("depth", "num_hidden_layers", "layers")
+_ROWS = ("vocab_size", "context_length", "max_position_embeddings", "n_queries", "attn_pooler_queries")
+_ROWS += ("intermediate_size",)
+_LEAST_WIDTH = 64
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
 class FolderError(ValueError):
     """A file of others that says more than an architecture; names the file, the key, its value and the remedy."""
 
@@ -73,15 +89,20 @@ def building(source: Path, written: str = "") -> Iterator[None]:
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(source) in str(error):
+        told = isinstance(error, FolderError | DamageError) or (
+            isinstance(error, ValueError) and str(source) in str(error)
+        )
+        if told:
             raise
+        if isinstance(error, SanityError):
+            raise ValueError(f"{source}: {error}") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[min(len(lines), 2) - 1] if lines else ""  # of PyTorch's lists, the first entry
         named = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         kind = ConfigError if isinstance(error, ConfigError) else ValueError
         raise kind(
             f"{source}: its weights and configuration do not fit this version; {written}this is {__version__}. "
-            f"{named}{reason}"
+            f"{named}{reason[:300]}"
         ) from error
 
 
@@ -121,11 +142,78 @@ def check_plain(value: Any, key: str, source: Any, texts: bool = False) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             check_plain(inner, key, source, texts)
-    elif value is not None and not isinstance(value, bool | int | float) and not (texts or is_word(value)):
+    elif isinstance(value, int | float):
+        check_size(value, key, source)
+    elif value is not None and not (texts or is_word(value)):
         raise FolderError(
             f"{source}: {key}={str(value)[:100]!r}: a file of others holds numbers, flags and short words here, no "
             "path, URL or code"
         )
+
+
+def check_size(value: float, key: str, source: Any) -> None:
+    """Hold a number to what an architecture can have, before anything is built from it.
+
+    At most 1000 layers, texts of 16,384 tokens, views of 4096 px, and 2**24 (the largest vocabularies have 2**18) of
+    anything else; no number is infinite or NaN.
+
+    Raises:
+        FolderError: a larger one; names the key.
+    """
+    name = key.rpartition(".")[2]
+    most = next((limit for names, limit in _MOST if name in names), _LARGEST)
+    if not abs(value) <= most:
+        raise FolderError(
+            f"{source}: {key}={str(value)[:40]}: no architecture has that; a file of others may say at most {most:,} "
+            "here; export or download the model again"
+        )
+
+
+def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) -> None:
+    """Refuse a description of a model that needs far more weights than its file holds, before anything is built.
+
+    Of each part only the obvious matrices are counted, fewer numbers than any transformer of that size has: a square of
+    the width for each layer (times ``mlp_ratio`` where it is larger than 1), and a row of that width for each token,
+    position and query. They are compared with the bytes of the file, as if a number took one byte. So no real model is
+    near the limit, and what passes can be built in a few times the memory of its file.
+
+    Args:
+        config: parts of the model within each other, with a joint width of ``joint_dim`` or ``projection_dim``.
+        held: bytes of the weights, or the folder of their files; where there is none, nothing is compared.
+        source: the file, for the message.
+
+    Raises:
+        FolderError: the file is too small.
+        DamageError: it is, and it is not what its checksum says.
+    """
+    files = [file for file in held.iterdir() if file.suffix in _WEIGHTS] if isinstance(held, Path) else []
+    size = (sum(file.stat().st_size for file in files) or None) if isinstance(held, Path) else held
+    joint = max(_count(config.get(name)) for name in ("joint_dim", "projection_dim"))
+    needed = _needed(config, joint)
+    if size is not None and needed > size:
+        for file in files:
+            check_file(file)
+        raise FolderError(
+            f"{source}: its configuration describes at least {needed:,} weights, its weight file has {size:,} bytes; "
+            "one of them is another model's: export or download the model again"
+        )
+
+
+def _needed(config: Mapping[str, Any], joint: int) -> int:
+    """Fewest numbers that the weights of a part, and of the parts in it, have."""
+    widths, depths, rows = ([_count(config.get(name)) for name in names] for names in (_WIDTHS, _DEPTHS, _ROWS))
+    width = max(widths) or (_LEAST_WIDTH if max(depths) else 0)
+    own = max(1, *depths) * width * width * max(1, _count(config.get("mlp_ratio"))) + (sum(rows) + joint) * width
+    side, patch = _count(config.get("image_size")), _count(config.get("patch_size"))
+    own += (side // patch) ** 2 * width if patch else 0
+    return own + sum(_needed(inner, joint) for inner in config.values() if isinstance(inner, Mapping))
+
+
+def _count(value: Any) -> int:
+    """A positive number; the largest of a list, as of the stages of a backbone. 0 for what is none."""
+    if isinstance(value, list | tuple):
+        return max(map(_count, value), default=0)
+    return int(value) if isinstance(value, int | float) and 0 < value <= _LARGEST else 0
 
 
 def is_word(value: Any) -> bool:
@@ -169,6 +257,12 @@ def check_open_clip(config: Any, source: Any, hub: bool = False) -> None:
     for name in OPEN_CLIP_SECTIONS.keys() & rest.keys():
         _check_section(rest.pop(name), name, source, hub)
     check_options(rest, OPEN_CLIP_TOP, "model_cfg", source)
+    if isinstance(source, Path):
+        towers = {name: config[name] for name in OPEN_CLIP_SECTIONS if name in config}
+        for name, section in towers.items():
+            if not section.get("timm_model_name"):  # whose sizes are its own
+                towers[name] = {**_OWN.get(name, {}), **section}
+        check_room({"joint_dim": config.get("embed_dim"), **towers}, source.parent, source)
 
 
 def _check_section(section: Any, name: str, source: Any, hub: bool) -> None:
@@ -200,13 +294,17 @@ def check_hugging_face(folder: Path) -> None:
                 if "attn_implementation" in name or "experts_implementation" in name:
                     check_plain(inner, f"{key}{name}", folder / HF_CONFIG)  # a name with a slash is code of a hub
                 check(inner, f"{key}{name}.")
+        elif isinstance(value, int | float):
+            check_size(value, key.rstrip("."), folder / HF_CONFIG)
         elif isinstance(value, list):
             for inner in value:
                 check(inner, key)
 
     if (folder / "adapter_config.json").is_file():
         raise FolderError(f"{folder}: an adapter, which names its model on a hub; merge it into the model first")
-    check(read_json(folder / HF_CONFIG), "")
+    config = read_json(folder / HF_CONFIG)
+    check(config, "")
+    check_room(config, folder, folder / HF_CONFIG)
 
 
 _WHY = "it would fetch from a hub or choose code, and a folder does neither; give a plain text encoder or CLIP"

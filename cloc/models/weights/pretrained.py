@@ -13,7 +13,7 @@ from typing import Any
 
 from cloc.config.domains import ConfigError
 from cloc.models.trust.registry import PARTS, check_node, name_of
-from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, read_json
+from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
 from cloc.models.weights.exported import (
     HF_PROCESSOR,
     hf_image_node,
@@ -105,6 +105,7 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
 def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int) -> dict[str, Any]:
     found, width = _describe(folder, part)
     key = f"model.{part}"
+    check_room({"joint_dim": joint_dim, part: found}, folder, folder)
     check_node(found, part, folder, next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"]))
     if found["_target_"] != node["_target_"]:
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")

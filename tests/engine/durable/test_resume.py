@@ -21,7 +21,7 @@ from cloc.engine.durable import checkpoint_file as checkpoint
 from cloc.engine.durable.checkpoint_file import CheckpointError, commit, inspect
 from cloc.engine.durable.run_folder import RunFolder, locked
 from cloc.engine.module import Pretrain
-from cloc.engine.nonfinite import mark
+from cloc.engine.nonfinite import flag_nonfinite
 from cloc.files import discard
 from cloc.losses.objective import ClocLoss
 from tests.kit.resuming import assert_same, configure, make_squares, newest_step, weights
@@ -290,10 +290,10 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
 
 def test_a_loss_that_is_not_finite_marks_a_gradient_that_is() -> None:
     weight = torch.tensor([2.0, 3.0], requires_grad=True)
-    mark(weight.sum()).backward()
+    flag_nonfinite(weight.sum()).backward()
     assert torch.equal(weight.grad, torch.ones(2))
     weight.grad = None
-    mark(weight.sum() + torch.inf).backward()
+    flag_nonfinite(weight.sum() + torch.inf).backward()
     assert weight.grad.isnan().all()
 
 

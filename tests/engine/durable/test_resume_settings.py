@@ -366,3 +366,17 @@ def test_checkpoints_by_time(
     run.train(configure(squares, tmp_path, "samples=32", f"trainer.checkpoint_minutes={minutes}"))
     found = [inspect(tmp_path / "checkpoints" / name).step for name in list_checkpoints(tmp_path / "checkpoints")]
     assert sorted(found) == expected
+
+
+def test_a_finished_run_with_other_settings_says_so(again: Path, squares: Path, capsys: Any) -> None:
+    """Its command ends as before, for scripts that repeat it."""
+    same = [*START, *optimizer("muon")]
+    run.train(configure(squares, again, *same))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "already trained on 32 samples (samples=32)" in told and "other settings" not in told
+    run.train(configure(squares, again, *same, "optim.lr=0.5", "loss.region=0.25", "seed=9"))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "already trained on 32 samples (samples=32)" in told
+    assert "trained with other settings than this command has" in told and "give another name= or run_dir=" in told
+    assert all(key in told.split("other settings")[1] for key in ("optim.lr: ", "loss.region: ", "seed: 0 → 9"))
+    assert list_checkpoints(again / "checkpoints")[0] == "step-00000004.ckpt"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cloc.data.boxes import check_kind
-from cloc.data.convert.formats.files import json_items, need_file, need_folder
+from cloc.data.convert.formats.files import as_json, json_objects, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
 from cloc.data.convert.records import Keys, Record, RecordSource
 from cloc.data.drops import WITHOUT_IMAGE
@@ -41,7 +41,7 @@ def file_name(image: Mapping[str, Any]) -> str | None:
 
 
 IMAGES = Kind("image", file_name, lambda one, two: same_picture(one, two, file_name))
-CATEGORIES = Kind("category", lambda item: item["name"], lambda one, two: one["name"] == two["name"])
+CATEGORIES = Kind("category", lambda item: item["name"], lambda one, two: one["name"] == two["name"], text="name")
 
 
 class Box(NamedTuple):
@@ -179,15 +179,16 @@ def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> Co
         readable: makes a phrase of a category's name.
 
     Raises:
-        ValueError: an id stands for two pictures or two classes, or two files number their pictures differently.
+        ValueError: an id stands for two pictures or two classes, or two files number their pictures differently; a
+            list is none, an item of it is no object, or a class has no text for a name.
     """
     found, categories, earlier = CocoFiles(), {}, set()
     for path in files:
         own: dict[str, dict[str, Any]] = {}
-        collect(own, json_items(path, "images.item"), path, IMAGES)
+        collect(own, json_objects(path, "images.item"), path, IMAGES)
         refuse_other_numbers(found.images, own, (files[0], path), IMAGES)
         collect(found.images, own.values(), path, IMAGES)
-        collect(categories, json_items(path, "categories.item"), path, CATEGORIES)
+        collect(categories, json_objects(path, "categories.item"), path, CATEGORIES)
     for path in files:
         _read_annotations(path, found, earlier)
     used = {box.category for boxes in found.boxes.values() for box in boxes}
@@ -196,11 +197,19 @@ def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> Co
     for number, item in categories.items():
         if number not in roots and not placeholder:
             found.names[number] = readable(item["name"])
-            synonyms = [found.names[number], *map(readable, item.get("synonyms") or [])]
+            synonyms = [found.names[number], *map(readable, _synonyms(item, number, files))]
             found.phrases[number] = list(dict.fromkeys(synonyms))
     found.categories = tuple(sorted(set(found.names.values())))
     found.roots = tuple(sorted({str(categories[number]["name"]) for number in roots} - set(found.categories)))
     return found
+
+
+def _synonyms(item: Mapping[str, Any], number: str, files: Sequence[Path]) -> list[str]:
+    given = item.get("synonyms") or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        where = f"{' or '.join(map(str, files))}: category id {number} has the synonyms {as_json(given)}"
+        raise ValueError(f"{where}; a list of texts is needed, correct it there")
+    return given
 
 
 def _roots(categories: Mapping[str, dict[str, Any]], used: set[str | None]) -> set[str]:
@@ -215,8 +224,8 @@ def _roots(categories: Mapping[str, dict[str, Any]], used: set[str | None]) -> s
 
 def _read_annotations(path: Path, found: CocoFiles, earlier: set[int]) -> None:
     """Add the annotations of one file; ``earlier`` holds a mark of each."""
-    for item in json_items(path, "annotations.item"):
-        image = id_of(item.get("image_id")) if isinstance(item, dict) else None
+    for item in json_objects(path, "annotations.item"):
+        image = id_of(item.get("image_id"))
         if image is None or image not in found.images:
             found.counts[WITHOUT_IMAGE] += 1
             continue

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import ijson
+
+from cloc.data.json_values import shown
 
 _MAX_DEPTH = 5_000  # of JSON: the parser's memory grows with the square of it
 _OPEN, _CLOSE = (b"[", b"{"), (b"]", b"}")
@@ -42,17 +47,68 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
         prefix: where the list is, for instance ``images.item``, or ``item`` where the file is the list.
 
     Raises:
-        ValueError: the file is not JSON, is cut off, nested too deep, or holds a number that nothing can.
+        ValueError: the file is not JSON, is cut off, nested too deep, or holds a number that nothing can; or what
+            stands there is no list.
     """
+    empty = True
     with path.open("rb") as file:
         try:
-            yield from ijson.items(_Shallow(file), prefix, use_float=True)
+            for item in ijson.items(_Shallow(_after_mark(file)), prefix, use_float=True):
+                empty = False
+                yield item
+            if empty:
+                _need_list(path, file, prefix.removesuffix("item").removesuffix("."))
+        except _NotListError:
+            raise
         except (ijson.JSONError, ValueError, ArithmeticError, RecursionError) as error:
             first = (
                 error.args[0] if error.args else ""
             )  # the parser's own messages are bytes where the file is no UTF-8
             seen = (first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)).partition("\n")[0]
             raise ValueError(f"{path}: not JSON, or cut off: {seen}; restore the file") from error
+
+
+def json_objects(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """As :func:`json_items`, of a list whose items must be objects.
+
+    Raises:
+        ValueError: one is not; names the file, the item by its place and its value.
+    """
+    for place, item in enumerate(json_items(path, prefix)):
+        if not isinstance(item, dict):
+            where = f"{prefix.removesuffix('item').removesuffix('.')}[{place}]"
+            raise ValueError(f"{path}: {where} is {as_json(item)}, an object is needed; remove or mend it there")
+        yield item
+
+
+def as_json(value: Any) -> str:
+    """A value for a message, as the file has it: shortened, in JSON's words."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)
+
+
+class _NotListError(ValueError):
+    """What should be a list is something else."""
+
+
+def _after_mark(file: BinaryIO) -> BinaryIO:
+    """The file behind a byte order mark, as Windows' editors put before UTF-8."""
+    file.seek(len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0)
+    return file
+
+
+def _need_list(path: Path, file: BinaryIO, key: str) -> None:
+    """Refuse what has no items because it is no list; an absent key is for the caller to miss."""
+    file.seek(0)
+    quoted = f'"{key}"'.encode()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # far faster than a parser
+        if key and content.find(quoted) < 0:
+            return
+    for prefix, event, value in ijson.parse(_Shallow(_after_mark(file)), use_float=True):
+        if prefix == key and event != "map_key":
+            if event != "start_array":
+                kind = "an object" if event == "start_map" else as_json(value)
+                raise _NotListError(f"{path}: {key or 'its content'} is {kind}, a list is needed; mend the file")
+            return
 
 
 class _Shallow:

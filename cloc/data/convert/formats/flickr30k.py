@@ -34,7 +34,7 @@ def open_flickr30k_entities(source: Path, *, split: str = "val", images: Path | 
     listed = need_file(source / f"{split}.txt", "name a split with --split: train, val or test")
     folders = need_folder(source / "Annotations", remedy), need_folder(source / "Sentences", remedy)
     root = need_folder(images or source / "flickr30k-images", "name the folder of the pictures with --images")
-    ids = listed.read_text(encoding="utf-8").split()
+    ids = listed.read_text(encoding="utf-8-sig").split()
     records = _records(ids, *folders, root)
     return RecordSource(f"flickr30k_{split}", (listed,), records, len(ids), parse=entities_object, boxes="xyxy_pixels")
 
@@ -57,7 +57,7 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
         BadSample: ``bad_annotation`` or ``bad_text``.
     """
     try:
-        text = annotations["sentences"].read_text(encoding="utf-8")
+        text = annotations["sentences"].read_text(encoding="utf-8-sig")
         tree = ElementTree.fromstring(annotations["xml"].read_bytes())
     except UnicodeDecodeError as error:
         raise BadSample("bad_text", f"{annotations['sentences']}: {error}") from error

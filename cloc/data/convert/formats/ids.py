@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from cloc.data.convert.formats.files import as_json
+
 Item = dict[str, Any]
 
 
@@ -27,15 +29,17 @@ class Kind(NamedTuple):
         name: what people know one by; None where it has no name.
         same: tells whether two entries with one id are one thing, given twice.
         key: where an entry has its id.
+        text: a key that must hold a text, which becomes a phrase of every box; None where there is none.
     """
 
     what: str
     name: Callable[[Item], Any]
     same: Callable[[Item, Item], bool]
     key: str = "id"
+    text: str | None = None
 
 
-def collect(found: dict[str, Item], items: Iterable[Any], path: Path, kind: Kind) -> None:
+def collect(found: dict[str, Item], items: Iterable[Item], path: Path, kind: Kind) -> None:
     """Add items by their ids.
 
     Args:
@@ -45,12 +49,16 @@ def collect(found: dict[str, Item], items: Iterable[Any], path: Path, kind: Kind
         kind: what they are.
 
     Raises:
-        ValueError: an item has no id, or the id of another one.
+        ValueError: an item has no id, the id of another one, or no text where one must be.
     """
     for item in items:
-        number = id_of(item[kind.key])
+        number = id_of(item.get(kind.key))
         if number is None:
-            raise ValueError(f"{path}: {kind.what} {kind.key} {item[kind.key]!r}; a number or a text is needed")
+            seen = as_json(item[kind.key]) if kind.key in item else "is missing"
+            raise ValueError(f"{path}: {kind.what} {kind.key} {seen}; a number or a text is needed")
+        if kind.text is not None and not isinstance(item.get(kind.text), str):
+            seen = f"has the {kind.text} {as_json(item[kind.text])}" if kind.text in item else f"has no {kind.text}"
+            raise ValueError(f"{path}: {kind.what} {kind.key} {number} {seen}; a text is needed, correct it there")
         known = found.setdefault(number, item)
         if known is not item and not kind.same(known, item):
             both = f"{kind.what} {kind.key} {number} stands for {kind.name(known)!r} and for {kind.name(item)!r}"

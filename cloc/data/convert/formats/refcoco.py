@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cloc.data.convert.formats.coco import CATEGORIES, COCO_BOXES, IMAGES, file_name
-from cloc.data.convert.formats.files import json_items, need_file, need_folder
+from cloc.data.convert.formats.files import json_objects, need_file, need_folder
 from cloc.data.convert.formats.ids import Kind, collect, id_of
 from cloc.data.convert.records import Keys, Record, RecordSource
 
@@ -46,8 +46,8 @@ def open_refcoco(
     )
     by_image: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     splits: Counter[Any] = Counter()
-    for ref in json_items(refs, "item"):
-        splits[ref.get("split")] += 1
+    for ref in json_objects(refs, "item"):
+        splits[str(ref.get("split"))] += 1
         if ref.get("split") == split or (split == "test" and str(ref.get("split")).startswith("test")):
             by_image[id_of(ref.get("image_id")) or ""].append(ref)
     if not by_image:
@@ -58,7 +58,7 @@ def open_refcoco(
     categories: dict[str, dict[str, Any]] = {}
     objects: dict[str, dict[str, Any]] = {}
     collect(known, _some(instances, "images.item", by_image), instances, IMAGES)
-    collect(categories, json_items(instances, "categories.item"), instances, CATEGORIES)
+    collect(categories, json_objects(instances, "categories.item"), instances, CATEGORIES)
     collect(objects, _some(instances, "annotations.item", wanted), instances, _OBJECTS)
     names = {number: item["name"] for number, item in categories.items()}
     records = _records(by_image, known, objects, names, root)
@@ -68,8 +68,8 @@ def open_refcoco(
 
 def _some(path: Path, prefix: str, wanted: Container[str | None]) -> Iterator[dict[str, Any]]:
     """Yield the items of wanted ids, without their masks."""
-    for item in json_items(path, prefix):
-        if id_of(item["id"]) in wanted:
+    for item in json_objects(path, prefix):
+        if id_of(item.get("id")) in wanted:
             yield {name: value for name, value in item.items() if name != "segmentation"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cloc.data.convert.formats.coco import COCO_BOXES
-from cloc.data.convert.formats.files import json_items, need_file
+from cloc.data.convert.formats.files import json_items, json_objects, need_file
 from cloc.data.convert.formats.ids import Kind, collect, id_of, same_picture
 from cloc.data.convert.records import Keys, Record, RecordSource
+from cloc.data.json_values import parse_json
 
 _SPLITS = "densecap_splits.json"
 
@@ -46,11 +46,13 @@ def open_visual_genome(source: Path, *, split: str | None = None, images: Path |
     data = need_file(source / "image_data.json", remedy)
     files = (regions, data)
     pictures: dict[str, dict[str, Any]] = {}
-    items = ({**item, "image_id": item.get("image_id", item.get("id"))} for item in json_items(data, "item"))
+    items = ({**item, "image_id": item.get("image_id", item.get("id"))} for item in json_objects(data, "item"))
     collect(pictures, items, data, _PICTURES)
     if split is not None:
         files = (*files, need_file(source / _SPLITS, "it comes with DenseCap; leave --split out for all pictures"))
-        splits = json.loads((source / _SPLITS).read_text(encoding="utf-8"))
+        splits = parse_json((source / _SPLITS).read_bytes())
+        if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()):
+            raise ValueError(f"{source / _SPLITS}: an object of lists of ids is needed; download it again")
         if split not in splits:
             raise ValueError(f"{source / _SPLITS}: no split {split!r}, but {', '.join(splits)}; name one with --split")
         wanted = {str(id_of(number)) for number in splits[split]}
