@@ -41,7 +41,8 @@ def main(config: DictConfig) -> float | None:
     mendable = (ConfigError, CheckpointError, ShardError, SkipLimitError, ReaderError, OSError, FloatingPointError)
     try:
         folder = train(config)
-        return objective(folder, config.objective) if folder and config.objective else None
+        wanted = config.get("objective")
+        return objective(folder, wanted) if folder and wanted else None
     except mendable as error:
         if _in_sweep():
             raise

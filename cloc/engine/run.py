@@ -249,6 +249,8 @@ def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> li
     if config.evaluation.every and (measure := task.measurement()) is not None:
         at_start = config.evaluation.at_start
         evaluate = Evaluate(config.evaluation.every, config.batch_size, measure, throughput, at_start)
+    elif config.evaluation.best or config.evaluation.at_start or config.objective:
+        raise ConfigError("evaluation.best, evaluation.at_start, objective: nothing is measured; set evaluation.every")
     turns = options.checkpoint_every, options.checkpoint_minutes
     ordered = [
         CompileTime() if options.compile else None,  # the bare step: neither average nor evaluation are compilation

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 import lightning
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -135,7 +136,8 @@ class Task(lightning.LightningModule):
 
     @classmethod
     def complete(cls, resolved: dict[str, Any]) -> None:
-        """Fill in, in place, what a checkpoint must hold so that the model can be built from it alone."""
+        """Fill in, in place, what a checkpoint must hold so that the model can be built from it alone: the defaults."""
+        resolved.update(OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(cls.schema), resolved)))
 
     @classmethod
     def open_data(cls, config: Any) -> TaskData:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from cloc.contracts import LossTerms
 from cloc.engine import run
 from cloc.engine.durable.settings import After
 from cloc.engine.task import Measure, Task
+from tests.kit.paths import ROOT
 
 SLOPE = 2.0
 
@@ -185,6 +188,11 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
         run.train(configure(tmp_path, trainer={"ema": 0.5, "strategy": "fsdp"}))
 
 
+def test_a_choice_by_what_is_not_measured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.best.*nothing is measured"):
+        run.train(configure(tmp_path, evaluation={"every": 0, "best": "val/line/closeness"}))
+
+
 def test_a_diverging_task_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What guards a run guards any task."""
     step = Line.step
@@ -196,3 +204,17 @@ def test_a_diverging_task_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Line, "step", broken)
     with pytest.raises(FloatingPointError, match=r"step 5: .*2 steps in a row.*keys of the last: 32, 33"):
         run.train(configure(tmp_path, trainer={"max_skipped_steps": 2}))
+
+
+def test_train_py_runs_it_by_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "line.yaml").write_text(
+        f"task: {__name__}.Line\nname: line\nrun_dir: {tmp_path}/run\nsamples: 16\nbatch_size: 8\nwidth: 2\n"
+        "optim: {lr: 0.1}\ntrainer: {accelerator: cpu}\nhydra: {run: {dir: .}, output_subdir: null}\n"
+    )
+    command = [sys.executable, "train.py", f"--config-dir={tmp_path}", "--config-name=line", "width=5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "line: process 0 of 1, weights" in done.stdout
+    assert stored(tmp_path / "run")["state_dict"]["model.1.weight"].shape == (1, 5)
+    done = subprocess.run([*command, "+widht=5"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "'widht': Key 'widht' not in 'LineConfig'" in done.stderr
