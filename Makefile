@@ -14,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CONSTRAINTS := requirements/constraints.txt
-EXTRAS := demo,transformers,tensorboard,export,dev
+EXTRAS := train,eval,demo,transformers,tensorboard,export,dev
 PIP_ARGS ?=
 WORKERS ?= 2
 DEMO_DATA := data/openmoji
@@ -25,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 
 say = @printf '\033[1m==>\033[0m %s\n'
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow lint format docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PY) -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
-# A conversion that stops half-way leaves no folder that looks complete.
+# A conversion that is stopped leaves no folder that looks complete.
 $(DEMO_DATA): | $(STAMP)
 	$(say) "demo: drawing the OpenMoji scenes into $@"
 	@rm -rf data/.partial
@@ -73,17 +73,21 @@ test-slow: $(STAMP) ## Run the long and the distributed tests
 	$(say) "test-slow: long and distributed tests"
 	@$(PY) -m pytest -q -m "slow or distributed"
 
-lint: $(STAMP) ## Check style and format, change nothing
+lint: $(STAMP) ## Check style, format and types, change nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: $(STAMP) ## Sort imports, fix what can be fixed, format
 	@$(PY) -m ruff check -q --fix-only .
 	@$(PY) -m ruff format .
 
+docs: $(STAMP) ## Write the key tables of docs/ from the schema
+	@$(PY) -m cloc.config.docs --write
+
 clean: ## Remove .venv, caches and build products; keep data and runs
 	$(say) "clean: $(VENV), caches, build products"
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis ./*.egg-info data/.partial
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info data/.partial
 	@for folder in cloc benchmarks tests; do \
 		[ ! -d $$folder ] || find $$folder -name __pycache__ -type d -prune -exec rm -rf {} +; done
 	@rm -rf __pycache__

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from cloc.command import prepare, run
+from cloc.command import prepare, require, run
 
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
+    require("eval")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402

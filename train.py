@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from cloc.command import prepare, run
+from cloc.command import prepare, require, run
 
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
+    require("train")
 
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
@@ -25,12 +26,15 @@ def main(config: DictConfig) -> float | None:
     try:
         # Another task brings a schema of its own.
         schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
-        check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
+        checked = check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
         if _in_sweep():
             raise
         if not _one_of_many():  # else the others wait to hear of it, and `train` tells them
             sys.exit(f"ConfigError: {error}")
+    else:
+        if checked.evaluation.every or _in_sweep():  # else it would be told hours later
+            require("eval")
     from cloc.data.shards.tars import ShardError
     from cloc.data.stream.batches import SkipLimitError
     from cloc.data.stream.workers import ReaderError

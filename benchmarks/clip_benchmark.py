@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -31,11 +32,9 @@ from torch.nn.functional import normalize
 
 from cloc.config import DatasetConfig
 from cloc.contracts import Sample
-from cloc.data.sample import parse_sample
-from cloc.data.shards.tars import read_sample_members
 from cloc.encoder import Encoder, load
 from cloc.evaluation.metrics.retrieval import owners, recall
-from cloc.evaluation.sets.annotated import load_eval_set
+from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.export.pipeline import export
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 
@@ -46,9 +45,8 @@ BATCH = 64
 def read_samples(folder: Path, limit: int) -> list[Sample]:
     """Samples of an evaluation set that have captions, pictures included."""
     data = load_eval_set("data", DatasetConfig(shards=str(folder)), limit)
-    members = (read_sample_members(data.reader.read(*place)) for place in data.places)
-    samples = [parse_sample(files, key, "data")[0] for key, files in members]
-    return [sample for sample in samples if sample.captions]
+    samples = enumerate(data.samples)
+    return [replace(sample, image=data.encoded(index)) for index, sample in samples if sample.captions]
 
 
 def write_webdataset(samples: Sequence[Sample], folder: Path) -> None:

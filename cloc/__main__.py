@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 
-from cloc.command import prepare, run
+from cloc.command import prepare, run, told
 
 if __name__ == "__main__":
     prepare()  # before the imports that take time
 
 from pathlib import Path  # noqa: E402
-from typing import Annotated  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
@@ -80,7 +80,14 @@ def data_convert(
         raise ValueError(f"format {format!r} takes {wanted}, not {len(paths)} paths")
     from cloc.data.convert.conversion import convert
 
-    options = {"split": split, "split_by": split_by, "images": images, "train": train, "val": val, "test": test}
+    options: dict[str, Any] = {
+        "split": split,
+        "split_by": split_by,
+        "images": images,
+        "train": train,
+        "val": val,
+        "test": test,
+    }
     options |= {
         "relation_sets": relation_sets,
         "image_size": image_size,
@@ -91,7 +98,7 @@ def data_convert(
         "ignore_crowd_flag": ignore_crowd_flag or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    common = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
+    common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
     convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **given)
 
@@ -274,7 +281,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         sys.exit(1)
 
 

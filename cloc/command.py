@@ -1,4 +1,4 @@
-"""What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach.
+"""What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach, extras.
 
 Stands below all else, beside ``contracts``, and imports the standard library alone: it is in force before anything
 heavy is imported.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -21,6 +22,12 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
+
+EXTRAS = {
+    "train": ("aiohttp", "braceexpand", "fsspec", "hydra", "ijson", "lightning", "webdataset"),
+    "eval": ("fsspec", "hydra", "ijson", "jinja2", "matplotlib", "pycocotools"),
+}
+"""Modules that the extras ``train`` and ``eval`` bring; a loaded model needs none of them."""
 
 _WORD = "interrupted; run the same command again"
 _PATIENCE = 5.0  # seconds until a process whose main thread does not come back from compiled code is ended from outside
@@ -93,8 +100,9 @@ def prepare(*, tell_closed_pipe: bool = False) -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)
-    sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)
+    # Typeshed calls the dunder names final; libraries that restore the streams take them from there.
+    sys.stdout = sys.__stdout__ = _lasting(sys.stdout, 1, tell_closed_pipe)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _lasting(sys.stderr, 2, False)  # type: ignore[misc]
     sys.unraisablehook, threading.excepthook = _unraisable, _thread_failed
     atexit.register(_skip_teardown)  # before any other is registered: called after them
     listen()
@@ -124,6 +132,31 @@ def announced(word: str) -> Iterator[None]:
         yield
     finally:
         _watch.word = before
+
+
+def require(extra: str) -> None:
+    """Leave the process with one line where a module of an extra is missing; imports none of them."""
+    missing = [module for module in EXTRAS[extra] if not _is_there(module)]
+    if missing:
+        sys.exit(f"ImportError: {_remedy(missing, extra)}")
+
+
+def told(error: Exception) -> str:
+    """An error in a line; of a module that an extra brings, with that extra."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = next((name for name, modules in EXTRAS.items() if module in modules), None)
+    return _remedy([module], extra) if extra else str(error)
+
+
+def _remedy(missing: list[str], extra: str) -> str:
+    return f"{', '.join(missing)}: not installed; pip install 'cloc-pretrain[{extra}]'"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a finder that refuses it, of a module without a specification
+        return False
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
@@ -214,7 +247,7 @@ class _Sink(io.FileIO):
         self.tell_closed_pipe = tell_closed_pipe
         self.lost, self.reason = 0, ""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             if self.lost:
                 super().write(f"[{self.lost} bytes of output lost: {self.reason}]\n".encode())
@@ -223,7 +256,7 @@ class _Sink(io.FileIO):
         except OSError as error:
             if not self.lost:
                 self._tell(error)
-            self.lost, self.reason = self.lost + len(data), error.strerror
+            self.lost, self.reason = self.lost + len(data), error.strerror or str(error)
             if error.errno == errno.EPIPE and self.tell_closed_pipe and callable(signal.getsignal(signal.SIGHUP)):
                 os.kill(os.getpid(), signal.SIGHUP)
             return len(data)

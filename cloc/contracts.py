@@ -174,7 +174,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for f in fields(self)
             for value in [getattr(self, f.name)]
@@ -183,7 +183,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, for asynchronous copies (called by the DataLoader)."""
-        pinned = {
+        pinned: dict[str, Any] = {
             f.name: value.pin_memory() if isinstance(value, Tensor) else value
             for f in fields(self)
             for value in [getattr(self, f.name)]

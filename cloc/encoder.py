@@ -78,7 +78,20 @@ class Encoder:
     ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
         self.tokenizer = tokenizer or Tokenizer.of(model.text)
-        self.preprocess = preprocess or Preprocess(model.image.resize)
+        resize: Any = model.image.resize
+        self.preprocess = preprocess or Preprocess(resize)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's square view in pixels."""
+        size: Any = self.model.image.image_size
+        return int(size)
+
+    @property
+    def joint_dim(self) -> int:
+        """D, width of the joint space."""
+        width: Any = self.model.image.joint_dim
+        return int(width)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -100,7 +113,7 @@ class Encoder:
     def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> EncodedPictures:
         if not pictures:
             raise ValueError("no picture was given; give at least one")
-        views, content = zip(*(preprocess(picture, self.model.image.image_size) for picture in pictures), strict=True)
+        views, content = zip(*(preprocess(picture, self.image_size) for picture in pictures), strict=True)
         features = self.model.encode_images(torch.stack(views).to(self.device))
         return EncodedPictures(pictures, torch.stack(content).to(self.device), features)
 
@@ -119,7 +132,7 @@ class Encoder:
             TypeError: what is no picture.
         """
         found = as_pictures(pictures)
-        return self.see(found).features.pooled if found else torch.zeros(0, self.model.image.joint_dim)
+        return self.see(found).features.pooled if found else torch.zeros(0, self.joint_dim)
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 512) -> Tensor:
@@ -132,7 +145,7 @@ class Encoder:
         """
         texts = as_texts(texts)
         if not texts:
-            return torch.zeros(0, self.model.image.joint_dim, device=self.device)
+            return torch.zeros(0, self.joint_dim, device=self.device)
         order = sorted(range(len(texts)), key=lambda i: len(self.tokenizer.encode(texts[i])[0]))
         parts = [
             self.model.encode_texts(
@@ -156,7 +169,8 @@ class Encoder:
             raise ValueError(f"{self.name} has no patch tokens: its image tower pools in a way of its own")
         preprocess = self.preprocess if self.preprocess.whole else PAD
         seen = self._see(as_pictures(pictures), preprocess)
-        return seen.features.tokens, tuple(self.model.grid)
+        rows, columns = self.model.grid
+        return seen.features.tokens, (rows, columns)
 
     def encode_regions(
         self, pictures: Picture | Sequence[Picture], boxes: Any, source: str = "prompter"
@@ -205,10 +219,10 @@ class Encoder:
         return [row[:count] for row, count in zip(embedded, counts, strict=True)]
 
     def _crops(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
-        batch_size = min(512, max(16, CROP_PIXELS // self.model.image.image_size**2))
+        batch_size = min(512, max(16, CROP_PIXELS // self.image_size**2))
         cuts = [cut(picture, box) for picture, rows in zip(pictures, boxes, strict=True) for box in rows.tolist()]
         parts = [self.encode_image(cuts[start : start + batch_size]) for start in range(0, len(cuts), batch_size)]
-        rows = torch.cat([torch.zeros(0, self.model.image.joint_dim, device=self.device), *parts])
+        rows = torch.cat([torch.zeros(0, self.joint_dim, device=self.device), *parts])
         return list(rows.split([len(own) for own in boxes]))
 
     def ground(
@@ -242,7 +256,7 @@ class Encoder:
     def grounded(self, seen: EncodedPictures, text: Sequence[Tensor]) -> list[Tensor]:
         """As :meth:`ground`, from pictures already seen and phrases already embedded (B tensors ``[T_i,D]``)."""
         counts = [len(rows) for rows in text]
-        padded = torch.zeros(len(text), max([*counts, 1]), self.model.image.joint_dim, device=self.device)
+        padded = torch.zeros(len(text), max([*counts, 1]), self.joint_dim, device=self.device)
         for row, own in zip(padded, text, strict=True):
             row[: len(own)] = own
         seen = self._whole(seen)

@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 for _unit in ("evaluation", "engine"):
     MAY_IMPORT[_unit].add("encoder")
 FREE = {"__init__", "__main__"}
+# Within evaluation: a file or folder imports from those to its left.
+STEPS = ["reduce", "cache", "sets", "model_outputs", "metrics", "suite", "report", "compare", "embed"]
 
 Found = Iterator[tuple[int, str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -102,6 +104,20 @@ def import_direction(module: Module) -> Found:
         target = name.split(".")[1] if "." in name else "the package root"
         if target not in allowed:
             yield line, f"{module.unit} imports {name}; it may import only {', '.join(sorted(allowed))}"
+
+
+def evaluation_direction(module: Module) -> Found:
+    step = Path(module.path).with_suffix("").parts[2] if module.unit == "evaluation" else "__init__"
+    if step == "__init__":
+        return
+    if step not in STEPS:
+        yield 1, f"cloc/evaluation/{step} has no place among its steps; known are {', '.join(STEPS)}"
+        return
+    allowed = STEPS[: STEPS.index(step) + 1]
+    for line, name in module.imports():
+        target = name.split(".")[2] if _within(name, "cloc.evaluation") and name.count(".") > 1 else step
+        if target not in allowed:
+            yield line, f"evaluation/{step} imports {name}; it may import only {', '.join(allowed)}"
 
 
 def test_no_import_circles() -> None:
@@ -324,6 +340,7 @@ SOURCES = [*PACKAGE, "benchmarks/**/*.py", "*.py"]
 EVERYTHING = [*SOURCES, "tests/**/*.py"]
 RULES: dict[Callable[[Module], Found], list[str]] = {
     import_direction: PACKAGE,
+    evaluation_direction: ["cloc/evaluation/**/*.py"],
     lightning_in_engine_only: [*PACKAGE, "*.py"],
     collectives_at_home: PACKAGE,
     short_files: SOURCES,
@@ -369,6 +386,10 @@ LONG_BODY = "    x = 1\n" * MAX_FUNCTION_LINES
         (import_direction, "cloc/encoder.py", "import cloc", 1),
         (import_direction, "cloc/contracts.py", "from cloc.config import Config", 1),
         (import_direction, "cloc/utils.py", "", 1),
+        (evaluation_direction, "cloc/evaluation/sets/a.py", "from cloc.evaluation.metrics.catalog import ALL", 1),
+        (evaluation_direction, "cloc/evaluation/report/a.py", "import torch\nfrom cloc.evaluation import compare", 2),
+        (evaluation_direction, "cloc/evaluation/metrics/a.py", "from ..report.table import compare", 1),
+        (evaluation_direction, "cloc/evaluation/helpers.py", "", 1),
         (lightning_in_engine_only, "cloc/data/a.py", "from lightning import Trainer", 1),
         (lightning_in_engine_only, "eval.py", "import lightning.pytorch as pl", 1),
         (collectives_at_home, "cloc/models/a.py", "import torch.distributed as dist", 1),
@@ -415,6 +436,8 @@ def test_rule_bites(rule: Callable[[Module], Found], path: str, text: str, line:
         (import_direction, "cloc/export/a.py", "from cloc import __version__\nfrom ..encoder import Encoder"),
         (import_direction, "cloc/data/a.py", "from . import b\nfrom .b import c\nfrom cloc.contracts import Sample"),
         (import_direction, "cloc/__main__.py", "from cloc.engine import run"),
+        (evaluation_direction, "cloc/evaluation/report/a.py", "from cloc.evaluation.metrics.catalog import ALL"),
+        (evaluation_direction, "cloc/evaluation/__init__.py", "import torch"),
         (lightning_in_engine_only, "train.py", "import lightning"),
         (collectives_at_home, "cloc/engine/process_group.py", "import torch.distributed as dist"),
         (errors_are_not_swallowed, "cloc/data/a.py", "try:\n    f()\nexcept KeyError:\n    pass"),

@@ -16,8 +16,8 @@ import cloc
 from tests.kit.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INSTALLED_EXTRAS = ["demo", "transformers", "tensorboard", "export", "dev"]
-TARGETS = ["help", "setup", "demo", "test", "test-slow", "lint", "format", "clean"]
+INSTALLED_EXTRAS = ["train", "eval", "demo", "transformers", "tensorboard", "export", "dev"]
+TARGETS = ["help", "setup", "demo", "test", "test-slow", "lint", "format", "docs", "clean"]
 
 
 def pins() -> dict[str, str]:

@@ -9,7 +9,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -76,7 +75,10 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
         if "=" not in override:
             raise ConfigError(f"{override!r}: give KEY=VALUE, for example crop=0.4")
     given = OmegaConf.from_dotlist([override.removeprefix("data.") for override in overrides])
-    return validate(OmegaConf.merge({"train": ""}, given), DataConfig)
+    merged = OmegaConf.merge({"train": ""}, given)
+    assert isinstance(merged, DictConfig)
+    found: DataConfig = validate(merged, DataConfig)
+    return found
 
 
 def check_overrides(arguments: Sequence[str], schema: type) -> None:
@@ -125,11 +127,12 @@ def _check_train(config: TrainConfig) -> None:
     check_negatives(config, terms)
     _check_contrast(config)
     _check_measured(config)
-    for node, path in ((config.model.image, "model.image"), (config.model.text, "model.text")):
-        resolve(node, path)
-    for node, path in ((config.model.prompter, "model.prompter"), (config.model.grounding, "model.grounding")):
-        if node is not None:
-            resolve(node, path)
+    model = config.model
+    for part, node in (("image", model.image), ("text", model.text)):
+        resolve(node, f"model.{part}")
+    for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
+        if choice is not None:
+            resolve(choice, f"model.{part}")
 
 
 def _check_contrast(config: TrainConfig) -> None:
@@ -189,6 +192,8 @@ def register_eval() -> None:
     ``eval.py`` takes ``data=[NAME,…]``; beside the training group ``conf/data`` Hydra would take that
     for a choice of file.
     """
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     store.store(name="eval", node=OmegaConf.load(_CONF / "eval.yaml"))
     for group in ("evaluation", "datasets"):

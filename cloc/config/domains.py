@@ -54,6 +54,15 @@ class Interval:
         high = f"{'below' if self.open_high else 'at most'} {self.high:g}" if self.high < math.inf else ""
         return "must be " + (" and ".join(part for part in (low, high) if part) or "a finite number")
 
+    def cell(self) -> str:
+        """As a table of keys says it: ``≥ 1``, ``in [0, 1)``."""
+        if self.low == -math.inf and self.high == math.inf:
+            return ""
+        if self.high == math.inf:
+            return f"{'>' if self.open_low else '≥'} {self.low:g}"
+        low, high = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        return f"in {low}{self.low:g}, {self.high:.10g}{high}"
+
 
 class OneOf:
     """One of a few names.
@@ -70,6 +79,10 @@ class OneOf:
 
     def __str__(self) -> str:
         return f"give {', '.join(self.names[:-1])} or {self.names[-1]}"
+
+    def cell(self) -> str:
+        """As a table of keys says it: the names."""
+        return ", ".join(f"`{name}`" for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,10 @@ class Length:
     def __str__(self) -> str:
         return f"give {self.count} numbers: {self.what}"
 
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return f"({self.count})"
+
 
 class Host:
     """A host of the network, with or without a port."""
@@ -99,6 +116,10 @@ class Host:
 
     def __str__(self) -> str:
         return "give NAME or NAME:PORT"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "hosts"
 
 
 class Devices:
@@ -113,6 +134,10 @@ class Devices:
 
     def __str__(self) -> str:
         return "give a number of at least 1, -1 or auto for all there are, or a list of indices"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "int ≥ 1, -1, `auto`, list of int"
 
 
 Count = Annotated[int, Interval(1)]

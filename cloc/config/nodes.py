@@ -56,7 +56,7 @@ def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None
     target = node.get("_target_")
     if known is None:
         found = find_class(target, f"{path}._target_")
-    elif target in known:
+    elif isinstance(target, str) and target in known:
         found = known[target]
     else:
         raise ConfigError(f"{path}._target_={target!r}: known are {', '.join(known)}")

@@ -24,6 +24,17 @@ from cloc.config.domains import (
 )
 
 PARTS = ("image", "region", "grounding", "relations")
+METRICS = (
+    "zero_shot",
+    "retrieval",
+    "region_retrieval",
+    "region_naming",
+    "hard_negatives",
+    "comprehension",
+    "grounding",
+    "average_precision",
+    "relations",
+)
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16", "auto")
@@ -31,271 +42,267 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 
 @dataclass
 class DataConfig:
-    """What to train on.
-
-    Attributes:
-        train: folder, ``.tar`` files (braces expand) or URL of shards; or several sources NAME: {path, weight}.
-        regions: M, regions drawn per image and step.
-        negatives: hard negative texts drawn per region, where the shards hold them; they join its denominator.
-        min_size: boxes with a shorter side than this share of the view are not drawn.
-        choice: ``uniform``, or ``score`` for regions in proportion to their scores.
-        groups: phrases that own several boxes of a picture: ``all`` boxes may be drawn, ``one`` of them, or ``skip``.
-        crop: smallest share of the area that a random-resized crop keeps; null for resize-and-pad (the paper).
-        min_visible: a box keeps its phrase while this share of it is inside the crop.
-        jitter: amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none.
-        flip: share of pictures that are mirrored; their texts exchange left and right.
-        workers: reading processes per rank.
-        batch_timeout: seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever.
-        max_skip_share: stop when more than this share of the samples, or of the shards, of a source is unusable.
-        cache_dir: of remote shards; null for ``~/.cache/cloc``.
-        cache_bytes: its bound; 0 asks for each remote sample by itself.
-        timeout: seconds that a remote store may be silent; then it is asked again, and counts as lost in the end.
-        redirect_hosts: hosts (``name`` or ``name:port``) that HTTP redirects may lead to besides a URL's own.
-    """
+    """What to train on."""
 
     train: Any = MISSING
+    """Folder, ``.tar`` files (braces expand) or URL of shards; or several sources, each NAME: {path, weight}. See
+    docs/shards.md#sources."""
     regions: Count = 4
+    """M, regions drawn per image and step."""
     negatives: Amount = 0
+    """Hard negative texts drawn per region, where the shards hold them; they join its denominator. See
+    docs/method.md."""
     min_size: Share = 0.0
+    """Boxes with a shorter side than this share of the view are not drawn."""
     choice: Annotated[str, OneOf("uniform", "score")] = "uniform"
+    """How regions are drawn: alike, or in proportion to their scores."""
     groups: Annotated[str, OneOf("all", "one", "skip")] = "all"
+    """Phrases that own several boxes of a picture: all boxes may be drawn, one of them, or none."""
     crop: PositiveShare | None = None
+    """Smallest share of the area that a random-resized crop keeps; null for resize-and-pad (the paper)."""
     min_visible: Share = 0.5
+    """A box keeps its phrase while this share of it is inside the crop."""
     jitter: Annotated[list[Weight], Length(4, "brightness, contrast, saturation and hue")] | None = None
+    """Amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none."""
     flip: Share = 0.0
+    """Share of pictures that are mirrored; their texts exchange left and right."""
     workers: Amount = 1
+    """Reading processes per training process; 0 reads in it."""
     batch_timeout: Weight = 600.0
+    """Seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever."""
     max_skip_share: Share = 0.01
+    """The run stops when more than this share of a source's samples, or of its shards, is unusable."""
     cache_dir: str | None = None
+    """Cache of remote shards; null for ``~/.cache/cloc``."""
     cache_bytes: Amount = 1 << 36
+    """Bound of the cache (64 GiB); 0 reads each remote sample by range requests."""
     timeout: Rate = 30.0
+    """Seconds that a remote store may be silent; then it is asked again, and counts as lost in the end."""
     redirect_hosts: list[Annotated[str, Host()]] = field(default_factory=list)
+    """Hosts (NAME or NAME:PORT) that HTTP redirects may lead to besides a URL's own."""
 
 
 @dataclass
 class ModelConfig:
-    """Parts of the model; each a ``_target_`` node. ``prompter: null`` is a plain CLIP.
-
-    ``logit_bias`` is the start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for none.
-    """
+    """Parts of the model; each a ``_target_`` node."""
 
     joint_dim: Count = 512
+    """D, width of the joint space."""
     logit_bias: Finite | None = None
+    """Start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for softmax."""
     image: dict[str, Any] = field(default_factory=dict)
+    """The image tower: its class and that class's arguments (``cloc/models/image.py``); for ``pretrained`` see
+    docs/export.md#starting-from-other-peoples-weights."""
     text: dict[str, Any] = field(default_factory=dict)
+    """The text tower, likewise (``cloc/models/text.py``). A class of your own:
+    docs/export.md#files-that-are-not-trusted."""
     prompter: dict[str, Any] | None = None
+    """How a box is read (``cloc/models/prompter.py``); null is a plain CLIP."""
     grounding: dict[str, Any] | None = None
+    """The box head (``cloc/models/grounding.py``); null for none."""
 
 
 @dataclass
 class OptimConfig:
-    """Optimizer and schedule.
-
-    Attributes:
-        name: ``adamw``, or ``muon`` (``torch.optim.Muon`` for the blocks' matrices, AdamW for the rest).
-        lr: AdamW's peak rate.
-        muon_lr: Muon's peak rate.
-        weight_decay: AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables.
-        muon_weight_decay: Muon's; its rate is larger, so its decay is smaller.
-        muon_projections: let Muon have the projections into and out of the joint space too, not hidden layers alone.
-        betas: AdamW's.
-        warmup: linear warm-up in samples.
-        final: the rate at the end, as a share of the peak; cosine in between.
-        clip_grad: largest gradient norm; 0 for no clipping.
-        tower_rate: factor on the rates of both towers; heads keep the full rate. Below 1 for pretrained towers.
-        layer_decay: each block of a tower has this share of the rate of the block above it; 1 for equal rates.
-    """
+    """Optimizer and schedule."""
 
     name: Annotated[str, OneOf("adamw", "muon")] = "adamw"
+    """AdamW, or Muon (``torch.optim.Muon``) for the blocks' matrices and AdamW for the rest."""
     lr: Rate = 5e-4
+    """AdamW's peak rate."""
     muon_lr: Rate = 4e-3
+    """Muon's peak rate (``optim=muon``: 0.015)."""
     weight_decay: Weight = 0.2
+    """AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables."""
     muon_weight_decay: Weight = 0.01
+    """Muon's; its rate is larger, so its decay is smaller."""
     muon_projections: bool = False
+    """Let Muon have the projections into and out of the joint space too, not hidden layers alone."""
     betas: Annotated[list[Decay], Length(2, "the decays of both moments")] = field(default_factory=lambda: [0.9, 0.98])
+    """AdamW's."""
     warmup: Amount = 65_536
+    """Linear warm-up in **samples** (composed: the paper's 2,000 steps of 32,768)."""
     final: Share = 0.0
+    """The rate at the end, as a share of the peak; cosine in between."""
     clip_grad: Weight = 1.0
+    """Largest gradient norm; 0 for no clipping."""
     tower_rate: Weight = 1.0
+    """Fine-tuning: factor on the rates of both towers; heads keep the full rate."""
     layer_decay: PositiveShare = 1.0
+    """Fine-tuning: each block of a tower has this share of the rate of the block above it; 1 for equal rates."""
 
 
 @dataclass
 class TrainerConfig:
-    """Where and how to run; handed to Lightning.
-
-    Attributes:
-        accelerator: ``auto``, ``cpu``, ``gpu``.
-        devices: per node.
-        num_nodes: of the job.
-        strategy: ``auto``, ``ddp``, or ``fsdp`` (FSDP2: parameters, gradients and optimizer state sharded).
-        precision: Lightning's name, ``32-true`` or ``bf16-mixed``; ``auto`` for bfloat16 where the device computes it.
-        threads: CPU threads of the training process; 0 leaves PyTorch's choice.
-        log_every: steps between log lines.
-        checkpoint_every: samples between checkpoints.
-        checkpoint_minutes: longest time between checkpoints; 0 for none by time.
-        keep_last: so many of the newest checkpoints are kept; the one before the newest serves where that is damaged.
-        max_skipped_steps: stop after so many steps in a row whose loss or gradient is not finite.
-        compile: ``torch.compile`` the towers (not measured on GPU).
-        checkpoint_activations: recompute the towers' blocks in backward rather than keep their activations.
-        accumulate: micro-batches that a step passes through the model one after the other. The losses see the whole
-            batch: features are cached and each micro-batch is encoded a second time for its gradient.
-        ema: decay of a moving average of the weights, which checkpoints then hold; 0 for none.
-    """
+    """Where and how to run; handed to Lightning."""
 
     accelerator: Annotated[str, OneOf(*ACCELERATORS)] = "auto"
+    """Kind of device."""
     devices: Annotated[Any, Devices()] = 1
+    """Number of devices per node, or a list of their indices; ``auto`` or -1 for all there are (``trainer=ddp``)."""
     num_nodes: Count = 1
+    """Nodes of the job."""
     strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
+    """``ddp`` holds the model on every process; ``fsdp`` (FSDP2) shards parameters, gradients and optimizer state."""
     precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
+    """Lightning's name; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where the device computes it: a processor
+    that imitates it is 40 times slower."""
     threads: Amount = 0
+    """CPU threads of the training process; 0 leaves PyTorch's choice."""
     log_every: Count = 10
+    """Steps between log lines."""
     checkpoint_every: Count = 1_000_000
+    """Samples between checkpoints."""
     checkpoint_minutes: Weight = 10.0
+    """Longest time between checkpoints; 0 for none by time (the demo: 1; ``ddp`` and ``fsdp``: 30)."""
     keep_last: Count = 2
+    """How many of the newest checkpoints are kept; the one before the newest serves where that is damaged."""
     max_skipped_steps: Count = 10
+    """The run stops after so many steps in a row whose loss or gradient is not finite."""
     compile: bool = False
+    """``torch.compile`` the towers, block by block; a run says how long it took (docs/benchmarks.md#compile, on CPU
+    only)."""
     checkpoint_activations: bool = False
+    """Recompute the towers' blocks in backward instead of keeping their activations."""
     accumulate: Count = 1
+    """Micro-batches that a step passes through the model one after the other. The losses see the whole batch: features
+    are cached, and each micro-batch is encoded a second time for its gradient."""
     ema: Decay = 0.0
+    """Decay of a moving average of the weights, which checkpoints then hold; 0 for none. Not with ``fsdp``."""
 
 
 @dataclass
 class DatasetConfig:
-    """One evaluation set; at least one of ``shards``, ``relations`` and ``images``.
-
-    Attributes:
-        shards: folder of shards: captions, boxes, phrases.
-        relations: folder of relation shards, or the annotation file of a published relation set.
-        relation_format: ``shards``, ``whatsup`` (controlled or COCO/GQA-spatial), ``vsr`` or ``sugarcrepe``.
-        pictures: folder of the pictures that a published relation set names.
-        images: pictures to classify: a folder of folders by class, a folder of shards (``jpg`` and ``cls``), or
-            ``torchvision:NAME:FOLDER`` for a set of torchvision that is already there.
-        classes: file of class names, one a line (with or without a synset in front) or JSON; null takes the set's own,
-            ``imagenet`` open_clip's list. Folders are joined to it by synset, name or number.
-        templates: class texts; ``{}`` is the class name. One embedding a class: the mean over templates.
-        template_file: file of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of
-            CLIP's ImageNet evaluation.
-        frequency: LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``; null for none.
-        lead: metric of the set's own protocol, which the report opens with (``region/best/mAcc`` reads boxes by each
-            model's best source); null takes one by what the set holds.
-        description: one line for the report.
-    """
+    """One evaluation set; at least one of ``shards``, ``relations``, ``images`` and ``set``."""
 
     shards: str | None = None
+    """Folder of shards (docs/shards.md): captions, boxes, phrases, categories, negatives."""
     relations: str | None = None
+    """Folder of relation shards, or the annotation file of a published relation set."""
     relation_format: str = "shards"
+    """``shards``, ``whatsup`` (controlled or COCO/GQA-spatial), ``vsr`` or ``sugarcrepe``."""
     pictures: str | None = None
+    """Folder of the pictures that a published relation set names."""
     images: str | None = None
+    """Pictures to classify: ``FOLDER/CLASS/*.jpg``; a folder of shards (``jpg`` and ``cls``, with ``classnames.txt``);
+    or ``torchvision:NAME:FOLDER`` for a set of torchvision that is already there."""
     classes: str | None = None
+    """File of class names, one a line (with or without a synset in front) or JSON; ``imagenet`` for open_clip's list
+    with ImageNet's synsets; null takes the set's own."""
     templates: list[str] = field(default_factory=lambda: ["{}"])
+    """Class texts; ``{}`` is the class name. One embedding a class: the mean over templates. A set with templates is
+    also measured by names alone."""
     template_file: str | None = None
+    """File of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of CLIP's ImageNet
+    evaluation."""
     frequency: str | None = None
+    """LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``, for rare, common and frequent classes;
+    null for none."""
+    set: dict[str, Any] | None = None
+    """A kind of set of your own: ``_target_`` of a class with its arguments (SetReader in
+    ``cloc/evaluation/sets/eval_set.py``), instead of the three or beside them."""
     lead: str | None = None
+    """Metric of the set's own protocol, which the report opens with (``region/best/mAcc`` reads boxes by each model's
+    best source); null takes one by what the set holds."""
     description: str = ""
+    """One line for the report."""
 
 
 @dataclass
 class EvaluationConfig:
-    """What is measured, in training and by ``eval.py``.
-
-    Attributes:
-        every: samples between evaluations in training; 0 for none.
-        at_start: also measure the weights that a run starts from.
-        data: names (keys of ``datasets``) measured in training.
-        limit: at most so many pictures of each set; 0 for all.
-        best: metric (``val/SET/METRIC``, larger is better) whose best checkpoint is kept; null for none.
-        parts: of ``image`` (classification, retrieval), ``region``, ``grounding``, ``relations``.
-        sources: region sources; those that a model lacks are left out.
-        batch_size: pictures a forward pass.
-        bootstrap: resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals.
-    """
+    """What is measured, in training and by ``eval.py``."""
 
     every: Amount = 0
+    """Samples between evaluations in training; 0 for none."""
     at_start: bool = False
+    """Also measure the weights that a run starts from."""
     data: list[str] = field(default_factory=list)
+    """Names (keys of ``datasets``) measured in training."""
     limit: Amount = 500
+    """At most so many pictures of each set; 0 for all."""
     best: str | None = None
+    """Metric (``val/SET/METRIC``, larger is better) whose best checkpoint is kept; null for none."""
     parts: list[Annotated[str, OneOf(*PARTS)]] = field(default_factory=lambda: list(PARTS))
+    """``image`` is classification and retrieval."""
+    metrics: list[Any] = field(default_factory=lambda: list(METRICS))
+    """What is measured: names of ours, or nodes with the ``_target_`` of a class of your own."""
     sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(SOURCES))
+    """Region sources; those that a model lacks are left out, and ``crop`` while training."""
     batch_size: Count = 64
+    """Pictures a forward pass."""
     bootstrap: Amount = 1000
+    """Resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals."""
 
 
 @dataclass
 class RunConfig:
-    """What the engine reads of the configuration of any task; a task's own schema adds what it reads itself.
-
-    Attributes:
-        task: class of another task (a subclass of ``cloc.engine.task.Task``); null for pretraining.
-        name: of the run.
-        run_dir: where its files go.
-        seed: of weights, order and every random choice.
-        samples: budget, in pictures.
-        batch_size: B, over all processes.
-        resume: continue the run that the folder holds; false refuses one that is not empty.
-        dry_run: print steps, passes, readers and memory, and stop.
-        profile: write a trace of a few steps and a table of where their time went.
-        objective: metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep.
-    """
+    """What the engine reads of the configuration of any task; a task's own schema adds what it reads itself."""
 
     task: str | None = None
+    """Class of another task than pretraining, see docs/training.md#other-tasks; null for pretraining."""
     name: str = MISSING
+    """Of the run, and of its folder."""
     run_dir: str = MISSING
+    """Run folder, where all its files go; a path, or a URL of an object store."""
     seed: Seed = 0
+    """Of weights, order and every random choice."""
     samples: Count = MISSING
+    """Budget, in pictures; steps are ``samples / batch_size``, rounded up."""
     batch_size: Count = MISSING
+    """B, the **global** batch, over all processes."""
     resume: bool = True
+    """Continue from the newest whole checkpoint in the run folder; false refuses a folder that holds one."""
     dry_run: bool = False
+    """Print steps, passes, readers and memory, and stop."""
     profile: bool = False
+    """Write ``profile/trace.json.gz`` and a table of where a step's time goes, then train on."""
     objective: str | None = None
+    """Metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: dict[str, Any] = field(default_factory=dict)
+    """``name`` is ``csv``, ``tensorboard`` or ``wandb``; other keys go to that logger."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 @dataclass
 class TrainConfig(RunConfig):
-    """Everything that ``train.py`` takes for pretraining.
-
-    Attributes:
-        init_from: run folder, checkpoint or export whose weights a new run starts from; parts it lacks start fresh.
-    """
+    """Everything that ``train.py`` takes for pretraining."""
 
     init_from: str | None = None
+    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: dict[str, Any] = field(default_factory=dict)
+    """The objective: its class and that class's arguments, below."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    """Evaluation sets by name, see docs/evaluation.md#sets."""
 
 
 @dataclass
 class EvalConfig:
-    """Everything that ``eval.py`` takes.
-
-    Attributes:
-        checkpoint: the model on trial, as :func:`cloc.encoder.load` takes it.
-        baseline: models beside it.
-        trusted: classes besides ours that they may name (mypackage.towers.MyTower).
-        data: names of ``datasets``, or folders of shards.
-        out: folder of the results; null for the checkpoint's parent folder.
-        cache: folder of embeddings, by model and data; null for none.
-        limit: at most so many pictures of each set; 0 for all.
-        pictures: in the report's gallery.
-        device: ``auto`` or PyTorch's name.
-        seed: of the resamples and of the gallery.
-    """
+    """Everything that ``eval.py`` takes."""
 
     checkpoint: str = MISSING
+    """The model on trial: a run, a checkpoint, an export, or a model of others."""
     baseline: list[str] = field(default_factory=list)
+    """Models beside it."""
     trusted: list[str] = field(default_factory=list)
+    """Classes besides ours that they may name (``mypackage.towers.MyTower``)."""
     data: list[str] = field(default_factory=list)
+    """Names of ``datasets``, or folders of shards."""
     out: str | None = None
+    """Folder of the results; null for the checkpoint's parent folder."""
     cache: str | None = None
+    """Folder of embeddings, by model and data; null for none."""
     limit: Amount = 0
+    """At most so many pictures of each set; 0 for all."""
     pictures: Amount = 12
+    """In the report's gallery."""
     device: str = "auto"
+    """``auto`` or PyTorch's name."""
     seed: Seed = 0
+    """Of the resamples and of the gallery."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    """Evaluation sets by name."""

@@ -1,7 +1,7 @@
 """Models side by side: what `eval.py` runs. Writes metrics.json, the tables and the report.
 
-Last step of evaluation (``sets → model_outputs → suite → compare``). On several ranks all measure, and the
-first one writes.
+Last step of evaluation (``sets → model_outputs → metrics → suite → report → compare``). On several ranks all measure,
+and the first one writes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,20 @@ from cloc.config.versions import versions
 from cloc.encoder import Encoder, load
 from cloc.evaluation.cache import Cache
 from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
+from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
 from cloc.evaluation.metrics.outcome import Outcomes, values
+from cloc.evaluation.metrics.regions import BEST
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks, together
-from cloc.evaluation.report.content import Curve, DatasetReport, ReportData
-from cloc.evaluation.report.gallery import Evaluated, dataset_report
-from cloc.evaluation.report.meaning import best_sources
+from cloc.evaluation.report.example_choice import Evaluated
+from cloc.evaluation.report.example_pictures import dataset_report
 from cloc.evaluation.report.page import write_report
+from cloc.evaluation.report.report_data import Curve, DatasetReport, ReportData
 from cloc.evaluation.report.table import comparison_table, markdown
-from cloc.evaluation.sets.annotated import load_eval_set
-from cloc.evaluation.suite import measure
+from cloc.evaluation.sets.kinds import load_eval_set
+from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
 
-CURVES = (  # of all that was measured in training, what a reader wants to see grow
-    "image_text/text_to_image_R@1",
-    "region/prompter/top1",
-    "region/roi_align/top1",
-    "region/prompter/text_to_region_R@10",
-    "grounding/any/acc@0.5",
-)
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
     "License: CC BY-SA 4.0. The scenes are compositions of them."
@@ -58,17 +53,19 @@ def compare(config: EvalConfig) -> Path:
         The report's page; ``metrics.json`` lies beside its folder.
 
     Raises:
-        ConfigError: an unknown set, or two models of the same name.
+        ConfigError: an unknown set or metric, or two models of the same name.
         FileNotFoundError: a checkpoint or a shard folder is not there.
     """
     if not config.data:
         raise ConfigError(f"data=[]: name at least one evaluation set; known are {sorted(config.datasets)}")
-    sets = {name: _dataset(name, config) for name in config.data}
+    sets, catalog = {name: _dataset(name, config) for name in config.data}, build_catalog(config.evaluation.metrics)
+    for name, dataset in sets.items():
+        check_lead(name, dataset, catalog)
     with together() as ranks:
-        return _compare(config, sets, ranks)
+        return _compare(config, sets, catalog, ranks)
 
 
-def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -> Path:
+def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalog, ranks: Ranks) -> Path:
     console = Console(quiet=not ranks.first)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     encoders = _load_models(config, device)
@@ -85,9 +82,10 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
         models = [ModelOutputs(encoder, ranks, cache, progress) for encoder in encoders]
         for name, dataset in sets.items():
             data = load_eval_set(name, dataset, config.limit, ranks)
-            embedded = [outputs.embed(data, config.evaluation) for outputs in models]
+            embedded = [outputs.embed(data, config.evaluation, catalog.needs) for outputs in models]
             outcomes = {
-                outputs.encoder.name: measure(outputs, data, own) for outputs, own in zip(models, embedded, strict=True)
+                outputs.encoder.name: measure(outputs, data, own, catalog.metrics)
+                for outputs, own in zip(models, embedded, strict=True)
             }
             metrics = {model: values(found) for model, found in outcomes.items()}
             unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
@@ -100,9 +98,9 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
                 "class_texts": data.templates,
             }
             if config.evaluation.bootstrap and ranks.first:
-                result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed)
-            best = {model: best_sources(own) for model, own in metrics.items()}
-            found = Evaluated(models, data, embedded, outcomes, best)
+                result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed, catalog)
+            best = {model: catalog.best_sources(own) for model, own in metrics.items()}
+            found = Evaluated(models, data, embedded, outcomes, best, catalog)
             reports.append(
                 dataset_report(found, result["data"][name], config.pictures, config.evaluation.bootstrap, config.seed)
             )
@@ -111,30 +109,31 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], ranks: Ranks) -
         make_folder(out)
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
         write_json(out / "metrics.json", result)
-        write_file(out / "metrics.md", markdown(result))
-        console.print(comparison_table(result))
+        write_file(out / "metrics.md", markdown(result, catalog))
+        console.print(comparison_table(result, catalog))
         for name, entry in result["data"].items():
             for note in entry["notes"]:
                 console.print(f"{name}: {note}", style="yellow", highlight=False, markup=False)
-        page = write_report(_report(config, result, reports, encoders), out / "report")
+        page = write_report(_report(config, result, reports, encoders, catalog), out / "report")
         console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)
     return page
 
 
-def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[str, Any]:
+def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog: Catalog = ALL) -> dict[str, Any]:
     """What stands beside the metrics of a set: 95 % intervals, and differences of the first model to each other.
 
     Args:
         outcomes: of each model; the first is the one that is measured.
         samples: resamples of the pictures.
         seed: of the draws.
+        catalog: metrics, which say what is better.
 
     Returns:
         ``intervals``: model → metric → [low, high]. ``differences``: other model → metric → [first less other, low,
         high]; ``region/best/MEASURE`` compares each model's own best source, which ``best_sources`` names.
     """
     rows = {model: resample(found, samples, seed) for model, found in outcomes.items()}
-    best = {model: best_sources(values(found)) for model, found in outcomes.items()}
+    best = {model: catalog.best_sources(values(found)) for model, found in outcomes.items()}
     first, *others = outcomes
     gaps: dict[str, dict[str, list[float]]] = {other: {} for other in others}
     for other in others:
@@ -143,7 +142,7 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int) -> dict[
         for measure_, source in best[first].items():
             if measure_ in best[other]:
                 ours, theirs = f"region/{source}/{measure_}", f"region/{best[other][measure_]}/{measure_}"
-                names[f"region/best/{measure_}"] = (ours, theirs)
+                names[f"{BEST}{measure_}"] = (ours, theirs)
         for name, (ours, theirs) in names.items():
             one, two = outcomes[first][ours], outcomes[other][theirs]
             gaps[other][name] = difference(one, two, rows[first][ours], rows[other][theirs])
@@ -198,14 +197,14 @@ def _history(run: Path) -> list[dict[str, str]]:
     return rows
 
 
-def curves(encoder: Encoder) -> list[Curve]:
-    """Learning curves of a run: each loss, and the metrics of ``CURVES``, against samples and seconds."""
+def curves(encoder: Encoder, catalog: Catalog = ALL) -> list[Curve]:
+    """Learning curves of a run: each loss, and the metrics that say so, against samples and seconds."""
     found: dict[str, Curve] = {}
     samples = seconds = 0.0
     for row in _history(Path(encoder.info["run"])):
         samples, seconds = float(row.get("samples") or samples), float(row.get("seconds") or seconds)
         for name, value in row.items():
-            wanted = name.startswith("loss/") or _curve_name(name) in CURVES
+            wanted = name.startswith("loss/") or catalog.describe(_curve_name(name)).shown.curve
             if wanted and value and np.isfinite(float(value)):
                 curve = found.setdefault(name, Curve(encoder.name, _curve_name(name), [], [], []))
                 curve.samples.append(samples)
@@ -220,7 +219,11 @@ def _curve_name(column: str) -> str:
 
 
 def _report(
-    config: EvalConfig, result: dict[str, Any], reports: list[DatasetReport], encoders: list[Encoder]
+    config: EvalConfig,
+    result: dict[str, Any],
+    reports: list[DatasetReport],
+    encoders: list[Encoder],
+    catalog: Catalog,
 ) -> ReportData:
     notes = [OPENMOJI_NOTE] if any("openmoji" in name for name in config.data) else []
     for name, entry in result["data"].items():
@@ -231,11 +234,12 @@ def _report(
         title=f"{' and '.join(encoder.name for encoder in encoders)} on {', '.join(config.data)}",
         command=result["command"],
         data=reports,
-        curves=[curve for encoder in encoders for curve in curves(encoder)],
+        curves=[curve for encoder in encoders for curve in curves(encoder, catalog)],
         versions=_versions(encoders),
         notes=notes,
         training=result["models"],
         bootstrap=config.evaluation.bootstrap,
+        catalog=catalog,
     )
 
 

@@ -1,11 +1,12 @@
 """A measured model: what it makes of texts and of a set's pictures, computed once, shared by ranks, and kept.
 
-Second step of evaluation (``sets → model_outputs → suite → compare``): embeddings and boxes alone, no metric.
+Second step of evaluation (``sets → model_outputs → metrics → suite → report → compare``): embeddings and boxes alone,
+no metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,16 +18,38 @@ from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import EncodedPictures, Encoder
 from cloc.evaluation.cache import Cache, digest_of, model_digest
-from cloc.evaluation.metrics.relations import Placed, common_box, needs_common, phrases_of
 from cloc.evaluation.reduce import Ranks
-from cloc.evaluation.sets.annotated import EvalSet
-from cloc.evaluation.sets.class_images import ImageSet
-from cloc.evaluation.sets.relations import RelationItem
+from cloc.evaluation.sets.eval_set import EvalSet, ImageSet, RelationItem
 from cloc.models.sanity import check_embedded
 
 TEXTS = 512  # a forward pass
+# What a model can be asked for on a set → the part of ``evaluation.parts`` that it belongs to.
+OUTPUTS = {
+    "images": "image",
+    "classified": "image",
+    "regions": "region",
+    "grounded": "grounding",
+    "relations": "relations",
+}
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Placed:
+    """Where a model sees the things of one relation item.
+
+    Attributes:
+        boxes: phrase → xyxy box.
+        aspect: width over height of the picture.
+        common: ``[D]`` embedding of the box around the first candidate's things; None where no candidate needs it.
+        texts: ``[C,D]`` embedding of each candidate.
+    """
+
+    boxes: dict[str, Sequence[float]]
+    aspect: float
+    common: Tensor | None = None
+    texts: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
 @dataclass(slots=True)
@@ -96,30 +119,40 @@ class ModelOutputs:
         rows = self.ranks.join(parts, torch.zeros(0, self.width))
         return rows[torch.tensor(order).argsort()]
 
-    def embed(self, data: EvalSet, config: EvaluationConfig) -> Embedded:
-        """Run the model once over the pictures of a set; what the cache holds is not computed again."""
+    def embed(self, data: EvalSet, config: EvaluationConfig, needs: Collection[str] = tuple(OUTPUTS)) -> Embedded:
+        """Run the model once over the pictures of a set; what the cache holds is not computed again.
+
+        Args:
+            data: the set.
+            config: parts, sources, batch size.
+            needs: of ``OUTPUTS``, what the metrics are made of.
+        """
+        asked = {name for name, part in OUTPUTS.items() if name in needs and part in config.parts}
         found = Embedded(torch.zeros(0, self.width))
         if data.samples:
-            wanted = [] if "image" not in config.parts else ["images"]
-            if "region" in config.parts:
+            wanted = ["images"] if "images" in asked else []
+            if "regions" in asked:
                 wanted += [f"region-{source}" for source in config.sources if source in self.encoder.sources]
-            if "grounding" in config.parts and self.encoder.can_ground:
+            if "grounded" in asked and self.encoder.can_ground:
                 wanted.append("grounded")
-            parts = self._parts(data, wanted, config.batch_size)
-            found.images = parts.get("images", {}).get("rows", found.images)
-            sources = [name.removeprefix("region-") for name in wanted if name.startswith("region-")]
-            found.regions = {source: parts[f"region-{source}"]["rows"] for source in sources}
-            if "grounded" in parts:
-                found.predicted, found.scores = parts["grounded"]["boxes"], parts["grounded"]["scores"]
-            for part, tensors in parts.items():
-                check_embedded(self.encoder.name, {f"{part} of {data.name}": rows for rows in tensors.values()})
-        if data.images is not None and "image" in config.parts:
+            self._fill(found, data, wanted, config.batch_size)
+        if data.images is not None and "classified" in asked:
             found.classified = self._classified(data.name, data.images, config.batch_size)
-        if data.relations and "relations" in config.parts:
+        if data.relations and "relations" in asked:
             found.relation_images, found.placed = self._relations(data, config.batch_size)
         return found
 
     # --- pictures with boxes ------------------------------------------------------------------------------------------
+
+    def _fill(self, found: Embedded, data: EvalSet, wanted: list[str], batch_size: int) -> None:
+        parts = self._parts(data, wanted, batch_size)
+        found.images = parts.get("images", {}).get("rows", found.images)
+        sources = [name.removeprefix("region-") for name in wanted if name.startswith("region-")]
+        found.regions = {source: parts[f"region-{source}"]["rows"] for source in sources}
+        if "grounded" in parts:
+            found.predicted, found.scores = parts["grounded"]["boxes"], parts["grounded"]["scores"]
+        for part, tensors in parts.items():
+            check_embedded(self.encoder.name, {f"{part} of {data.name}": rows for rows in tensors.values()})
 
     def _parts(self, data: EvalSet, wanted: list[str], batch_size: int) -> dict[str, Tensors]:
         phrases = digest_of(data.phrases)  # the annotations of the same bytes can be read in a new way
@@ -205,7 +238,7 @@ class ModelOutputs:
     def _relations(self, data: EvalSet, batch_size: int) -> tuple[Tensor, list[Placed | None] | None]:
         items, grounds = data.relations, self.encoder.can_ground
         candidates = [text for item in items for text in item.candidates]
-        self.texts([*candidates, *(text for item in items for text in phrases_of(item))] if grounds else candidates)
+        self.texts([*candidates, *(text for item in items for text in item.things)] if grounds else candidates)
         key = (self.model, f"relations-{data.relation_digest}")
         kept = self.cache.read(*key)
         if kept is None:
@@ -229,11 +262,11 @@ class ModelOutputs:
         parts["aspect"].append(torch.tensor([picture.shape[2] / picture.shape[1] for picture in pictures]))
         if not self.encoder.can_ground:
             return
-        phrases = [phrases_of(item) for item in items]
+        phrases = [item.things for item in items]
         found = [boxes.cpu() for boxes in self.encoder.grounded(seen, [self.texts(own) for own in phrases])]
         parts["boxes"] += found
         around = [
-            torch.tensor([common_box(item, dict(zip(own, boxes.tolist(), strict=True)))] if needs_common(item) else [])
+            torch.tensor([common_box(item, dict(zip(own, boxes.tolist(), strict=True)))] if item.says_depth else [])
             for item, own, boxes in zip(items, phrases, found, strict=True)
         ]
         parts["common"] += self.encoder.regions(seen, [box.reshape(-1, 4) for box in around], "prompter")
@@ -246,8 +279,8 @@ class ModelOutputs:
             if not item.can_ground:
                 placed.append(None)
                 continue
-            found = Placed({phrase: next(boxes) for phrase in phrases_of(item)}, aspect)
-            if needs_common(item):
+            found = Placed({phrase: next(boxes) for phrase in item.things}, aspect)
+            if item.says_depth:
                 found.common, found.texts = next(common), self.texts(item.candidates).cpu()
             placed.append(found)
         return placed
@@ -260,3 +293,9 @@ class ModelOutputs:
     def _advance(self, task: int | None, count: int) -> None:
         if self.progress is not None:
             self.progress.advance(task, count)
+
+
+def common_box(item: RelationItem, boxes: dict[str, Sequence[float]]) -> list[float]:
+    """The box around all things of a relation item; ``boxes`` gives each thing's, xyxy."""
+    corners = torch.tensor([list(boxes[thing]) for thing in item.things])
+    return [*corners[:, :2].amin(0).tolist(), *corners[:, 2:].amax(0).tolist()]

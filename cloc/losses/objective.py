@@ -54,7 +54,7 @@ class ClocLoss(nn.Module):
         threshold: Annotated[float, Interval(-1, 1)] = 0.9,
         box: str = "l2",
         shared_phrase: str = "skip",
-        terms: Mapping[str, Any] | None = None,
+        terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(

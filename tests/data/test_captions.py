@@ -16,7 +16,7 @@ from cloc.data.convert.conversion import convert
 from cloc.data.inspect.check import check
 from cloc.data.sample import count_captions, parse_sample
 from cloc.data.shards.index import load_manifest
-from cloc.evaluation.sets.annotated import load_eval_set
+from cloc.evaluation.sets.kinds import load_eval_set
 from tests.kit.sources import jpeg, read_samples, write_members
 from tests.kit.streams import make_stream
 

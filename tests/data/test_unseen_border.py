@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 from cloc.config import ConfigError
 from cloc.data.preprocess import Preprocess
 from cloc.encoder import Encoder
-from cloc.evaluation.report.gallery import similarity_maps
+from cloc.evaluation.report.example_pictures import similarity_maps
 from cloc.export import regions
 from cloc.models.build import build_model
 from cloc.models.foreign.towers import HuggingFaceImage, OpenClipTimm, OpenClipViT

@@ -9,12 +9,14 @@ import pytest
 
 from cloc.config import ConfigError, DatasetConfig
 from cloc.contracts import Region, Sample
-from cloc.evaluation.report.content import DatasetReport, ReportData
-from cloc.evaluation.report.dots import overview
+from cloc.evaluation.metrics.catalog import ALL
+from cloc.evaluation.report.dot_plot import overview
 from cloc.evaluation.report.headline import headline
 from cloc.evaluation.report.page import render
+from cloc.evaluation.report.report_data import DatasetReport, ReportData
 from cloc.evaluation.report.table import apart, compare, make_gap
-from cloc.evaluation.sets.annotated import EvalSet, load_eval_set
+from cloc.evaluation.sets.eval_set import EvalSet
+from cloc.evaluation.suite import check_lead
 
 EVERYTHING = {
     "region/prompter/top1": 0.9,
@@ -69,7 +71,7 @@ def test_what_a_set_holds_decides_where_it_names_no_metric(tmp_path: Path) -> No
     assert lead() == "relations/similarity/accuracy"
     assert EvalSet("toy", DatasetConfig(lead="grounding/AP"), samples=[boxes]).lead == "grounding/AP"
     with pytest.raises(ConfigError, match="datasets.toy.lead='region/top1': not a metric"):
-        load_eval_set("toy", DatasetConfig(shards="x", lead="region/top1"))
+        check_lead("toy", DatasetConfig(shards="x", lead="region/top1"), ALL)
 
 
 def test_a_small_difference_that_is_one_is_no_tie() -> None:

@@ -26,14 +26,13 @@ from cloc.evaluation.metrics.classification import (
     class_texts,
     classification_outcomes,
     classify,
-    frequencies_of,
-    read_lines,
     split_outcomes,
-    templates_of,
 )
-from cloc.evaluation.metrics.grounding import comprehension_outcome, grounding_outcomes, hard_negative_outcome, overlap
+from cloc.evaluation.metrics.grounding import grounding_outcomes, overlap
 from cloc.evaluation.metrics.outcome import outcome, values
+from cloc.evaluation.metrics.region_choice import comprehension_outcome, hard_negative_outcome
 from cloc.evaluation.metrics.retrieval import owners, recall, retrieval_outcomes
+from cloc.evaluation.sets.class_names import frequencies_of, read_lines, templates_of
 
 # Four gallery items on a line; a query's similarity to them is its own row.
 GALLERY = torch.eye(4)

@@ -12,15 +12,8 @@ from PIL import Image
 
 from cloc.config import ConfigError, DatasetConfig
 from cloc.evaluation.metrics.outcome import values
-from cloc.evaluation.metrics.relations import (
-    Placed,
-    common_box,
-    fact_score,
-    needs_common,
-    phrases_of,
-    prefers,
-    relation_outcomes,
-)
+from cloc.evaluation.metrics.relations import fact_score, prefers, relation_outcomes
+from cloc.evaluation.model_outputs import Placed, common_box
 from cloc.evaluation.sets.relations import Fact, RelationItem, parse_fact, read_relations
 
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
@@ -122,8 +115,8 @@ def test_in_front_and_behind_by_overlap_and_learned_score(
     cap: tuple[float, ...], prefers_front: bool, relation: str
 ) -> None:
     question = depth("front")
-    assert needs_common(question) and phrases_of(question) == ["a cap", "a fork"]
-    assert not needs_common(item("x", "left"))
+    assert question.says_depth and question.things == ["a cap", "a fork"]
+    assert not item("x", "left").says_depth
     boxes: dict[str, Any] = {"a cap": cap, "a fork": (0.42, 0.3, 0.62, 0.6)}
     corner = common_box(question, boxes)
     assert corner[1] == pytest.approx(0.3) and corner[3] == pytest.approx(0.7)
@@ -136,7 +129,7 @@ def test_in_front_and_behind_by_overlap_and_learned_score(
 def test_captions_of_other_things_cannot_be_told_by_grounding() -> None:
     for captions in (("a cat on a mat", "a dog on a mat"), ("a red cat", "a blue cat"), ("a cat on a mat", "a cat")):
         own = RelationItem(b"", captions, 0, "x", None, tuple(map(parse_fact, captions)))
-        assert not own.can_ground and phrases_of(own) == []
+        assert not own.can_ground and own.things == []
     swapped = ("a cat to the left of a dog", "a dog to the left of a cat")
     assert RelationItem(b"", swapped, 0, "x", None, tuple(map(parse_fact, swapped))).can_ground
     found = relation_outcomes([own], torch.ones(1, 2), [torch.tensor([[1.0, 0], [0, 0.5]])], [None])

@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from cloc.evaluation.metrics.catalog import ALL
 from cloc.evaluation.report.charts import Line, curve_chart, nice_ticks, scatter_chart
-from cloc.evaluation.report.content import Answer, Case, Curve, DatasetReport, Gallery, Heat, ReportData
-from cloc.evaluation.report.dots import Dot, DotRow, dot_chart, overview
+from cloc.evaluation.report.dot_plot import Dot, DotRow, dot_chart, overview
 from cloc.evaluation.report.formats import format_gap, format_value
 from cloc.evaluation.report.headline import headline, key_facts, trained
-from cloc.evaluation.report.meaning import describe
 from cloc.evaluation.report.page import write_report
-from cloc.evaluation.report.pictures import Shape, encode_picture, heat_picture, iou, overlay
+from cloc.evaluation.report.picture_drawing import Shape, encode_picture, heat_picture, iou, overlay
+from cloc.evaluation.report.report_data import Answer, Case, Curve, DatasetReport, Gallery, Heat, ReportData
 from cloc.evaluation.report.splits import Classes, ClassPoint, Split
 from cloc.evaluation.report.table import compare, comparison_table, markdown
 
@@ -139,7 +139,7 @@ def page(data: ReportData, folder: Path) -> Page:
 
 
 def test_headline_compares_the_prompter_with_the_best_source_of_a_model_without_one() -> None:
-    found = headline(entry(cloc=CLOC, clip=CLIP), classes=128)
+    found = headline(entry(cloc=CLOC, clip=CLIP))
     assert found.sentence == "The Prompter names 93.0% of the held-out boxes; the best CLIP source 28.7%."
     assert found.gap == (
         "That is 64.3 points more than CLIP with RoI-Align (95 % interval +60.0 to +70.0). "
@@ -175,6 +175,7 @@ def test_headline_admits_a_worse_and_an_equal_prompter(crop: float, gap: str) ->
 def test_headline_says_that_an_interval_over_zero_decides_nothing() -> None:
     found = entry(cloc={"region/prompter/top1": 0.31}, clip={"region/crop/top1": 0.3})
     found["differences"]["clip"]["region/best/top1"] = [0.01, -0.01, 0.03]
+    del found["counts"]  # so that no chance level is told behind it
     assert headline(found).gap.endswith("(95 % interval −1.0 to +3.0): the two cannot be told apart on this set.")
 
 
@@ -211,16 +212,18 @@ def test_every_metric_of_the_contract_has_a_group_and_a_reading() -> None:
         names += [f"region/{source}/{d}_R@{k}" for d in ("region_to_text", "text_to_region") for k in (1, 10)]
     names += [f"relations/{s}/{m}" for s in ("similarity", "grounded") for m in ("accuracy", "pair", "set4")]
     for name in names:
-        meaning = describe(name)
-        assert meaning.group != "Other measurements" and len(meaning.reading) > 30, name
-        assert meaning.percent == (name != "grounding/mIoU")
-    assert describe("loss").group == describe("region/crop/new").group == "Other measurements"
+        said = ALL.describe(name)
+        assert said.section.title != "Other measurements" and len(said.protocol) > 30, name
+        assert said.percent == (name != "grounding/mIoU") and said.higher_is_better
+    assert ALL.describe("loss").section.title == ALL.describe("region/crop/new").section.title == "Other measurements"
 
 
 def test_rows_mark_the_best_and_take_differences_from_the_first_model() -> None:
     groups = {group.title: group for group in compare({"models": {"cloc": CLOC, "clip": CLIP}})}
     assert list(groups) == ["Whole images", "Naming boxes", "Grounding", "Relations"]
-    rows = {row.meaning.metric: row for group in groups.values() for family in group.families for row in family.rows}
+    rows = {
+        row.description.metric: row for group in groups.values() for family in group.families for row in family.rows
+    }
     retrieval, prompter = rows["image_text/text_to_image_R@1"], rows["region/prompter/top1"]
     assert [cell.best for cell in retrieval.cells] == [False, True]
     assert (retrieval.gap.text, retrieval.gap.ahead) == ("−1.9", False)

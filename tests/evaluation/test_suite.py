@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 import cloc
-from cloc.config import ConfigError, DatasetConfig, EvalConfig, EvaluationConfig
-from cloc.contracts import Region, Sample
+from cloc.config import ConfigError, DatasetConfig, EvaluationConfig
 from cloc.data.shards.writer import write_shards
 from cloc.encoder import Encoder, load
 from cloc.evaluation import embed as embed_module
@@ -28,111 +27,16 @@ from cloc.evaluation.embed import embed
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks
-from cloc.evaluation.sets.annotated import load_eval_set
 from cloc.evaluation.sets.class_images import load_images
+from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import TrainingSuite, measure
-from cloc.models.build import build_model
+from tests.kit.evaluating import COLORS, QUICK, configuration, dataset, png, result, sample
 from tests.kit.paths import ROOT
-
-MODEL: dict[str, Any] = {
-    "joint_dim": 16,
-    "image": {
-        "_target_": "cloc.models.image.OpenClipTower",
-        "image_size": 32,
-        "options": {"width": 64, "layers": 1, "patch_size": 8, "head_width": 32},
-    },
-    "text": {"_target_": "cloc.models.text.ClipText", "options": {"width": 32, "heads": 2, "layers": 1}},
-    "prompter": {"_target_": "cloc.models.prompter.SharedPrompter"},
-    "grounding": {"_target_": "cloc.models.grounding.SpatialHead"},
-}
-COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "gray": (128, 128, 128)}
-QUICK = EvaluationConfig(batch_size=5, bootstrap=50)
-
-
-def png(index: int) -> bytes:
-    rng = np.random.default_rng(index)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def sample(index: int) -> Sample:
-    names = list(COLORS)
-    regions = [
-        Region(
-            (0.1 * box, 0.1, 0.1 * box + 0.4, 0.3 + 0.1 * (index % 5)),
-            (f"a {names[(index + box) % 3]} thing", f"thing {box}"),
-            category=names[(index + box) % 3],
-            negatives=(f"a {names[(index + box + 1) % 3]} thing",) if box == 0 else (),
-        )
-        for box in range(index % 4)  # pictures with no, one, two and three boxes
-    ]
-    crowd = [Region((0.0, 0.0, 1.0, 1.0), ("things",), category="gray", crowd=True)] if index == 3 else []
-    captions = (f"picture {index}", f"picture number {index}")
-    return Sample(f"s{index:02d}", png(index), "png", captions, (*regions, *crowd))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards; a folder by class; a What'sUp file with its pictures."""
-    folder = tmp_path_factory.mktemp("data")
-    samples = [sample(i) for i in range(12)]
-    broken = replace(samples[0], key="s99", image=png(0)[:100])
-    write_shards([*samples, broken], folder / "shards", samples_per_shard=5, categories=list(COLORS))
-    for name, color in COLORS.items():
-        (folder / "classes" / f"{name}_ish").mkdir(parents=True)
-        for i in range(0 if name == "gray" else 3):
-            Image.new("RGB", (20, 16), color).save(folder / "classes" / f"{name}_ish" / f"{i}.png")
-    (folder / "classes" / "red_ish" / "broken.png").write_bytes(png(0)[:80])
-    (folder / "relations").mkdir()
-    items = []
-    words = {
-        "left_of": "to the left of",
-        "right_of": "to the right of",
-        "in-front_of": "in front of",
-        "behind": "behind",
-    }
-    for number, (name, word) in enumerate(words.items()):
-        (folder / "relations" / f"cap_{name}_fork.jpeg").write_bytes(png(40 + number))
-        options = [f"A cap {own} a fork" for own in [word, *(other for other in words.values() if other != word)]]
-        items.append({"image_path": f"x/cap_{name}_fork.jpeg", "caption_options": options})
-    (folder / "relations.json").write_text(json.dumps(items))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of a CLOC and a CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("runs")
-    torch.manual_seed(0)
-    for name, config in (("cloc", MODEL), ("clip", MODEL | {"prompter": None, "grounding": None})):
-        weights = {f"model.{key}": value for key, value in build_model(config).state_dict().items()}
-        info = {"version": "0", "config": {"model": config}, "cursor": 8, "samples_seen": 8}
-        (folder / name / "checkpoints").mkdir(parents=True)
-        torch.save({"state_dict": weights, "cloc": info}, folder / name / "checkpoints" / "last.ckpt")
-    return folder
-
-
-def dataset(data: Path, **changes: Any) -> DatasetConfig:
-    known = {
-        "shards": str(data / "shards"),
-        "relations": str(data / "relations.json"),
-        "relation_format": "whatsup",
-        "pictures": str(data / "relations"),
-        "images": str(data / "classes"),
-        "templates": ["a {}", "some {}"],
-    }
-    return DatasetConfig(**known | changes)
 
 
 def run(encoder: Encoder, config: DatasetConfig, evaluation: EvaluationConfig = QUICK) -> dict[str, float]:
     outputs, found = ModelOutputs(encoder, Ranks()), load_eval_set("toy", config)
     return values(measure(outputs, found, outputs.embed(found, evaluation)))
-
-
-@pytest.fixture(scope="module")
-def encoder(runs: Path) -> Encoder:
-    return load(runs / "cloc")
 
 
 def test_a_set_holds_what_can_be_used_and_counts_what_cannot(data: Path) -> None:
@@ -268,25 +172,6 @@ def test_pictures_by_class_from_torchvision(tmp_path: Path) -> None:
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
-
-
-def configuration(folder: Path, runs: Path, out: Path, **changes: Any) -> EvalConfig:
-    known = {
-        "checkpoint": str(runs / "cloc"),
-        "baseline": [str(runs / "clip")],
-        "data": ["toy"],
-        "out": str(out),
-        "cache": str(out / "cache"),
-        "pictures": 2,
-        "device": "cpu",
-        "evaluation": QUICK,
-        "datasets": {"toy": dataset(folder)},
-    }
-    return EvalConfig(**known | changes)
-
-
-def result(out: Path) -> dict[str, Any]:
-    return json.loads((out / "metrics.json").read_text())
 
 
 def test_intervals_differences_and_a_cache_that_saves_every_pass(

@@ -41,7 +41,8 @@ ENGINE: dict[str, After] = {
     **dict.fromkeys(keys_of("trainer", "accelerator devices num_nodes strategy precision threads"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "max_skipped_steps compile checkpoint_activations accumulate ema"), After.HOLDS),
-    **dict.fromkeys(keys_of("evaluation", "every data limit best parts sources batch_size bootstrap"), After.HOLDS),
+    **dict.fromkeys(keys_of("evaluation", "every data limit best parts metrics sources"), After.HOLDS),
+    **dict.fromkeys(keys_of("evaluation", "batch_size bootstrap"), After.HOLDS),
 }
 IN_TRAINING = re.compile(r"drop|^remember$")  # of a part: its weights mean the same with it as without
 PATHS = ("pretrained", "tokenizer")  # of a part: what lies there is compared, not where

@@ -1,1 +1,1 @@
-"""Metrics: how each is measured, from answers to intervals."""
+"""Metrics, a class each: when it applies, how it is measured, what it says of itself; and their intervals."""

@@ -16,9 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc.evaluation.metrics.grounding import GroundingMetric, asked_pairs
+from cloc.evaluation.metrics.metric import FRACTION, GROUNDING, Description, Shown
 from cloc.evaluation.metrics.outcome import Outcomes
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
+from cloc.evaluation.sets.eval_set import EvalSet
 
 NAMES = {"grounding/AP": slice(None), "grounding/AP50": slice(0, 1), "grounding/AP75": slice(5, 6)}
+FAMILY = (
+    "Average precision of the drawn boxes",
+    "COCO's AP: whether the score of a drawn box, its similarity to the phrase, tells right boxes from wrong ones. "
+    "AP is the mean over IoU thresholds of 0.5 to 0.95. One box is drawn for a phrase, so a phrase that owns two "
+    "cannot find both.",
+)
+ROWS = {"grounding/AP": "AP", "grounding/AP50": "AP at IoU 0.5", "grounding/AP75": "AP at IoU 0.75"}
 RECALLS = np.linspace(0.0, 1.0, 101)
 
 
@@ -133,3 +144,21 @@ def _row(number: int, pair: int, box: Sequence[float]) -> dict[str, object]:
     width, height = right - left, bottom - top
     shape = {"bbox": [left, top, width, height], "area": width * height, "iscrowd": 0}
     return {"id": number, "image_id": pair, "category_id": 1} | shape
+
+
+class AveragePrecision(GroundingMetric):
+    """COCO's average precision over (picture, phrase) pairs."""
+
+    pattern = "grounding/AP"
+
+    def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
+        """Over all pairs."""
+        return precision_outcomes(embedded.predicted, embedded.scores, *asked_pairs(data))
+
+    def describe(self, name: str) -> Description | None:
+        """One family, by custom no percentages."""
+        if name not in ROWS:
+            return None
+        shown = Shown(overview=90) if name == "grounding/AP50" else Shown()
+        order = 1, list(ROWS).index(name)
+        return Description(name, GROUNDING, *FAMILY, ROWS[name], FRACTION, order=order, shown=shown)

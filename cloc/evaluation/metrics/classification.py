@@ -1,4 +1,4 @@
-"""Zero-shot classification of boxes and of pictures: the nearest class text.
+"""Zero-shot classification of pictures and of boxes: the nearest class text.
 
 Per question (``top1``, ``top5``) and as a mean over classes (``mAcc``); by box size in COCO's bounds, by how common a
 class is in LVIS. Class texts are the mean over templates; a set with templates is also measured by names alone.
@@ -6,24 +6,84 @@ class is in LVIS. Class texts are the mean over templates; a set with templates 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cloc.config import ConfigError, DatasetConfig
 from cloc.contracts import Sample
+from cloc.evaluation.metrics.metric import (
+    BY_FREQUENCY,
+    BY_SIZE,
+    IMAGES,
+    NAMING,
+    Breakdown,
+    Chance,
+    Description,
+    KeyFact,
+    Lead,
+    Metric,
+    Shown,
+)
 from cloc.evaluation.metrics.outcome import Outcomes, outcome
-from cloc.evaluation.sets.class_names import read_lines
+from cloc.evaluation.metrics.regions import RegionMetric, pictures_of, regions_of
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
+from cloc.evaluation.sets.class_names import FREQUENCIES, NAMES_ONLY
+from cloc.evaluation.sets.eval_set import EvalSet
 
-NAMES_ONLY = ["{}"]
 SMALL, LARGE = 32**2, 96**2  # pixels of the picture: COCO's bounds
 SIZES = ("small", "medium", "large")
-FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 CHUNK = 8192
+ROWS = {"top1": "Top-1", "top5": "Top-5", "mAcc": "Class mean"}
+IMAGE_FAMILY = (
+    "Classify an image",
+    "The image takes the class whose text is nearest, without training on labels. Class mean: the average over "
+    "classes, so that rare ones count as much as common ones.",
+)
+BOX_FAMILIES = {
+    "top1": ("Name a box", "Each box takes the class whose text is nearest. Top-1: the share of boxes named rightly."),
+    "top5": ("Name a box in five guesses", "The right class is among the five whose texts are nearest."),
+    "mAcc": (
+        "Name a box, classes weighing alike",
+        "The same naming, averaged over classes, so that rare classes count as much as common ones.",
+    ),
+}
+# Part of the boxes → (section, title, what is in it).
+PARTS = {
+    "small": (BY_SIZE, "Small boxes", "Boxes of less than 32² pixels of the stored picture (COCO's bound)."),
+    "medium": (BY_SIZE, "Medium boxes", "Boxes of 32² to 96² pixels of the stored picture (COCO's bounds)."),
+    "large": (BY_SIZE, "Large boxes", "Boxes of 96² pixels of the stored picture or more (COCO's bound)."),
+    "rare": (BY_FREQUENCY, "Rare classes", "Classes that LVIS calls rare: in 1 to 10 of its training pictures."),
+    "common": (
+        BY_FREQUENCY,
+        "Common classes",
+        "Classes that LVIS calls common: in 11 to 100 of its training pictures.",
+    ),
+    "frequent": (
+        BY_FREQUENCY,
+        "Frequent classes",
+        "Classes that LVIS calls frequent: in more than 100 of its training pictures.",
+    ),
+}
+ALONE = (", by names alone", " The class texts are the bare names, without templates.")
+NAMES = re.compile(rf"(top1|top5|mAcc)(?:_(names|{'|'.join(PARTS)}))?")
+CHANCES = {"top1": Chance(1, "classes"), "top5": Chance(5, "classes"), "mAcc": Chance(1, "classes")}
+SHOWN = {
+    "zero_shot_top1": Shown(
+        Lead(120, "classifies {} of the images rightly without labels"),
+        overview=100,
+        fact=KeyFact(50, "of images are classified rightly without labels"),
+    ),
+    "top1": Shown(
+        Lead(10, "names {} of the held-out boxes", tells_chance=True),
+        overview=10,
+        curve_sources=("prompter", "roi_align"),
+        breakdown=Breakdown(10, "Name a box", "classed boxes"),
+    ),
+    "mAcc": Shown(Lead(20, "names {} of the held-out boxes, averaged over classes"), overview=20),
+}
 
 
 def class_texts(encode: Callable[[list[str]], Tensor], names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -91,44 +151,98 @@ def box_sizes(samples: Sequence[Sample]) -> list[str]:
     return names
 
 
-def templates_of(config: DatasetConfig, name: str) -> list[str]:
-    """Templates of a set.
-
-    Raises:
-        ConfigError: none, or one without a place for the name.
-    """
-    key = f"datasets.{name}.template_file" if config.template_file else f"datasets.{name}.templates"
-    if config.template_file == "openai":
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-        return [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
-    found = read_lines(config.template_file, key) if config.template_file else list(config.templates)
-    wrong = [template for template in found if template.count("{}") != 1]
-    if wrong or not found:
-        raise ConfigError(f"{key}: {wrong or 'no template'}: each needs one {{}} for the class name")
-    return found
+def class_embeddings(outputs: ModelOutputs, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """One embedding a class by a model, ``[Y,D]`` of unit norm: the mean over templates."""
+    return class_texts(outputs.texts, names, templates) if names else torch.zeros(0, outputs.width)
 
 
-def frequencies_of(path: str, key: str) -> dict[str, str]:
-    """Class → rare, common or frequent, from LVIS' annotation file or a JSON object.
+def class_wordings(data: EvalSet) -> dict[str, list[str]]:
+    """Suffix of the metrics → templates: a set with templates is also measured by names alone."""
+    alone = {} if data.templates == NAMES_ONLY else {"_names": NAMES_ONLY}
+    return {"": data.templates} | alone
 
-    Raises:
-        ConfigError: no such file, or another content.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"{key}={path!r}: no such file")
-    try:
-        found: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8-sig"))
-        if "categories" in found:
-            found = {
-                name: category["frequency"]
-                for category in found["categories"]
-                for name in {category["name"], category["name"].replace("_", " ")}
-            }
-        wrong = {value for value in found.values() if value not in FREQUENCIES}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{key}={path!r}: neither LVIS' annotations nor an object of r, c or f ({error})") from error
-    if wrong:
-        raise ConfigError(f"{key}={path!r}: frequencies {sorted(map(str, wrong))}; give r, c or f")
-    return {name: FREQUENCIES[value] for name, value in found.items()}
+
+class ZeroShot(Metric):
+    """Classes of whole pictures."""
+
+    needs = ("classified",)
+    pattern = "image/zero_shot_MEASURE"
+
+    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where there are pictures to classify."""
+        return len(embedded.classified) > 0
+
+    def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
+        """Over the pictures that can be decoded, by templates and by names alone."""
+        rows = embedded.classified
+        usable = ~rows.isnan().any(1)
+        truth, group = torch.tensor(data.images.labels)[usable], torch.arange(len(rows))[usable]
+        found: Outcomes = {}
+        for suffix, templates in class_wordings(data).items():
+            classes = class_embeddings(outputs, data.images.classes, templates)
+            ranked = classify(rows[usable].to(classes.device), classes)
+            found |= classification_outcomes(ranked, truth, group, "image/zero_shot_", suffix)
+        return found
+
+    def describe(self, name: str) -> Description | None:
+        """One family, and one for names alone."""
+        head, _, rest = name.partition("/")
+        match = NAMES.fullmatch(rest.removeprefix("zero_shot_"))
+        if head != "image" or not rest.startswith("zero_shot_") or match is None or match[2] not in (None, "names"):
+            return None
+        family, protocol = _alone(*IMAGE_FAMILY, match[2] == "names")
+        order = 2, match[2] == "names", list(ROWS).index(match[1])  # behind retrieval, which has two families
+        return Description(name, IMAGES, family, protocol, ROWS[match[1]], order=order, shown=SHOWN.get(rest, Shown()))
+
+
+class RegionNaming(RegionMetric):
+    """Classes of boxes: of all, by box size, and by frequency of the class."""
+
+    pattern = "region/SOURCE/MEASURE_PART"
+
+    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where boxes have classes of the set."""
+        known = set(data.categories)
+        named = any(region.category in known for sample in data.samples for region in sample.regions)
+        return super().applies(outputs, data, embedded) and named
+
+    def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
+        """By templates, with the parts; and by names alone."""
+        regions, place = regions_of(data), {name: i for i, name in enumerate(data.categories)}
+        classed = [i for i, region in enumerate(regions) if region.category in place]
+        truth = torch.tensor([place[regions[i].category] for i in classed])
+        group = pictures_of([sample.regions for sample in data.samples])[classed]
+        sizes = box_sizes(data.samples)
+        found: Outcomes = {}
+        for suffix, templates in class_wordings(data).items():
+            classes = class_embeddings(outputs, data.categories, templates)
+            ranked = classify(rows[classed].to(classes.device), classes)
+            found |= classification_outcomes(ranked, truth, group, prefix, suffix)
+            if suffix:
+                continue
+            found |= split_outcomes(ranked, truth, group, [sizes[i] for i in classed], SIZES, prefix)
+            if data.frequency:
+                often = [data.frequency.get(regions[i].category) for i in classed]
+                found |= split_outcomes(ranked, truth, group, often, list(FREQUENCIES.values()), prefix)
+        return found
+
+    def describe_measure(self, name: str, measure: str, row: str, place: int) -> Description | None:
+        """A family for each measure and part."""
+        match = NAMES.fullmatch(measure)
+        if match is None:
+            return None
+        kind, part = match.groups()
+        family, protocol = BOX_FAMILIES[kind]
+        kinds = list(BOX_FAMILIES).index(kind)
+        if part in PARTS:
+            section, title, bounds = PARTS[part]
+            title += ", classes weighing alike" if kind == "mAcc" else ""
+            protocol, order = f"{protocol} {bounds}", (list(PARTS).index(part), kinds, place)
+            return Description(name, section, title, protocol, row, chance=CHANCES[kind], order=order)
+        family, protocol = _alone(family, protocol, part == "names")
+        order, shown = (part == "names", kinds, place), SHOWN.get(measure, Shown())
+        return Description(name, NAMING, family, protocol, row, chance=CHANCES[kind], order=order, shown=shown)
+
+
+def _alone(family: str, protocol: str, alone: bool) -> tuple[str, str]:
+    return (family + ALONE[0], protocol + ALONE[1]) if alone else (family, protocol)

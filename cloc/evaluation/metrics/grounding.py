@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from cloc.evaluation.metrics.metric import (
+    FRACTION,
+    GROUNDING,
+    NO_HEAD,
+    PERCENT,
+    Breakdown,
+    Description,
+    KeyFact,
+    Lack,
+    Lead,
+    Metric,
+    Shown,
+)
 from cloc.evaluation.metrics.outcome import Outcomes, outcome
+from cloc.evaluation.metrics.regions import pictures_of
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
+from cloc.evaluation.sets.eval_set import EvalSet
+
+FAMILY = (
+    "From a phrase to its box",
+    "The model draws a box for a phrase. IoU is the overlap of two boxes, 0 to 1; acc@0.5 counts an IoU of 0.5 or "
+    "more as right. A phrase that owns several boxes is right if it finds any of them, or their union. Pointing "
+    "game: the center of the drawn box lies in a box of the phrase.",
+)
+ROWS = {
+    "any/acc@0.5": "acc@0.5, any of its boxes",
+    "union/acc@0.5": "acc@0.5, union of its boxes",
+    "pointing": "Pointing game",
+    "mIoU": "Mean IoU",
+}
+SHOWN = {
+    "any/acc@0.5": Shown(
+        Lead(90, "draws the right box for {} of the phrases"),
+        overview=70,
+        fact=KeyFact(10, "of phrases get the right box, at IoU 0.5 or more"),
+        curve=True,
+        breakdown=Breakdown(10, "Find the box of a phrase, acc@0.5", "phrases"),
+    ),
+    "pointing": Shown(overview=80),
+    "mIoU": Shown(ranks_pictures=True),
+}
 
 
 def grounding_outcomes(predicted: Tensor, owned: Sequence[Tensor], group: Tensor) -> Outcomes:
@@ -56,45 +96,49 @@ def overlap(one: Tensor, other: Tensor) -> Tensor:
     return shared / (areas[0] + areas[1] - shared).clamp(min=1e-12)
 
 
-def hard_negative_outcome(
-    regions: Tensor, phrase: Tensor, negatives: Sequence[Tensor], group: Tensor, prefix: str
-) -> Outcomes:
-    """How often a region's own phrase beats all of its hard negatives (FG-OVD's accuracy; ties lose).
-
-    Args:
-        regions: ``[K,D]`` regions that have negatives.
-        phrase: ``[K,D]`` their own phrase.
-        negatives: for each ``[N_i,D]``, N_i ≥ 1.
-        group: ``[K]`` picture of each.
-        prefix: of the metric name.
-    """
-    if not len(regions):
-        return {}
-    owner = torch.repeat_interleave(torch.arange(len(regions)), torch.tensor([len(rows) for rows in negatives]))
-    rivals = (regions[owner] * torch.cat(list(negatives))).sum(1)
-    worst = torch.full((len(regions),), -torch.inf).scatter_reduce(0, owner, rivals, "amax")
-    return {f"{prefix}hard_negatives": outcome((regions * phrase).sum(1) > worst, group)}
+def asked_pairs(data: EvalSet) -> tuple[list[Tensor], Tensor]:
+    """For each (picture, phrase) pair of a set the boxes ``[K,4]`` that the phrase owns, and ``[P]`` its picture."""
+    owned = [
+        torch.tensor([region.box for region in sample.regions if phrase in region.phrases])
+        for sample, phrases in zip(data.samples, data.phrases, strict=True)
+        for phrase in phrases
+    ]
+    return owned, pictures_of(data.phrases)
 
 
-def comprehension_outcome(
-    regions: Sequence[Tensor], texts: Sequence[Tensor], owned: Sequence[Tensor], prefix: str
-) -> Outcomes:
-    """Choosing the box that a phrase means among all given boxes of its picture (RefCOCO with ground-truth boxes).
+class GroundingMetric(Metric):
+    """A question asked of the boxes that a model draws for phrases."""
 
-    Args:
-        regions: for each picture ``[K_i,D]`` its boxes.
-        texts: for each picture ``[T_i,D]`` its distinct phrases.
-        owned: for each picture ``[T_i,K_i]`` bool, whether the phrase owns the box. A phrase that owns all of them
-            leaves nothing to choose and is not asked.
-        prefix: of the metric name.
-    """
-    right, group = [], []
-    for picture, (boxes, phrases, own) in enumerate(zip(regions, texts, owned, strict=True)):
-        asked = ~own.all(1)
-        if asked.any():
-            choice = (phrases[asked] @ boxes.T).argmax(1, keepdim=True).cpu()
-            right.append(own[asked].gather(1, choice)[:, 0])
-            group += [picture] * int(asked.sum())
-    if not right:
-        return {}
-    return {f"{prefix}comprehension": outcome(torch.cat(right), torch.tensor(group))}
+    needs = ("grounded",)
+
+    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where the model draws boxes and there are phrases."""
+        return len(embedded.predicted) > 0
+
+    def lacks(self, name: str, measured: Collection[str]) -> Lack | None:
+        """A grounding head."""
+        return lacks_head(measured)
+
+
+def lacks_head(measured: Collection[str]) -> Lack | None:
+    """The grounding head, where a model has no value of any metric of grounding."""
+    return None if any(name.startswith("grounding/") for name in measured) else NO_HEAD
+
+
+class Grounding(GroundingMetric):
+    """Where a phrase was found against the boxes that it owns."""
+
+    pattern = "grounding/MEASURE"
+
+    def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
+        """Over all (picture, phrase) pairs."""
+        return grounding_outcomes(embedded.predicted, *asked_pairs(data))
+
+    def describe(self, name: str) -> Description | None:
+        """One family."""
+        rest = name.removeprefix("grounding/")
+        if rest == name or rest not in ROWS:
+            return None
+        unit = FRACTION if rest == "mIoU" else PERCENT
+        order, shown = (0, list(ROWS).index(rest)), SHOWN.get(rest, Shown())
+        return Description(name, GROUNDING, *FAMILY, ROWS[rest], unit, order=order, shown=shown)

@@ -9,53 +9,49 @@ true caption stands first in the published files.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from cloc.evaluation.metrics.grounding import lacks_head
+from cloc.evaluation.metrics.metric import RELATIONS, Description, KeyFact, Lack, Lead, Metric, Shown
 from cloc.evaluation.metrics.outcome import Outcomes, outcome
-from cloc.evaluation.sets.relations import OPPOSITE, Fact, RelationItem
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs, Placed
+from cloc.evaluation.sets.eval_set import EvalSet, Fact, RelationItem
+from cloc.evaluation.sets.relations import OPPOSITE
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEARNED = 1e-3  # weight of similarity beside overlap: it decides between in front and behind, which overlap cannot
 
-
-@dataclass(slots=True)
-class Placed:
-    """Where a model sees the things of one item.
-
-    Attributes:
-        boxes: phrase → xyxy box.
-        aspect: width over height of the picture.
-        common: ``[D]`` embedding of the box around the first candidate's things; None where no candidate needs it.
-        texts: ``[C,D]`` embedding of each candidate.
-    """
-
-    boxes: dict[str, Sequence[float]]
-    aspect: float
-    common: Tensor | None = None
-    texts: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-
-
-def phrases_of(item: RelationItem) -> list[str]:
-    """The distinct things that an item's candidates name, in order; none where grounding cannot tell them apart."""
-    if not item.can_ground:
-        return []
-    facts = [fact for fact in item.facts if fact is not None]
-    return list(dict.fromkeys(p for fact in facts for p in (fact.subject, fact.other) if p is not None))
-
-
-def needs_common(item: RelationItem) -> bool:
-    """Whether a candidate says in front or behind."""
-    return item.can_ground and any(fact is not None and fact.relation in ("front", "behind") for fact in item.facts)
-
-
-def common_box(item: RelationItem, boxes: dict[str, Sequence[float]]) -> list[float]:
-    """The box around all things of an item."""
-    corners = torch.tensor([list(boxes[phrase]) for phrase in phrases_of(item)])
-    return [*corners[:, :2].amin(0).tolist(), *corners[:, 2:].amax(0).tolist()]
+FAMILIES = {
+    "similarity": (
+        "Relations by similarity",
+        "The image chooses between its caption and captions with the relation exchanged (left of, above, …), by the "
+        "similarity of the whole image and text.",
+    ),
+    "grounded": (
+        "Relations by grounding",
+        "The same choice, made by where the model grounds the two things that the caption names.",
+    ),
+}
+ROWS = {
+    "accuracy": "Single images",
+    "pair": "Pairs of opposites, both right",
+    "set4": "Sets of four, all right",
+}
+SHOWN = {
+    "similarity/accuracy": Shown(
+        Lead(130, "chooses the caption with the true relation for {} of the images"),
+        overview=140,
+        fact=KeyFact(60, "of relations are told apart by similarity"),
+    ),
+    "grounded/accuracy": Shown(
+        Lead(140, "tells {} of the relations rightly by grounding"),
+        overview=130,
+        fact=KeyFact(20, "of relations are told apart by grounding"),
+    ),
+}
 
 
 def fact_score(fact: Fact, placed: Placed, index: int) -> float:
@@ -138,3 +134,33 @@ def _summary(items: Sequence[RelationItem], right: list[bool], scoring: str) -> 
         for name, rows in asked.items()
         if rows
     }
+
+
+class Relations(Metric):
+    """The true caption of a picture against captions with another relation, by similarity and by grounding."""
+
+    needs = ("relations",)
+    pattern = "relations/SCORING/MEASURE"
+
+    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where there are relation items."""
+        return len(embedded.relation_images) > 0
+
+    def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
+        """Over all items; by grounding where the model grounds."""
+        texts = [outputs.texts(item.candidates).cpu() for item in data.relations]
+        return relation_outcomes(data.relations, embedded.relation_images, texts, embedded.placed)
+
+    def describe(self, name: str) -> Description | None:
+        """A family for each scoring."""
+        head, _, rest = name.partition("/")
+        scoring, _, measure = rest.partition("/")
+        if head != "relations" or scoring not in FAMILIES or measure not in ROWS:
+            return None
+        order = list(FAMILIES).index(scoring), list(ROWS).index(measure)
+        shown = SHOWN.get(rest, Shown())
+        return Description(name, RELATIONS, *FAMILIES[scoring], ROWS[measure], order=order, shown=shown)
+
+    def lacks(self, name: str, measured: Collection[str]) -> Lack | None:
+        """A grounding head, by grounding."""
+        return lacks_head(measured) if name.startswith("relations/grounded/") else None

@@ -1,16 +1,65 @@
-"""Retrieval recall with several correct answers, in chunks that ranks share."""
+"""Retrieval: recall with several correct answers, in chunks that ranks share; of pictures, and of boxes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from cloc.evaluation.metrics.metric import BOXES, IMAGES, Breakdown, Description, KeyFact, Lead, Metric, Shown
 from cloc.evaluation.metrics.outcome import Outcome, Outcomes, outcome
+from cloc.evaluation.metrics.regions import RegionMetric, pictures_of, regions_of
+from cloc.evaluation.model_outputs import Embedded, ModelOutputs
 from cloc.evaluation.reduce import Ranks
+from cloc.evaluation.sets.eval_set import EvalSet
 
 CHUNK = 512  # queries at a time: 50 MB of similarities to a gallery of 25,000
+RECALL = re.compile(r"(\w+)_R@(\d+)")
+FAMILIES = {  # direction → (family, protocol), in the order of rows; choices about boxes stand before the last two
+    "image_to_text": (
+        "Find the caption of an image",
+        "Each image ranks all captions of the set. R@K: how often a right caption is among the first K.",
+    ),
+    "text_to_image": (
+        "Find the image of a caption",
+        "Each caption ranks all images of the set. R@K: how often the right image is among the first K.",
+    ),
+    "region_to_text": (
+        "Find the phrase of a box",
+        "Each box ranks all phrases of the set. R@K: how often a right phrase is among the first K.",
+    ),
+    "text_to_region": (
+        "Find the box of a phrase in the whole set",
+        "Each phrase ranks all boxes of all pictures. R@K: how often a box that it describes is among the first K.",
+    ),
+}
+SHOWN = {
+    "image_to_text_R@1": Shown(
+        Lead(110, "ranks a right caption first for {} of the images"),
+        overview=110,
+        fact=KeyFact(40, "of images find a caption of theirs at first rank"),
+    ),
+    "text_to_image_R@1": Shown(
+        Lead(100, "ranks the right image first for {} of the captions"),
+        overview=120,
+        fact=KeyFact(30, "of captions find their image at first rank"),
+        curve=True,
+    ),
+    "region_to_text_R@1": Shown(Lead(60, "ranks a right phrase first for {} of the regions", "for {}")),
+    "region_to_text_R@10": Shown(
+        Lead(40, "ranks a right phrase among its first ten for {} of the regions", "for {}"),
+        overview=50,
+        breakdown=Breakdown(20, "Find the phrase of a box, among the first ten", "boxes"),
+    ),
+    "text_to_region_R@1": Shown(Lead(50, "ranks the right region first for {} of the phrases", "for {}")),
+    "text_to_region_R@10": Shown(
+        Lead(30, "ranks the right region among its first ten for {} of the phrases", "for {}"),
+        overview=60,
+        curve_sources=("prompter",),
+    ),
+}
 
 
 def first_hits(
@@ -128,3 +177,62 @@ def retrieval_outcomes(
 
 def _below(first: Tensor, k: int, group: Tensor) -> Outcome:
     return outcome(first < k, group)
+
+
+class Retrieval(Metric):
+    """Captions of pictures, and pictures of captions; any caption of a picture counts."""
+
+    needs = ("images",)
+    pattern = "image_text/DIRECTION_R@K"
+
+    def __init__(self, ks: Sequence[int] = (1, 5, 10)) -> None:
+        self.ks = list(ks)
+
+    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where pictures have captions."""
+        return len(embedded.images) > 0 and any(sample.captions for sample in data.samples)
+
+    def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
+        """Both directions over all pictures of the set."""
+        captions, by_text, by_item = owners([sample.captions for sample in data.samples])
+        texts, group = outputs.texts(captions), range(len(data.samples))
+        names = ("image_text/image_to_text", "image_text/text_to_image")
+        images = embedded.images.to(texts.device)
+        return retrieval_outcomes(images, texts, by_text, by_item, group, names, self.ks, outputs.ranks)
+
+    def describe(self, name: str) -> Description | None:
+        """A family for each direction, a row for each K."""
+        head, _, rest = name.partition("/")
+        match = RECALL.fullmatch(rest)
+        if head != "image_text" or match is None or match[1] not in ("image_to_text", "text_to_image"):
+            return None
+        order = list(FAMILIES).index(match[1]), int(match[2])
+        return Description(
+            name, IMAGES, *FAMILIES[match[1]], f"R@{match[2]}", order=order, shown=SHOWN.get(rest, Shown())
+        )
+
+
+class RegionRetrieval(RegionMetric):
+    """Phrases of boxes, and boxes of phrases, over all pictures of the set; any owner of a phrase counts."""
+
+    pattern = "region/SOURCE/DIRECTION_R@K"
+
+    def __init__(self, ks: Sequence[int] = (1, 10)) -> None:
+        self.ks = list(ks)
+
+    def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
+        """Both directions."""
+        phrases, by_text, by_item = owners([region.phrases for region in regions_of(data)])
+        group = pictures_of([sample.regions for sample in data.samples]).tolist()
+        names = (f"{prefix}region_to_text", f"{prefix}text_to_region")
+        return retrieval_outcomes(rows, outputs.texts(phrases), by_text, by_item, group, names, self.ks, outputs.ranks)
+
+    def describe_measure(self, name: str, measure: str, row: str, place: int) -> Description | None:
+        """A family for each direction and K."""
+        match = RECALL.fullmatch(measure)
+        if match is None or match[1] not in ("region_to_text", "text_to_region"):
+            return None
+        title, protocol = FAMILIES[match[1]]
+        order = list(FAMILIES).index(match[1]), int(match[2]), place
+        shown = SHOWN.get(measure, Shown())
+        return Description(name, BOXES, f"{title}, R@{match[2]}", protocol, row, order=order, shown=shown)

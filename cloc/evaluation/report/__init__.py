@@ -1,1 +1,1 @@
-"""Metrics as people read them: the terminal's table and the page. ``meaning`` names metrics, ``page`` writes."""
+"""Metrics as people read them, by what they say of themselves: the terminal's ``table``, and the ``page``."""

@@ -16,20 +16,29 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cloc.evaluation.metrics.catalog import Catalog
+from cloc.evaluation.metrics.regions import SOURCE_MEANING, SOURCES
 from cloc.evaluation.report import headline
 from cloc.evaluation.report.charts import Line, curve_chart, scatter_chart
-from cloc.evaluation.report.content import Case, DatasetReport, Heat, ReportData
-from cloc.evaluation.report.dots import dot_chart, overview
+from cloc.evaluation.report.dot_plot import dot_chart, overview
 from cloc.evaluation.report.formats import format_value, plain_number, plain_seconds
-from cloc.evaluation.report.meaning import OTHER, SOURCE_MEANING, SOURCES, describe
-from cloc.evaluation.report.pictures import DASHES, Box, Encoded, Shape, encode_picture, heat_picture, iou, overlay
+from cloc.evaluation.report.picture_drawing import (
+    DASHES,
+    Box,
+    Encoded,
+    Shape,
+    encode_picture,
+    heat_picture,
+    iou,
+    overlay,
+)
+from cloc.evaluation.report.report_data import Case, DatasetReport, Heat, ReportData
 from cloc.evaluation.report.table import Group, absences, apart, cell_words, compare, gap_words
 from cloc.files import make_folder, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BUDGET = 2_300_000  # characters of data URIs; leaves room for heat maps, text and SVG below 3 MB
 PICTURE_STEPS = ((560, 80), (460, 76), (380, 70), (300, 60))  # (long side in pixels, JPEG quality), tried in order
-FOLDED = ("Naming boxes, by size", "Naming boxes, by frequency of the class", OTHER)  # long and seldom read
 
 
 def _owner(label: str) -> str:
@@ -134,18 +143,18 @@ def _encode(cases: list[Case], budget: int) -> dict[int, Encoded]:
     return kept
 
 
-def _dataset(entry: DatasetReport, budget: int) -> dict[str, Any]:
+def _dataset(entry: DatasetReport, budget: int, catalog: Catalog) -> dict[str, Any]:
     """Everything of one set, ready for the template."""
     cases = list(_cases(entry))
     encoded = _encode(cases, budget)
-    groups = compare(entry.entry)
+    groups = compare(entry.entry, catalog)
     classes = entry.classes
     return {
         "entry": entry,
         "models": list(entry.models),
-        "overview": dot_chart(overview(entry.entry)),
+        "overview": dot_chart(overview(entry.entry, catalog)),
         "groups": groups,
-        "apart": apart(entry.entry),
+        "apart": apart(entry.entry, catalog),
         "absences": absences(groups),
         "typical": _card(entry.typical, encoded[id(entry.typical)]) if entry.typical and encoded else None,
         "legend": _legend(entry),
@@ -198,22 +207,22 @@ def _curves(data: ReportData, styles: dict[str, int]) -> list[dict[str, Any]]:
     """One entry per metric: its charts over samples and seconds, and the last values in words; losses come last."""
     charts = []
     for metric in dict.fromkeys(curve.metric for curve in data.curves):
-        meaning = describe(metric)
+        own = data.catalog.describe(metric)
         curves = [curve for curve in data.curves if curve.metric == metric]
         drawn: list[Markup] = []
         for axis in ("samples", "seconds"):
             lines = [Line(curve.model, styles[curve.model], getattr(curve, axis), curve.values) for curve in curves]
-            chart = curve_chart(lines, axis, f"{metric} over {axis} of training", meaning.percent)
+            chart = curve_chart(lines, axis, f"{metric} over {axis} of training", own.percent)
             drawn += [] if chart is None else [chart]
         last = [
-            f"{curve.model} {format_value(curve.values[-1], meaning.percent)} after "
+            f"{curve.model} {format_value(curve.values[-1], own.percent)} after "
             f"{plain_number(curve.samples[-1])} samples, {plain_seconds(curve.seconds[-1])}"
             for curve in curves
             if curve.values
         ]
-        title = f"{meaning.family} · {meaning.label}" if meaning.family else metric
+        title = f"{own.family} · {own.label}" if own.family else metric
         loss = metric.partition("/")[0] == "loss"
-        charts.append({"title": title, "reading": meaning.reading, "charts": drawn, "last": last, "loss": loss})
+        charts.append({"title": title, "protocol": own.protocol, "charts": drawn, "last": last, "loss": loss})
     return sorted(charts, key=lambda chart: chart["loss"])
 
 
@@ -235,18 +244,17 @@ def render(data: ReportData) -> str:
         "cell_words": cell_words,
         "gap_words": gap_words,
         "source_meaning": SOURCE_MEANING,
-        "folded": FOLDED,
         "decides": _decides,
     }
     first = data.data[0] if data.data else None
     measured = {name for entry in data.data for own in entry.models.values() for name in own}
     return environment.get_template("report.html.j2").render(
         report=data,
-        headlines=[headline.headline(entry.entry, entry.counts.get("classes", 0)) for entry in data.data],
-        facts=headline.key_facts(first.entry) if first else [],
+        headlines=[headline.headline(entry.entry, data.catalog) for entry in data.data],
+        facts=headline.key_facts(first.entry, data.catalog) if first else [],
         trained=headline.trained(data.training),
         prompted=any(name.startswith("region/prompter/") for name in measured),
-        sets=[_dataset(entry, PICTURE_BUDGET // len(data.data)) for entry in data.data],
+        sets=[_dataset(entry, PICTURE_BUDGET // len(data.data), data.catalog) for entry in data.data],
         curves=_curves(data, styles),
         training_keys=list(dict.fromkeys(key for facts in data.training.values() for key in facts)),
     )

@@ -1,7 +1,8 @@
 """Where the measured model wins and loses: by class and by box size.
 
 Stands beside ``compare.py``: the same outcomes that its metrics are made of, taken apart. One question is asked of
-every box (its class, or its phrase where the set has no classes), of each model by its best source.
+every box (its class, or its phrase where the set has no classes), of each model by its best source. Which metric asks
+it, a metric says of itself (``Breakdown``).
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from cloc.evaluation.metrics.bootstrap import BLOCK, LEVELS, draws
+from cloc.evaluation.metrics.catalog import Catalog
+from cloc.evaluation.metrics.metric import Breakdown
 from cloc.evaluation.metrics.outcome import Outcome, Outcomes
-from cloc.evaluation.report.dots import Dot, DotRow
+from cloc.evaluation.metrics.regions import BEST
+from cloc.evaluation.report.dot_plot import Dot, DotRow
 from cloc.evaluation.report.formats import format_range, format_value
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
-from cloc.evaluation.sets.annotated import EvalSet
+from cloc.evaluation.sets.eval_set import EvalSet
 
-MEASURES = ("top1", "region_to_text_R@10")  # of a box; the first that was measured is taken apart
 ENDS = 8  # classes shown at each end
 FEWEST = 5  # boxes that a class needs to be shown
 BINS = 5
@@ -79,7 +82,13 @@ class Split:
 
 
 def by_class(
-    data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, said: Sequence[str], samples: int, seed: int
+    data: EvalSet,
+    outcomes: Mapping[str, Outcomes],
+    best: Best,
+    catalog: Catalog,
+    said: Sequence[str],
+    samples: int,
+    seed: int,
 ) -> Classes | None:
     """The classes of a set, best and worst for the first model against the best other.
 
@@ -87,6 +96,7 @@ def by_class(
         data: the set.
         outcomes: of each model; the first is the one on outputs.
         best: sources.
+        catalog: metrics.
         said: what the first model calls each box that has a class.
         samples: resamples behind the intervals; 0 for none.
         seed: of the draws.
@@ -94,7 +104,7 @@ def by_class(
     Returns:
         None where the boxes have no classes.
     """
-    asked = {model: own for model, own in _asked(outcomes, best).items() if own.label is not None}
+    asked = {model: own for model, own in _asked(data, outcomes, best, catalog).items() if own.label is not None}
     if not asked or next(iter(outcomes)) not in asked:
         return None
     first, *others = asked
@@ -126,22 +136,17 @@ def _taken(name: str, mask: Tensor, said: Sequence[str]) -> str:
     return f"{int(mask.sum())} boxes{most}"
 
 
-def by_size(data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, samples: int, seed: int) -> list[Split]:
+def by_size(
+    data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, catalog: Catalog, samples: int, seed: int
+) -> list[Split]:
     """Naming boxes, and finding them, by how large they are in their picture: five parts of equal number."""
     splits = []
-    asked = _asked(outcomes, best)
+    asked = _asked(data, outcomes, best, catalog)
     if asked:
-        measure = _measure(best)
-        named = set(data.categories)
-        boxes = [
-            region.box
-            for sample in data.samples
-            for region in sample.regions
-            if measure != "top1" or region.category in named
-        ]
-        title = "Name a box" if measure == "top1" else "Find the phrase of a box, among the first ten"
-        splits.append(Split(title, _size_rows(_sides(boxes), asked, samples, seed)))
-    metric = "grounding/any/acc@0.5"
+        own = _breakdown(catalog, f"{BEST}{box_measure(best, catalog)}")
+        boxes = [box for box, classed in _boxes(data) if classed or own.asked_of == "boxes"]
+        splits.append(Split(own.title, _size_rows(_sides(boxes), asked, samples, seed)))
+    metric = _phrase_metric(outcomes, catalog)
     found = {model: own[metric] for model, own in outcomes.items() if metric in own}
     if found:
         owned = [
@@ -149,25 +154,52 @@ def by_size(data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, samples
             for sample, phrases in zip(data.samples, data.phrases, strict=True)
             for phrase in phrases
         ]
-        splits.append(Split("Find the box of a phrase, acc@0.5", _size_rows(_sides(owned), found, samples, seed)))
+        splits.append(Split(_breakdown(catalog, metric).title, _size_rows(_sides(owned), found, samples, seed)))
     return splits
 
 
-def _measure(best: Best) -> str | None:
-    measured = {measure for own in best.values() for measure in own}
-    return next((measure for measure in MEASURES if measure in measured), None)
+def _breakdown(catalog: Catalog, name: str) -> Breakdown | None:
+    return catalog.describe(name).shown.breakdown
 
 
-def _asked(outcomes: Mapping[str, Outcomes], best: Best) -> dict[str, Outcome]:
+def box_measure(best: Best, catalog: Catalog) -> str | None:
+    """The measure of boxes that is taken apart: the first in place of those that were measured; None for none."""
+    measured = {measure: _breakdown(catalog, f"{BEST}{measure}") for own in best.values() for measure in own}
+    places = {measure: own.place for measure, own in measured.items() if own is not None and own.asked_of != "phrases"}
+    return min(places, key=places.__getitem__, default=None)
+
+
+def _phrase_metric(outcomes: Mapping[str, Outcomes], catalog: Catalog) -> str | None:
+    measured = {name: _breakdown(catalog, name) for own in outcomes.values() for name in own}
+    places = {name: own.place for name, own in measured.items() if own is not None and own.asked_of == "phrases"}
+    return min(places, key=places.__getitem__, default=None)
+
+
+def _boxes(data: EvalSet) -> list[tuple[Sequence[float], bool]]:
+    """Every box of the set, and whether it has a class."""
+    named = set(data.categories)
+    return [(region.box, region.category in named) for sample in data.samples for region in sample.regions]
+
+
+def _asked(data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, catalog: Catalog) -> dict[str, Outcome]:
     """What was asked of every box, of each model by its best source; with the class where there is one."""
-    measure = _measure(best)
+    measure = box_measure(best, catalog)
+    if measure is None:
+        return {}
+    classed = _breakdown(catalog, f"{BEST}{measure}").asked_of == "classed boxes"
     found = {}
     for model, own in outcomes.items():
         if measure in best[model]:
-            prefix = f"region/{best[model][measure]}"
-            one = own[f"{prefix}/{measure}"]
-            found[model] = Outcome(one.values, one.group, own[f"{prefix}/mAcc"].label if measure == "top1" else None)
+            one = own[f"region/{best[model][measure]}/{measure}"]
+            found[model] = Outcome(one.values, one.group, _labels(data) if classed else None)
     return found
+
+
+def _labels(data: EvalSet) -> Tensor:
+    """``[Q]`` int64: the class of each box that has one."""
+    place = {name: i for i, name in enumerate(data.categories)}
+    regions = [region for sample in data.samples for region in sample.regions]
+    return torch.tensor([place[region.category] for region in regions if region.category in place])
 
 
 def _side(box: Sequence[float]) -> float:

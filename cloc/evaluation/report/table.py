@@ -1,6 +1,6 @@
 """Models side by side by every metric, with intervals: the rows of the terminal's table and of the report.
 
-Stands after ``meaning.py``, which knows what a metric is called, and before the two readers::
+Stands after the metrics, which say of themselves what they are called and how they are read, and before two readers::
 
     rich.print(comparison_table(json.loads(Path("metrics.json").read_text())))
 """
@@ -15,8 +15,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
+from cloc.evaluation.metrics.metric import OTHER, Description
+from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value, more_digits
-from cloc.evaluation.report.meaning import GROUPS, SOURCES, Meaning, best_sources, describe, finite, why_missing
 
 Interval = tuple[float, float]
 WIDTH = 100  # columns of the terminal's table
@@ -71,89 +73,111 @@ class Gap:
 class Row:
     """One metric across models."""
 
-    meaning: Meaning
+    description: Description
     cells: list[Cell]
     gap: Gap
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Rows that share a reading."""
+    """Rows that share a protocol."""
 
     title: str
-    reading: str
+    protocol: str
     rows: list[Row]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A part of the comparison."""
+    """A section of the comparison: ``folded`` where the page folds it away, ``sources`` where rows are sources."""
 
     title: str
     families: list[Family]
+    folded: bool = False
+    sources: bool = False
 
 
-def make_gap(value: float, rival: str, interval: Interval | None, percent: bool) -> Gap:
+def make_gap(value: float, rival: str, interval: Interval | None, percent: bool, higher_is_better: bool = True) -> Gap:
     """A difference with its text and its verdict."""
     if interval is None:
         text = format_gap(value, percent)
-        return Gap(value, text, rival, None, None if not text.startswith(("+", "−")) else value > 0)
-    ahead = True if interval[0] > 0 else False if interval[1] < 0 else None
+        ahead = (value > 0) == higher_is_better if text.startswith(("+", "−")) else None
+        return Gap(value, text, rival, None, ahead)
+    apart_from_zero = interval[0] > 0 or interval[1] < 0
+    ahead = (interval[0] > 0) == higher_is_better if apart_from_zero else None
     digits = 0 if ahead is None else more_digits([value, *interval], percent)
     return Gap(value, format_gap(value, percent, digits), rival, interval, ahead, digits)
 
 
-def compare(entry: Mapping[str, Any]) -> list[Group]:
-    """Groups the metrics of several models, in reading order; groups of which nothing was measured are left out.
+def compare(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[Group]:
+    """Groups the metrics of several models, in reading order; sections of which nothing was measured are left out.
 
     Args:
         entry: of one set in ``metrics.json``: ``models``, and ``intervals`` and ``differences`` where they are known.
             The first model is the one that differences are taken from.
+        catalog: metrics that say what they are.
     """
     models = entry["models"]
     names = dict.fromkeys(name for metrics in models.values() for name in metrics)
-    best = {model: best_sources(metrics) for model, metrics in models.items()}
-    sources = {name.split("/")[1] for name in names if name.startswith("region/")}
+    best = {model: catalog.best_sources(metrics) for model, metrics in models.items()}
+    sources = {found[0] for found in map(region_name, names) if found is not None}
     if len(models) > 1 and len(sources) > 1:
-        names |= dict.fromkeys(f"region/best/{measure}" for own in best.values() for measure in own)
-    groups: dict[str, dict[str, Family]] = {title: {} for title in GROUPS}
-    for meaning in sorted(map(describe, names), key=lambda meaning: meaning.order):
-        families = groups.setdefault(meaning.group, {})
-        family = families.setdefault(meaning.family, Family(meaning.family, meaning.reading, []))
-        family.rows.append(make_row(entry, meaning.metric, best))
-    return [Group(title, list(families.values())) for title, families in groups.items() if families]
+        names |= dict.fromkeys(f"{BEST}{measure}" for own in best.values() for measure in own)
+    groups: dict[str, dict[str, Family]] = {}
+    described = sorted(map(catalog.describe, names), key=reading_order)
+    for own in described:
+        families = groups.setdefault(own.section.title, {})
+        family = families.setdefault(own.family, Family(own.family, own.protocol, []))
+        family.rows.append(make_row(entry, own.metric, best, catalog))
+    folded = {own.section.title: own.section.folded for own in described}
+    sourced = {own.section.title for own in described if own.section is not OTHER and region_name(own.metric)}
+    return [
+        Group(title, list(families.values()), folded[title], title in sourced) for title, families in groups.items()
+    ]
 
 
-def make_row(entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[str, str]]) -> Row:
+def reading_order(own: Description) -> tuple[Any, ...]:
+    """Key to sort descriptions by: sections by their place, rows as their metric says."""
+    return own.section.place, own.section.title, own.order
+
+
+def make_row(
+    entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[str, str]], catalog: Catalog = ALL
+) -> Row:
     """One metric of a set; ``region/best/MEASURE`` takes each model's best source, which ``best`` names."""
-    meaning, measure, models = describe(metric), metric.removeprefix("region/best/"), entry["models"]
+    described, measure, models = catalog.describe(metric), metric.removeprefix(BEST), entry["models"]
     own = {model: metric for model in models}
     if measure != metric:
         own = {model: f"region/{best[model].get(measure, 'best')}/{measure}" for model in models}
     values = {model: finite(metrics, own[model]) for model, metrics in models.items()}
     known = [value for value in values.values() if value is not None]
-    top = max(known) if known and len(models) > 1 else None
+    top = max(known, key=described.goodness) if known and len(models) > 1 else None
     intervals = entry.get("intervals", {})
     cells = [
         Cell(
             model,
             value,
-            format_value(value, meaning.percent),
-            "" if value is not None else why_missing(own[model], models[model]),
+            format_value(value, described.percent),
+            "" if value is not None else catalog.why_missing(own[model], models[model]),
             top is not None and value is not None and math.isclose(value, top, abs_tol=5e-5),
             _interval(intervals.get(model, {}).get(own[model])),
             SOURCES.get(best[model].get(measure, ""), "") if measure != metric else "",
         )
         for model, value in values.items()
     ]
+    return Row(described, cells, _row_gap(entry, described, values))
+
+
+def _row_gap(entry: Mapping[str, Any], own: Description, values: Mapping[str, float | None]) -> Gap:
+    """The first model less the best other, with the paired interval where it is known."""
     first = next(iter(values), None)
     rivals = {model: value for model, value in values.items() if model != first and value is not None}
     if first is None or values[first] is None or not rivals:
-        return Row(meaning, cells, Gap())
-    rival = max(rivals, key=rivals.__getitem__)
-    paired = entry.get("differences", {}).get(rival, {}).get(metric)
+        return Gap()
+    rival = max(rivals, key=lambda model: own.goodness(rivals[model]))
+    paired = entry.get("differences", {}).get(rival, {}).get(own.metric)
     interval = _interval(paired[1:]) if paired else None
-    return Row(meaning, cells, make_gap(values[first] - rivals[rival], rival, interval, meaning.percent))
+    return make_gap(values[first] - rivals[rival], rival, interval, own.percent, own.higher_is_better)
 
 
 def _interval(pair: Any) -> Interval | None:
@@ -179,17 +203,16 @@ class Apart:
     ahead: list[tuple[str, str, str]]
 
 
-def apart(entry: Mapping[str, Any]) -> list[Apart]:
+def apart(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[Apart]:
     """The differences of a set in ``metrics.json`` whose interval leaves out zero, for each other model."""
     found = []
     for rival, differences in entry.get("differences", {}).items():
         sides: dict[bool, list[tuple[str, str, str]]] = {True: [], False: []}
-        for meaning in sorted(map(describe, differences), key=lambda meaning: meaning.order):
-            value, *ends = differences[meaning.metric]
-            gap = make_gap(value, rival, _interval(ends), meaning.percent)
+        for own in sorted(map(catalog.describe, differences), key=reading_order):
+            value, *ends = differences[own.metric]
+            gap = make_gap(value, rival, _interval(ends), own.percent, own.higher_is_better)
             if gap.interval is not None and gap.ahead is not None:
-                words = f"{meaning.family}: {meaning.label}" if meaning.family else meaning.label
-                sides[gap.ahead].append((words, gap.text, gap_words(gap, meaning.percent)))
+                sides[gap.ahead].append((own.words, gap.text, gap_words(gap, own.percent)))
         found.append(Apart(next(iter(entry["models"])), rival, len(differences), sides[False], sides[True]))
     return found
 
@@ -204,11 +227,12 @@ def absences(groups: list[Group]) -> list[str]:
     return [f"{', '.join(models)}: {why}" for why, models in reasons.items()]
 
 
-def comparison_table(data: Mapping[str, Any]) -> Table:
+def comparison_table(data: Mapping[str, Any], catalog: Catalog = ALL) -> Table:
     """Builds the comparison of ``metrics.json`` for the terminal.
 
     Args:
         data: ``{"data": {NAME: {"models": {MODEL: {METRIC: value}}, "intervals", "differences"}}}``.
+        catalog: metrics that say what they are.
 
     Returns:
         A table with models as columns, metrics as rows by data set and group, best values bold; it fits 100 columns.
@@ -233,7 +257,7 @@ def comparison_table(data: Mapping[str, Any]) -> Table:
             table.add_row()
         table.add_row(Text(name, style="bold underline"))
         measured = dict(entry) | {"models": {model: entry["models"].get(model, {}) for model in models}}
-        for group in compare(measured) if models else []:
+        for group in compare(measured, catalog) if models else []:
             _add_group(table, group, several, roomy)
     table.caption = Text("\n".join(_caption(data, models, roomy)), style="dim")
     table.caption_justify = "left"
@@ -256,11 +280,11 @@ def _add_group(table: Table, group: Group, several: bool, roomy: bool) -> None:
         if family.title:
             table.add_row(Text(f" {family.title}", style="italic"))
         for row in family.rows:
-            percent = row.meaning.percent
+            percent = row.description.percent
             values = [_shown(c.text, "bold" if c.best else "", c.interval, percent, roomy) for c in row.cells]
             style = {True: "green", False: "red", None: "dim"}[row.gap.ahead]
             gap = [_shown(row.gap.text, style, row.gap.interval, percent, roomy)] if several else []
-            table.add_row(Text(f"   {row.meaning.label}"), *values, *gap)
+            table.add_row(Text(f"   {row.description.label}"), *values, *gap)
 
 
 def _shown(text: str, style: str, interval: Interval | None, percent: bool, roomy: bool) -> Text:
@@ -271,24 +295,25 @@ def _shown(text: str, style: str, interval: Interval | None, percent: bool, room
     return shown
 
 
-def markdown(data: Mapping[str, Any]) -> str:
+def markdown(data: Mapping[str, Any], catalog: Catalog = ALL) -> str:
     """The comparison of ``metrics.json`` as Markdown, a table for each set: to paste into an issue or a paper.
 
     Args:
         data: as :func:`comparison_table` takes it.
+        catalog: metrics that say what they are.
     """
     lines: list[str] = []
     for name, entry in data["data"].items():
         models = list(entry["models"])
-        groups = compare(entry) if models else []
+        groups = compare(entry, catalog) if models else []
         rows = [row for group in groups for family in group.families for row in family.rows]
         columns = ["metric", *models, *(["difference"] if len(models) > 1 else [])]
         lines += [f"## {name}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for row in rows:
-            percent = row.meaning.percent
+            percent = row.description.percent
             cells = [_bracketed(f"**{c.text}**" if c.best else c.text, cell_words(c, percent)) for c in row.cells]
             gap = [_bracketed(row.gap.text, gap_words(row.gap, percent))] if len(models) > 1 else []
-            lines.append(f"| {' | '.join([f'`{row.meaning.metric}`', *cells, *gap])} |")
+            lines.append(f"| {' | '.join([f'`{row.description.metric}`', *cells, *gap])} |")
         lines.append("")
     return "\n".join(lines)
 

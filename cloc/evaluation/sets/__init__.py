@@ -1,1 +1,1 @@
-"""Evaluation sets: annotated pictures, class folders, relations, class names."""
+"""Evaluation sets, a class for each kind of files: annotated shards, class folders, relation files."""

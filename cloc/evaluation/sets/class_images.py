@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +14,22 @@ from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import read_sample_members
 from cloc.evaluation.cache import digest_of
+from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
+from cloc.evaluation.sets.eval_set import EvalSet, ImageSet
 from cloc.files import read_file
 
 TORCHVISION = "torchvision:"
 UNPICKLED = ("LSUN", "LSUNClass")  # torchvision unpickles their index without a checksum
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Pictures with their classes.
+class ClassImages:
+    """``images``: pictures to classify, with ``classes`` where they do not name theirs."""
 
-    Attributes:
-        read: index → picture; raises ``OSError`` or ``ValueError`` where it cannot be decoded.
-        labels: class index of each.
-        classes: their names, also of classes without a picture: they compete too.
-        digest: changes with the pictures.
-        notes: what a reader of the result should know of the classes.
-    """
-
-    read: Callable[[int], Picture]
-    labels: list[int]
-    classes: list[str]
-    digest: str
-    notes: list[str] = field(default_factory=list)
+    def read(self, data: EvalSet, limit: int, ranks: Ranks) -> None:
+        """Open the pictures; see :func:`load_images`."""
+        data.images = load_images(data.name, data.config, limit)
+        data.notes += data.images.notes
 
 
 def load_images(name: str, config: DatasetConfig, limit: int = 0) -> ImageSet:

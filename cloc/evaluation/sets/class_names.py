@@ -1,6 +1,6 @@
 """Class names, and which pictures are of which class: labels and names are joined by what they say, never by order.
 
-Below ``class_images.py`` and ``annotated.py`` (``sets → model_outputs → suite → compare``). A folder that is
+Below the kinds of sets, with the templates and frequencies that class texts and splits are made of. A folder that is
 missing, or one more (an editor's ``.ipynb_checkpoints``), would shift every class behind it, and the result would still
 look like a number.
 """
@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloc.config import ConfigError
+from cloc.config import ConfigError, DatasetConfig
 
+NAMES_ONLY = ["{}"]
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 SYNSET = re.compile(r"n\d{8}")  # of WordNet, as ImageNet's folders are called
 NUMBERED = re.compile(r"\d+[\s._-]+(?=\D)")  # 001.Black_footed_Albatross
 
@@ -206,3 +208,44 @@ def remarks(classes: ClassList, labels: Sequence[int]) -> list[str]:
     if empty and labels:
         said.append(f"{empty} of {len(classes.names)} classes have no picture; they compete all the same")
     return said
+
+
+def templates_of(config: DatasetConfig, name: str) -> list[str]:
+    """Templates of a set's class texts; each has one ``{}``.
+
+    Raises:
+        ConfigError: none, or one without a place for the name.
+    """
+    key = f"datasets.{name}.template_file" if config.template_file else f"datasets.{name}.templates"
+    if config.template_file == "openai":
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
+    found = read_lines(config.template_file, key) if config.template_file else list(config.templates)
+    wrong = [template for template in found if template.count("{}") != 1]
+    if wrong or not found:
+        raise ConfigError(f"{key}: {wrong or 'no template'}: each needs one {{}} for the class name")
+    return found
+
+
+def frequencies_of(path: str, key: str) -> dict[str, str]:
+    """Class → rare, common or frequent, from LVIS' annotation file or a JSON object.
+
+    Raises:
+        ConfigError: no such file, or another content.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{key}={path!r}: no such file")
+    stored = json.loads(file.read_text(encoding="utf-8-sig"))
+    found: Mapping[str, str] = stored
+    if "categories" in stored:
+        found = {
+            name: category["frequency"]
+            for category in stored["categories"]
+            for name in {category["name"], category["name"].replace("_", " ")}
+        }
+    wrong = {value for value in found.values() if value not in FREQUENCIES}
+    if wrong:
+        raise ConfigError(f"{key}={path!r}: frequencies {sorted(map(str, wrong))}; give r, c or f")
+    return {name: FREQUENCIES[value] for name, value in found.items()}

@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import read_sample_members
-from cloc.files import read_file
+from cloc.evaluation.cache import digest_of
+from cloc.evaluation.reduce import Ranks
+from cloc.evaluation.sets.eval_set import EvalSet, Fact, RelationItem
 
 FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind", "behind": "front"}
@@ -69,45 +70,15 @@ _TWO = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """What a caption says: ``subject`` is ``relation`` of ``other``; of the whole picture where ``other`` is None."""
+class RelationFiles:
+    """``relations``: a folder of shards or a published file, by ``relation_format`` and ``pictures``."""
 
-    subject: str
-    relation: str
-    other: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RelationItem:
-    """One question.
-
-    Attributes:
-        image: encoded picture, or its path.
-        candidates: captions; at least two.
-        answer: index of the true one.
-        set: name of the items that show the same things.
-        relation: the true relation, where the set is made of opposite ones; else None.
-        facts: what each candidate says; None for one that is not about two places.
-    """
-
-    image: bytes | Path
-    candidates: tuple[str, ...]
-    answer: int
-    set: str
-    relation: str | None
-    facts: tuple[Fact | None, ...]
-
-    def read(self) -> bytes:
-        """The encoded picture."""
-        return self.image if isinstance(self.image, bytes) else read_file(self.image)
-
-    @property
-    def can_ground(self) -> bool:
-        """Whether where the things are can tell the candidates apart: the same things, in another relation or order."""
-        known = [fact for fact in self.facts if fact is not None]
-        things = {frozenset((fact.subject, fact.other)) for fact in known}
-        return len(known) == len(self.facts) == len(set(known)) and len(things) == 1
+    def read(self, data: EvalSet, limit: int, ranks: Ranks) -> None:
+        """Read the items; see :func:`read_relations`."""
+        data.relations, left_out = read_relations(data.config, data.name, limit)
+        data.skip(left_out)
+        rows = [(item.set, item.candidates, item.answer) for item in data.relations]
+        data.relation_digest = digest_of(rows, _stamp(data.relations))
 
 
 def parse_fact(caption: str) -> Fact | None:
@@ -239,3 +210,13 @@ def _sugarcrepe(file: Path, pictures: Path, left_out: Counter[str]) -> Iterator[
 
 def _read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8-sig"))
+
+
+def _stamp(items: list[RelationItem]) -> list[tuple[str, int, int]]:
+    """What says that a picture's file is still the same."""
+    return [
+        (item.image.name, item.image.stat().st_size, item.image.stat().st_mtime_ns)
+        if not isinstance(item.image, bytes)
+        else (digest_of(item.image.hex()), len(item.image), 0)
+        for item in items
+    ]

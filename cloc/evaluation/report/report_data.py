@@ -1,4 +1,4 @@
-"""What the report shows: filled by ``compare.py`` and ``gallery.py``, rendered by ``page.py``."""
+"""What the report shows: filled by ``compare.py`` and ``example_pictures.py``, rendered by ``page.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cloc.evaluation.report.pictures import Box
+from cloc.evaluation.metrics.catalog import ALL, Catalog
+from cloc.evaluation.report.picture_drawing import Box
 from cloc.evaluation.report.splits import Classes, Split
 
 
@@ -151,6 +152,7 @@ class ReportData:
         notes: attributions and remarks; addresses in them become links.
         training: model → fact → value (samples seen, training seconds, parameters, …).
         bootstrap: resamples behind the intervals; 0 where there are none.
+        catalog: metrics, which say of themselves how they are shown.
     """
 
     title: str
@@ -161,3 +163,4 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
     training: dict[str, dict[str, str | float]] = field(default_factory=dict)
     bootstrap: int = 0
+    catalog: Catalog = ALL

@@ -1,13 +1,12 @@
-"""Pictures of the report: which are shown, what the models say about them, and where a phrase is seen.
+"""What the report shows of a set: its parts by class and size, and pictures with what the models say about them.
 
-Stands beside ``compare.py``, after all metrics of a set, on the same embeddings.
+Stands between ``compare.py``, after all metrics of a set and on the same embeddings, and ``page.py``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,33 +16,16 @@ from torch.nn.functional import interpolate, normalize, pad
 from torchvision.transforms.v2 import functional as tv
 
 from cloc.encoder import PAD, Encoder
-from cloc.evaluation.metrics.classification import classify
-from cloc.evaluation.metrics.outcome import Outcome, Outcomes
-from cloc.evaluation.model_outputs import Embedded, ModelOutputs
-from cloc.evaluation.report.content import Answer, Case, DatasetReport, Gallery, Heat
-from cloc.evaluation.report.splits import MEASURES, Best, by_class, by_size
-from cloc.evaluation.sets.annotated import EvalSet, pairs
-from cloc.evaluation.suite import class_embeddings
+from cloc.evaluation.metrics.classification import class_embeddings, classify
+from cloc.evaluation.model_outputs import ModelOutputs
+from cloc.evaluation.report.example_choice import Evaluated, choose, picture_scores
+from cloc.evaluation.report.report_data import Answer, Case, DatasetReport, Gallery, Heat
+from cloc.evaluation.report.splits import by_class, by_size
+from cloc.evaluation.sets.eval_set import pairs
 
 SHOWN_BOXES = 8
 HEAT_PICTURES, HEAT_PHRASES = 3, 2
 HEAT_GRID = 96  # cells of a map's side before it is cut to the picture
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """Everything about one set: the models with what they made of it. Lists are in the same order."""
-
-    models: Sequence[ModelOutputs]
-    data: EvalSet
-    embedded: Sequence[Embedded]
-    outcomes: Mapping[str, Outcomes]
-    best: Best
-
-    def source(self, model: str) -> str | None:
-        """The source that names a model's boxes best; None where it was asked for none."""
-        best = self.best[model]
-        return next((best[measure] for measure in MEASURES if measure in best), None)
 
 
 def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, samples: int, seed: int) -> DatasetReport:
@@ -60,8 +42,8 @@ def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, sa
     report = DatasetReport(data.name, data.config.description, entry)
     if not any(own.regions for own in data.samples):
         return report
-    report.classes = by_class(data, found.outcomes, found.best, _said(found), samples, seed)
-    report.sizes = by_size(data, found.outcomes, found.best, samples, seed)
+    report.classes = by_class(data, found.outcomes, found.best, found.catalog, _said(found), samples, seed)
+    report.sizes = by_size(data, found.outcomes, found.best, found.catalog, samples, seed)
     scores = picture_scores(found)
     chosen = choose(scores, [len(own.regions) for own in data.samples], pictures, seed)
     indices = sorted({index for own in chosen.values() for index in own})
@@ -83,51 +65,6 @@ def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, sa
         report.typical = cases[typical]
         report.heats = _heats(found, [cases[index] for index in chosen["random"][:HEAT_PICTURES]])
     return report
-
-
-def picture_scores(found: Evaluated) -> np.ndarray:
-    """How well the first model does on each picture, ``[pictures]`` in 0..1; NaN where it was asked nothing.
-
-    The mean of two: the share of boxes named rightly by its best source, and the mean IoU of the boxes that it draws.
-    """
-    model, size = found.models[0].encoder.name, len(found.data.samples)
-    own, best = found.outcomes[model], found.best[model]
-    names = [f"region/{best[measure]}/{measure}" for measure in MEASURES if measure in best][:1]
-    rows = [_by_picture(own[name], size) for name in (*names, "grounding/mIoU") if name in own]
-    if not rows:
-        return np.full(size, np.nan)
-    stacked = np.stack(rows)
-    asked = np.isfinite(stacked)
-    return np.where(asked.any(0), np.where(asked, stacked, 0).sum(0) / np.maximum(asked.sum(0), 1), np.nan)
-
-
-def _by_picture(found: Outcome, size: int) -> np.ndarray:
-    total = np.bincount(found.group.numpy(), weights=found.values.numpy(), minlength=size)
-    count = np.bincount(found.group.numpy(), minlength=size)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def choose(scores: np.ndarray, boxes: Sequence[int], pictures: int, seed: int) -> dict[str, list[int]]:
-    """Which pictures the galleries hold.
-
-    Args:
-        scores: of :func:`picture_scores`.
-        boxes: how many each picture has; those without are never shown.
-        pictures: in all; a third each, the random ones take what is left over.
-        seed: of the random ones.
-
-    Returns:
-        ``random``, ``best`` (the best first) and ``worst`` (the worst first). The latter two are taken from pictures
-        with two boxes or more where there are enough; none stands in both.
-    """
-    usable = [index for index, count in enumerate(boxes) if count]
-    part = pictures // 3
-    drawn = np.random.default_rng(seed).permutation(usable)[: pictures - 2 * part].tolist() if usable else []
-    rich = [index for index in usable if boxes[index] > 1 and np.isfinite(scores[index])]
-    ranked = rich if len(rich) >= 2 * part else [index for index in usable if np.isfinite(scores[index])]
-    ranked = sorted(ranked, key=lambda index: (-scores[index], -boxes[index], index))
-    part = min(part, len(ranked) // 2)
-    return {"random": drawn, "best": ranked[:part], "worst": ranked[::-1][:part]}
 
 
 def _gallery_texts(found: Evaluated, outputs: ModelOutputs) -> tuple[list[str], Tensor]:

@@ -11,27 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloc.evaluation.metrics.catalog import ALL, Catalog
+from cloc.evaluation.metrics.regions import BEST, region_name
 from cloc.evaluation.report.charts import nice_ticks
-from cloc.evaluation.report.meaning import best_sources
 from cloc.evaluation.report.table import Gap, Interval, cell_words, compare, gap_words, make_row
-
-# What the opening chart asks, in reading order; one that was not measured is left out.
-OVERVIEW = (
-    "region/best/top1",
-    "region/best/mAcc",
-    "region/best/comprehension",
-    "region/best/hard_negatives",
-    "region/best/region_to_text_R@10",
-    "region/best/text_to_region_R@10",
-    "grounding/any/acc@0.5",
-    "grounding/pointing",
-    "grounding/AP50",
-    "image/zero_shot_top1",
-    "image_text/image_to_text_R@1",
-    "image_text/text_to_image_R@1",
-    "relations/grounded/accuracy",
-    "relations/similarity/accuracy",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +68,41 @@ def dot_chart(rows: Sequence[DotRow]) -> DotChart | None:
     return DotChart(kept, [(100 * tick / ticks[-1], f"{100 * tick:g}%") for tick in ticks], ticks[-1])
 
 
-def overview(entry: Mapping[str, Any]) -> list[DotRow]:
+def overview(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[DotRow]:
     """The main questions of a set: every model by its best source; all that was asked where none of them was.
 
     Args:
         entry: of one set in ``metrics.json``.
+        catalog: metrics, which say their place among the main questions.
     """
-    asked = [row.meaning.metric for group in compare(entry) for family in group.families for row in family.rows]
-    return _rows(entry, OVERVIEW) or _rows(entry, asked)
+    groups = compare(entry, catalog)
+    asked = [row.description.metric for group in groups for family in group.families for row in family.rows]
+    return _rows(entry, _main(entry, catalog), catalog) or _rows(entry, asked, catalog)
 
 
-def _rows(entry: Mapping[str, Any], metrics: Sequence[str]) -> list[DotRow]:
-    best = {model: best_sources(own) for model, own in entry["models"].items()}
+def _main(entry: Mapping[str, Any], catalog: Catalog) -> list[str]:
+    """What was measured of the main questions, in order; of boxes by each model's best source."""
+    names = dict.fromkeys(name for metrics in entry["models"].values() for name in metrics)
+    regions = {name: region_name(name) for name in names}
+    whole = dict.fromkeys(f"{BEST}{found[1]}" if (found := regions[name]) else name for name in names)
+    places = {name: catalog.describe(name).shown.overview for name in whole}
+    return sorted((name for name in whole if places[name] is not None), key=lambda name: places[name])
+
+
+def _rows(entry: Mapping[str, Any], metrics: Sequence[str], catalog: Catalog) -> list[DotRow]:
+    best = {model: catalog.best_sources(own) for model, own in entry["models"].items()}
     rows = []
     for metric in metrics:
-        row = make_row(entry, metric, best)
+        row = make_row(entry, metric, best, catalog)
+        own = row.description
         dots = [
             Dot(cell.model, cell.value, cell.text, cell.interval, cell_words(cell, True), cell.note)
             for cell in row.cells
             if cell.value is not None and math.isfinite(cell.value)
         ]
         if dots:
-            label = row.meaning.family or row.meaning.label
-            if row.meaning.family and not metric.startswith("region/best/"):
-                label = f"{label}: {row.meaning.label}"
-            rows.append(DotRow(label, _first_sentence(row.meaning.reading), dots, row.gap, gap_words(row.gap, True)))
+            label = (own.family or own.label) if metric.startswith(BEST) else own.words
+            rows.append(DotRow(label, _first_sentence(own.protocol), dots, row.gap, gap_words(row.gap, True)))
     return rows
 
 
