@@ -53,7 +53,8 @@ def per(one: Field[Any]) -> Per:
     """
     if "per" not in one.metadata:
         raise TypeError(f"{one.name}: declare it by per_picture(), per_phrase() or per_batch() of cloc/contracts.py")
-    return one.metadata["per"]
+    found: Per = one.metadata["per"]
+    return found
 
 
 class BadSample(ValueError):

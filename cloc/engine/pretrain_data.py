@@ -91,10 +91,11 @@ def save_text_files(text: Any, folder: Path) -> None:
 
 def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:
     """The training stream that fits a model: its tokenizer, its view."""
+    image: Any = model.image
     return Stream(
         data,
         Tokenizer.of(model.text),
-        make_chooser(config.data, model.image.image_size, model.image.resize),
+        make_chooser(config.data, image.image_size, image.resize),
         config.batch_size,
         seed=config.seed,
         rank=rank,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 def random_state() -> dict[str, Any]:
     """States of all generators, Python's, NumPy's and PyTorch's, as plain containers and tensors."""
-    name, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()  # a tuple, in this form
+    name, keys, *rest = legacy
     cpu, gpu = generators("cuda" if torch.cuda.is_available() else "cpu")
     state = {
         "python": random.getstate(),
@@ -47,5 +48,5 @@ def generators(kind: str) -> tuple[Tensor, Tensor | None]:
 def set_generators(kind: str, state: tuple[Tensor, Tensor | None]) -> None:
     """Inverse of :func:`generators`."""
     torch.set_rng_state(state[0])
-    if kind == "cuda":
+    if kind == "cuda" and state[1] is not None:
         torch.cuda.set_rng_state(state[1])

@@ -137,7 +137,8 @@ class Task(lightning.LightningModule):
     @classmethod
     def complete(cls, resolved: dict[str, Any]) -> None:
         """Fill in, in place, what a checkpoint must hold so that the model can be built from it alone: the defaults."""
-        resolved.update(OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(cls.schema), resolved)))
+        filled: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(cls.schema), resolved))
+        resolved.update(filled)
 
     @classmethod
     def open_data(cls, config: Any) -> TaskData:
@@ -238,7 +239,9 @@ class Task(lightning.LightningModule):
     def configure_model(self) -> None:
         """Shard the model where the strategy asks for it; Lightning calls this in every process."""
         if self.config.trainer.strategy == "fsdp" and not is_sharded(self.model):
-            shard(self.model, self.device_mesh["data_parallel"])
+            model: Any = self.model
+            mesh: Any = self.device_mesh
+            shard(model, mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Refuse a trainer that adds up gradients of parts.
@@ -272,11 +275,12 @@ class Task(lightning.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def _log(self, total: Tensor, terms: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
-        values = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
+        values: dict[str, Any] = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
         values |= {f"train/{k}": v for k, v in stats.items()}
         values |= {f"data/{k}": v for k, v in self.counters.items()}
         values["samples"] = float(self.samples_seen + self.config.batch_size)
-        values["lr"] = self.optimizers().param_groups[0]["lr"]
+        optimizer: Any = self.optimizers()
+        values["lr"] = optimizer.param_groups[0]["lr"]
         self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()})
         self.counters = {}
 
@@ -288,7 +292,8 @@ class Task(lightning.LightningModule):
         """Set the rates from the samples seen so far."""
         optim = self.config.optim
         factor = rate(self.samples_seen, self.config.samples, optim.warmup, optim.final)
-        set_rate(self.optimizers(use_pl_optimizer=False), factor)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        set_rate(optimizer, factor)
 
     def advance(self, batch: TaskBatch) -> None:
         """Advance the cursor after a step: only a batch that was trained counts, never one that was prefetched."""
