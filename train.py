@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides  # noqa: E402
+from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides, find_class  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
 
 
@@ -24,7 +24,9 @@ from cloc.config.secrets import guard_output  # noqa: E402
 def main(config: DictConfig) -> float | None:
     """Compose, build, run; see :func:`cloc.engine.run.train`."""
     try:
-        checked = check_keys(config, TrainConfig)  # before the heavy imports: a wrong value is told within a second
+        # Another task brings a schema of its own.
+        schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
+        checked = check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
     except ConfigError as error:
         if _in_sweep():
             raise
@@ -43,7 +45,8 @@ def main(config: DictConfig) -> float | None:
     mendable = (ConfigError, CheckpointError, ShardError, SkipLimitError, ReaderError, OSError, FloatingPointError)
     try:
         folder = train(config)
-        return objective(folder, config.objective) if folder and config.objective else None
+        wanted = config.get("objective")
+        return objective(folder, wanted) if folder and wanted else None
     except mendable as error:
         if _in_sweep():
             raise

@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cloc.contracts import Batch, Features
 from cloc.data.stream.batches import peak_memory
 from cloc.losses.global_batch import gather_batch
-from cloc.losses.region import region_loss
+from cloc.losses.region import RegionContrast
 
 THRESHOLD = 0.9
 HEADLINE = 16_384
@@ -123,7 +123,7 @@ def ours(case: Case, rule: str) -> Tensor:
     )
     region = case.region.unsqueeze(1)
     features = Features(case.region[:1], case.table[:1], region, case.table, None, {"region": case.scale})
-    return region_loss(features, batch, gather_batch(features, batch), "softmax", rule, THRESHOLD)[0]
+    return RegionContrast("softmax", rule, THRESHOLD)(features, batch, gather_batch(features, batch))[0]
 
 
 CONTENDERS: dict[str, Callable[[Case, str], Tensor]] = {

@@ -8,12 +8,53 @@ imports none of them. Shape letters, everywhere in the project: **B** images, **
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Per(StrEnum):
+    """What the rows of a field are; each field of Batch and Features says it."""
+
+    PICTURE = "picture"
+    PHRASE = "phrase"
+    BATCH = "batch"  # one value for the whole batch
+
+
+def per_picture(into_phrases: bool = False, **options: Any) -> Any:
+    """A field with one row a picture.
+
+    Args:
+        into_phrases: its values are indices of the batch's phrases, negative for none.
+        options: of :func:`dataclasses.field`.
+    """
+    return field(metadata={"per": Per.PICTURE, "into_phrases": into_phrases}, **options)
+
+
+def per_phrase(**options: Any) -> Any:
+    """A field with one row a distinct phrase; options are those of :func:`dataclasses.field`."""
+    return field(metadata={"per": Per.PHRASE}, **options)
+
+
+def per_batch(**options: Any) -> Any:
+    """A field that belongs to the batch as a whole; options are those of :func:`dataclasses.field`."""
+    return field(metadata={"per": Per.BATCH}, **options)
+
+
+def per(one: Field[Any]) -> Per:
+    """What the rows of a field are.
+
+    Raises:
+        TypeError: the field does not say it.
+    """
+    if "per" not in one.metadata:
+        raise TypeError(f"{one.name}: declare it by per_picture(), per_phrase() or per_batch() of cloc/contracts.py")
+    found: Per = one.metadata["per"]
+    return found
 
 
 class BadSample(ValueError):
@@ -97,22 +138,22 @@ class Batch:
             ``data.negatives`` is 0.
     """
 
-    images: Tensor
-    content: Tensor
-    captions: Tensor
-    caption_id: Tensor
-    boxes: Tensor
-    target_boxes: Tensor
-    region_valid: Tensor
-    phrases: Tensor
-    phrase_id: Tensor
-    region_phrase: Tensor
-    phrase_is_shared: Tensor
-    keys: list[str]
-    source: Tensor
-    cursor: int
-    stats: dict[str, float] = field(default_factory=dict)
-    negatives: Tensor | None = None
+    images: Tensor = per_picture()
+    content: Tensor = per_picture()
+    captions: Tensor = per_picture()
+    caption_id: Tensor = per_picture()
+    boxes: Tensor = per_picture()
+    target_boxes: Tensor = per_picture()
+    region_valid: Tensor = per_picture()
+    phrases: Tensor = per_phrase()
+    phrase_id: Tensor = per_phrase()
+    region_phrase: Tensor = per_picture(into_phrases=True)
+    phrase_is_shared: Tensor = per_picture()
+    keys: list[str] = per_picture()
+    source: Tensor = per_picture()
+    cursor: int = per_batch()
+    stats: dict[str, float] = per_batch(default_factory=dict)
+    negatives: Tensor | None = per_picture(into_phrases=True, default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled, all but the pictures travels by value.
@@ -170,13 +211,13 @@ class Features:
         biases: added to the logits of each contrastive loss, each ``[1]``; none without ``model.logit_bias``.
     """
 
-    image: Tensor
-    text: Tensor
-    region: Tensor | None
-    phrase: Tensor | None
-    grounded: Tensor | None
-    scales: dict[str, Tensor]
-    biases: dict[str, Tensor] = field(default_factory=dict)
+    image: Tensor = per_picture()
+    text: Tensor = per_picture()
+    region: Tensor | None = per_picture()
+    phrase: Tensor | None = per_phrase()
+    grounded: Tensor | None = per_picture()
+    scales: dict[str, Tensor] = per_batch()
+    biases: dict[str, Tensor] = per_batch(default_factory=dict)
 
 
 @dataclass(slots=True)

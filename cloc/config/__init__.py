@@ -17,6 +17,7 @@ from cloc.config.schema import (
     EvaluationConfig,
     ModelConfig,
     OptimConfig,
+    RunConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "EvaluationConfig",
     "ModelConfig",
     "OptimConfig",
+    "RunConfig",
     "TrainConfig",
     "TrainerConfig",
     "check_arguments",

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cloc.config.domains import ConfigError, check_schema
-from cloc.config.nodes import instantiate, resolve
-from cloc.config.schema import DataConfig, TrainConfig
+from cloc.config.nodes import resolve
+from cloc.config.schema import DataConfig, RunConfig, TrainConfig
+from cloc.config.terms import check_needs, check_negatives, terms_of
 
 _CONF = Path(__file__).resolve().parents[2] / "conf"
 _KEY = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
@@ -55,8 +56,10 @@ def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig)
         ConfigError: as :func:`check_keys`, or a contradiction; names the key.
     """
     result = check_keys(config, schema)
-    if schema is TrainConfig:
+    if issubclass(schema, TrainConfig):
         _check_train(result)
+    if issubclass(schema, RunConfig):
+        _check_run(result)
     if schema is DataConfig:
         _check_view(result)
     return result
@@ -119,19 +122,11 @@ def _hint(schema: type, key: str) -> str:
 
 def _check_train(config: TrainConfig) -> None:
     _check_view(config.data)
-    instantiate(config.loss, "loss")  # cheap, and it knows best what its weights must be
-    region, grounding = (config.loss.get(name, 0) for name in ("region", "grounding"))
-    if config.model.prompter is None and (region > 0 or grounding > 0):
-        raise ConfigError(
-            f"loss.region={region}, loss.grounding={grounding} need a Prompter, but model.prompter is null; set both "
-            "weights to 0 (CLIP) or choose model/prompter=shared"
-        )
-    if grounding > 0 and config.model.grounding is None:
-        raise ConfigError(
-            f"loss.grounding={grounding} needs a head, but model.grounding is null; set it to 0 or choose one"
-        )
+    terms = terms_of(config.loss)
+    check_needs(config, terms)
+    check_negatives(config, terms)
     _check_contrast(config)
-    _check_scale(config)
+    _check_measured(config)
     model = config.model
     for part, node in (("image", model.image), ("text", model.text)):
         resolve(node, f"model.{part}")
@@ -141,17 +136,17 @@ def _check_train(config: TrainConfig) -> None:
 
 
 def _check_contrast(config: TrainConfig) -> None:
-    contrast, bias, negatives = config.loss.get("contrast", "softmax"), config.model.logit_bias, config.data.negatives
+    contrast, bias = config.loss.get("contrast", "softmax"), config.model.logit_bias
     if (contrast == "sigmoid") != (bias is not None):
         raise ConfigError(
             f"loss.contrast={contrast} with model.logit_bias={bias}: the sigmoid loss learns a bias, softmax has none; "
             "give loss.contrast=sigmoid model.logit_bias=-10, or loss.contrast=softmax model.logit_bias=null"
         )
-    if negatives and not config.loss.get("region", 0):
-        raise ConfigError(
-            f"data.negatives={negatives} with loss.region={config.loss.get('region', 0)}: hard negatives belong to the "
-            "region loss; set data.negatives=0, or a weight"
-        )
+
+
+def _check_run(config: RunConfig) -> None:
+    """What spreads, accumulates or averages a run of any task."""
+    trainer, optim = config.trainer, config.optim
     if config.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate={config.trainer.accumulate}: must be at least 1 and divide batch_size="
@@ -163,11 +158,6 @@ def _check_contrast(config: TrainConfig) -> None:
             "features are added on whole parameters, and fsdp holds shards of them; use trainer=ddp, or "
             "trainer.checkpoint_activations=true"
         )
-
-
-def _check_scale(config: TrainConfig) -> None:
-    """What spreads, averages or fine-tunes a run."""
-    trainer, optim, evaluation = config.trainer, config.optim, config.evaluation
     if trainer.strategy == "fsdp" and optim.name == "muon":
         raise ConfigError(
             "optim.name=muon with trainer.strategy=fsdp: Muon orthogonalizes whole matrices and fsdp holds shards of "
@@ -178,6 +168,11 @@ def _check_scale(config: TrainConfig) -> None:
             f"trainer.ema={trainer.ema} with trainer.strategy=fsdp: Lightning's average is of whole weights, not of "
             "shards; set trainer.ema=0, or use trainer=ddp"
         )
+
+
+def _check_measured(config: TrainConfig) -> None:
+    """What is chosen by a measurement needs one."""
+    evaluation = config.evaluation
     given = {"objective": config.objective, "evaluation.best": evaluation.best}
     wants = [name for name, on in (given | {"evaluation.at_start": evaluation.at_start}).items() if on]
     if wants and not (evaluation.every and evaluation.data):

@@ -87,7 +87,8 @@ def keys(cls: type) -> Iterator[Key]:
     if not is_dataclass(cls):
         yield from _arguments(cls)
         return
-    hints, docs = get_type_hints(cls, include_extras=True), field_docs(cls)
+    hints = get_type_hints(cls, include_extras=True)
+    docs = {name: text for one in cls.__mro__ if is_dataclass(one) for name, text in field_docs(one).items()}
     for field in fields(cls):
         if is_dataclass(hints[field.name]):
             continue

@@ -235,9 +235,11 @@ class EvaluationConfig:
 
 
 @dataclass
-class TrainConfig:
-    """Everything that ``train.py`` takes."""
+class RunConfig:
+    """What the engine reads of the configuration of any task; a task's own schema adds what it reads itself."""
 
+    task: str | None = None
+    """Class of another task than pretraining, see docs/training.md#other-tasks; null for pretraining."""
     name: str = MISSING
     """Of the run, and of its folder."""
     run_dir: str = MISSING
@@ -254,19 +256,25 @@ class TrainConfig:
     """Print steps, passes, readers and memory, and stop."""
     profile: bool = False
     """Write ``profile/trace.json.gz`` and a table of where a step's time goes, then train on."""
-    init_from: str | None = None
-    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh."""
     objective: str | None = None
     """Metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: dict[str, Any] = field(default_factory=dict)
-    """The objective: its class and that class's arguments, below."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     """``name`` is ``csv``, ``tensorboard`` or ``wandb``; other keys go to that logger."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Everything that ``train.py`` takes for pretraining."""
+
+    init_from: str | None = None
+    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: dict[str, Any] = field(default_factory=dict)
+    """The objective: its class and that class's arguments, below."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     """Evaluation sets by name, see docs/evaluation.md#sets."""
 

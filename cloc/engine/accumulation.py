@@ -9,16 +9,17 @@ the same random numbers, and passes its part of that gradient on ("GradCache", a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import Field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cloc.contracts import Batch, Features, LossTerms
+from cloc.contracts import Batch, Features, LossTerms, Per, per
+from cloc.engine.random_state import generators, set_generators
 from cloc.models.model import Cloc
 
-FIELDS = ("image", "text", "region", "phrase", "grounded")
+FIELDS = tuple(one.name for one in fields(Features) if per(one) is not Per.BATCH)
 
 
 def split(batch: Batch, parts: int) -> tuple[list[Batch], list[Tensor]]:
@@ -40,28 +41,40 @@ def split(batch: Batch, parts: int) -> tuple[list[Batch], list[Tensor]]:
     micros, phrases = [], []
     for start in range(0, size, size // parts):
         rows = slice(start, start + size // parts)
-        valid = batch.region_valid[rows]
-        used = [batch.region_phrase[rows][valid]]
-        if batch.negatives is not None:
-            negatives = batch.negatives[rows]
-            used.append(negatives[negatives >= 0])
-        own = torch.cat(used).unique()
-        # Without a region one phrase stands in, so that every parameter takes part.
-        own = own if len(own) else own.new_zeros(1)
-        place = torch.zeros(len(batch.phrases), dtype=torch.int64, device=own.device)
-        place[own] = torch.arange(len(own), device=own.device)
-        changes: dict[str, Any] = {
-            name: getattr(batch, name)[rows]
-            for name in ("images", "content", "captions", "caption_id", "boxes", "target_boxes", "keys", "source")
-        }
-        changes |= {"region_valid": valid, "phrase_is_shared": batch.phrase_is_shared[rows]}
-        changes |= {"phrases": batch.phrases[own], "phrase_id": batch.phrase_id[own]}
-        changes["region_phrase"] = place[batch.region_phrase[rows]]
-        if batch.negatives is not None:
-            changes["negatives"] = torch.where(negatives < 0, negatives, place[negatives.clamp(min=0)])
-        micros.append(replace(batch, **changes))
+        own = _used_phrases(batch, rows)
+        micros.append(replace(batch, **_cut(batch, rows, own)))
         phrases.append(own)
     return micros, phrases
+
+
+def _used_phrases(batch: Batch, rows: slice) -> Tensor:
+    """Indices of the phrases that the regions of some pictures point to."""
+    valid = batch.region_valid[rows]
+    used = [value[rows][valid].flatten() for one in fields(batch) if (value := _pointer(batch, one)) is not None]
+    every = torch.cat(used)
+    own = every[every >= 0].unique()
+    # Without a region one phrase stands in, so that every parameter takes part.
+    return own if len(own) else own.new_zeros(1)
+
+
+def _pointer(batch: Batch, one: Field[Any]) -> Tensor | None:
+    return getattr(batch, one.name) if one.metadata.get("into_phrases") else None
+
+
+def _cut(batch: Batch, rows: slice, own: Tensor) -> dict[str, Any]:
+    """Each field of a micro-batch, by what the field says of its rows; what belongs to the whole batch stays."""
+    place = torch.zeros(len(batch.phrases), dtype=torch.int64, device=own.device)
+    place[own] = torch.arange(len(own), device=own.device)
+    found: dict[str, Any] = {}
+    for one in fields(batch):
+        value, kind = getattr(batch, one.name), per(one)
+        if value is None or kind is Per.BATCH:
+            continue
+        value = value[own] if kind is Per.PHRASE else value[rows]
+        if one.metadata.get("into_phrases"):
+            value = torch.where(value < 0, value, place[value.clamp(min=0)])
+        found[one.name] = value
+    return found
 
 
 def join(features: Sequence[Features], phrases: Sequence[Tensor], count: int) -> Features:
@@ -76,12 +89,13 @@ def join(features: Sequence[Features], phrases: Sequence[Tensor], count: int) ->
         name: torch.cat([getattr(part, name) for part in features]) if getattr(features[0], name) is not None else None
         for name in FIELDS
     }
-    if joined["phrase"] is not None:
-        every = torch.cat(list(phrases))
-        rows = torch.arange(len(every), device=every.device)
-        first = torch.zeros(count, dtype=torch.int64, device=every.device)
-        first.scatter_reduce_(0, every, rows, "amin", include_self=False)
-        joined["phrase"] = joined["phrase"][first]
+    every = torch.cat(list(phrases))
+    rows = torch.arange(len(every), device=every.device)
+    first = torch.zeros(count, dtype=torch.int64, device=every.device)
+    first.scatter_reduce_(0, every, rows, "amin", include_self=False)
+    for one in fields(Features):
+        if per(one) is Per.PHRASE and joined[one.name] is not None:
+            joined[one.name] = joined[one.name][first]
     return replace(features[0], **joined)
 
 
@@ -103,7 +117,7 @@ def accumulated(model: Cloc, loss: nn.Module, batch: Batch, parts: int) -> LossT
     states, cached = [], []
     with torch.no_grad():
         for micro in micros:
-            states.append(_random_state(kind))
+            states.append(generators(kind))
             cached.append(model(micro))
     # Autocast keeps the weights that it has cast; those of the pass without gradient must not serve the next.
     torch.clear_autocast_cache()
@@ -125,7 +139,7 @@ def accumulated(model: Cloc, loss: nn.Module, batch: Batch, parts: int) -> LossT
             gradient[id(scalar)] += value
     surrogate = terms.total.new_zeros(())
     for number, (micro, state) in enumerate(zip(micros, states, strict=True)):
-        _set_random_state(kind, state)
+        set_generators(kind, state)
         surrogate = _weighted(model(micro), found, number * len(wanted) // parts)
         if number < parts - 1:
             with torch.autocast(kind, enabled=False):
@@ -145,13 +159,3 @@ def _weighted(features: Features, gradients: Sequence[Tensor | None], start: int
     parts = [value for name in FIELDS if (value := getattr(features, name)) is not None]
     own = gradients[start : start + len(parts)]
     return sum((part * weight).sum() for part, weight in zip(parts, own, strict=True) if weight is not None)
-
-
-def _random_state(kind: str) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if kind == "cuda" else None
-
-
-def _set_random_state(kind: str, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if kind == "cuda":
-        torch.cuda.set_rng_state(state[1])

@@ -58,7 +58,7 @@ def check_same(resolved: Mapping[str, Any], data_digest: str) -> None:
         ConfigError: names the keys, both values and the processes.
     """
     measured = resolved["evaluation"]["data"] if resolved["evaluation"]["every"] else []
-    idle = tuple(f"datasets.{name}" for name in resolved["datasets"] if name not in measured)
+    idle = tuple(f"datasets.{name}" for name in resolved.get("datasets", {}) if name not in measured)
     spared = OF_A_MACHINE + idle
     leaves = {key: value for key, value in flat(public_tree(resolved)).items() if not is_within(key, spared)}
     facts = {

@@ -1,11 +1,10 @@
-"""Callbacks: cursor, progress, throughput, evaluation in training. What guards a run is in ``saving`` and ``guard``."""
+"""Callbacks: cursor, progress, throughput, evaluation in training. What guards a run: ``durable``, ``nonfinite``."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -14,12 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloc.contracts import Batch
-from cloc.data.stream.batches import READER_MEMORY
 from cloc.engine.moving_average import weights_to_measure
 from cloc.engine.process_group import gather_objects
-
-SHOWN = {"loss/global": "global", "loss/region": "region", "loss/grounding": "box"}
+from cloc.engine.task import Measure, Reading, Task, TaskBatch
 
 
 def is_due(every: int, seen: int, batch_size: int) -> bool:
@@ -37,7 +33,7 @@ class Cursor(Callback):
     """
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Advance."""
         module.advance(batch)
@@ -50,7 +46,7 @@ class Throughput(Callback):
         self.start = self.waiting_since = time.perf_counter()
         self.waited, self.steps, self.trained = 0.0, 0, 0.0
         self.counts: Counter[str] = Counter()
-        self.memory = 0.0
+        self.peaks: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Training time goes on in a resumed run."""
@@ -60,19 +56,20 @@ class Throughput(Callback):
         """Inverse of :meth:`state_dict`."""
         self.trained = state["trained"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
         """Start the clocks."""
         self.start = self.waiting_since = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Task, batch: TaskBatch, index: int) -> None:
         """The batch is here: the wait is over."""
         self.waited += time.perf_counter() - self.waiting_since
-        self.memory = max(self.memory, batch.stats.pop(READER_MEMORY, 0.0))  # no counter: it must not be summed
+        for name in module.peaks & batch.stats.keys():  # no counters: they must not be summed
+            self.peaks[name] = max(self.peaks.get(name, 0.0), batch.stats.pop(name))
         self.counts.update(batch.stats)
         self.counts["samples"] += len(batch.keys)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Log once every ``log_every_n_steps``."""
         self.steps += 1
@@ -84,41 +81,17 @@ class Throughput(Callback):
                 {
                     "samples_per_second": module.config.batch_size * self.steps / elapsed,
                     "seconds": self.trained,
-                    **data_health(gather_objects((self.counts, self.waited / elapsed, self.memory))),
+                    **module.health(gather_objects(Reading(self.counts, self.peaks, self.waited / elapsed))),
                 }
             )
             self.start, self.waited, self.steps = now, 0.0, 0
-            self.counts, self.memory = Counter(), 0.0
+            self.counts, self.peaks = Counter(), {}
         self.waiting_since = time.perf_counter()
 
     def pause(self) -> None:
         """Forget the time since the last batch (an evaluation ran)."""
         self.start += time.perf_counter() - self.waiting_since
         self.waiting_since = time.perf_counter()
-
-
-def data_health(parts: Sequence[tuple[Counter[str], float, float]]) -> dict[str, float]:
-    """What to log of the data.
-
-    Args:
-        parts: of each process: counters of its batches, share of its time spent waiting for data, and bytes of its
-            largest reader.
-
-    Returns:
-        The longest wait and the largest reader, and shares over the batches of all processes.
-    """
-    counts = sum((part[0] for part in parts), Counter())
-    samples, regions = counts["samples"], counts["regions_drawn"]
-    skipped = sum(count for name, count in counts.items() if name.startswith("skipped/"))
-    truncated = counts["captions_truncated"] + counts["phrases_truncated"]
-    return {
-        "data_wait_share": max(part[1] for part in parts),
-        "reader_memory_mib": max(part[2] for part in parts) / 2**20,
-        "data/skipped_share": skipped / max(1, samples + skipped),
-        "data/regions_per_image": regions / max(1, samples),
-        "data/truncated_share": truncated / max(1, samples + regions),
-        "data/duplicate_phrase_share": 1 - counts["phrases_distinct"] / regions if regions else 0.0,
-    }
 
 
 class CompileTime(Callback):
@@ -132,12 +105,12 @@ class CompileTime(Callback):
         self.steps, self.times = steps, []
         self.start = 0.0
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, index: int) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Task, batch: TaskBatch, index: int) -> None:
         """A step begins."""
         self.start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """A step is done."""
         if len(self.times) == self.steps:
@@ -162,7 +135,7 @@ class ProgressLine(Callback):
         self.live: Progress | None = None
         self.last = time.perf_counter()
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
         """Open the bar, at the step a resumed run starts from."""
         if not trainer.is_global_zero:
             return
@@ -175,25 +148,25 @@ class ProgressLine(Callback):
             self.task = self.live.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, text="")
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Advance."""
         if not trainer.is_global_zero:
             return
         now, done = time.perf_counter(), trainer.global_step >= trainer.max_steps
         if self.live is not None:
-            self.live.update(self.task, completed=trainer.global_step, text=self._text(trainer))
+            self.live.update(self.task, completed=trainer.global_step, text=self._text(trainer, module))
         elif now - self.last >= self.every or done:
             self.last = now
             share = min(1.0, module.samples_seen / module.config.samples)
-            text = f"{self.title}  {share:4.0%}  step {trainer.global_step}/{trainer.max_steps}  {self._text(trainer)}"
-            self.console.print(text, highlight=False, soft_wrap=True)
+            text = f"{self.title}  {share:4.0%}  step {trainer.global_step}/{trainer.max_steps}"
+            self.console.print(f"{text}  {self._text(trainer, module)}", highlight=False, soft_wrap=True)
 
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, module: Task) -> None:
         """Close the bar."""
         self._close()
 
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: lightning.Trainer, module: Task, exception: BaseException) -> None:
         """Give the terminal back."""
         self._close()
 
@@ -203,10 +176,10 @@ class ProgressLine(Callback):
             self.live = None
 
     @staticmethod
-    def _text(trainer: lightning.Trainer) -> str:
+    def _text(trainer: lightning.Trainer, module: Task) -> str:
         metrics = trainer.callback_metrics
         parts = [f"{metrics['samples_per_second']:.0f} samples/s"] if "samples_per_second" in metrics else []
-        parts += [f"{short} {metrics[name]:.3f}" for name, short in SHOWN.items() if name in metrics]
+        parts += [f"{short} {metrics[name]:.3f}" for name, short in module.shown.items() if name in metrics]
         return "  ".join(parts)
 
 
@@ -214,19 +187,19 @@ class Evaluate(Callback):
     """A small suite every so many samples, and at the end: the learning curve."""
 
     def __init__(
-        self, every: int, batch_size: int, measure: Any, throughput: Throughput, at_start: bool = False
+        self, every: int, batch_size: int, measure: Measure, throughput: Throughput, at_start: bool = False
     ) -> None:
         self.every, self.batch_size = every, batch_size
         self.measure, self.throughput, self.at_start = measure, throughput, at_start
         self.measured_at, self.values = -1, {}  # the last measurement, for what chooses the best checkpoint
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
         """Measure what a run starts from; a resumed one has done so."""
         if self.at_start and trainer.global_step == 0:
             self._measure(trainer, module)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
+        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Measure the weights as they are; on several ranks each measures the same."""
         left = (trainer.max_steps - trainer.global_step) * self.batch_size
@@ -235,7 +208,7 @@ class Evaluate(Callback):
         if self.every and due:
             self._measure(trainer, module)
 
-    def _measure(self, trainer: lightning.Trainer, module: Any) -> None:
+    def _measure(self, trainer: lightning.Trainer, module: Task) -> None:
         mode = module.training
         module.eval()
         with torch.no_grad():

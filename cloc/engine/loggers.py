@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from cloc.config import ConfigError, TrainConfig
+from cloc.config import ConfigError, RunConfig
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.files import append, clear, make_folder, publish, write_file
 
@@ -146,7 +146,7 @@ class Board(TensorBoardLogger):
             super().finalize(status)
 
 
-def build_loggers(config: TrainConfig, folder: RunFolder, step: int = 0, samples: int = 0) -> list[Logger]:
+def build_loggers(config: RunConfig, folder: RunFolder, step: int = 0, samples: int = 0) -> list[Logger]:
     """CSV always; ``logger.name`` adds TensorBoard or Weights & Biases.
 
     Args:

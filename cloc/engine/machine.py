@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
 
 from cloc.command import shielded
 from cloc.config.secrets import public_tree
@@ -83,13 +81,3 @@ def without_requeue() -> list[Any]:
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if isinstance(cluster(), SLURMEnvironment) else []
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A hash of all weights, to compare processes and runs by."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

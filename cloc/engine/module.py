@@ -1,152 +1,173 @@
-"""The Lightning module: it wires model, loss and optimizer, and computes nothing itself."""
+"""Pretraining, the first task: it wires model, loss and stream, and computes nothing itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import nn
 from torch.profiler import record_function
 
-from cloc import __version__
-from cloc.config import ConfigError, TrainConfig, instantiate
-from cloc.config.secrets import public_tree
+from cloc.config import DataConfig, TrainConfig, instantiate, resolve
 from cloc.contracts import Batch, LossTerms
+from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
+from cloc.data.stream.shared_buffers import release_ended_workers
+from cloc.data.stream.sources import ShardSources
+from cloc.engine import pretrain_data
 from cloc.engine.accumulation import accumulated
-from cloc.engine.nonfinite import clip, flag_nonfinite
-from cloc.engine.optim import build_optimizer, optim_config, rate, rearranged, set_rate
-from cloc.engine.strategy import is_sharded, prepare, shard
+from cloc.engine.durable.initial_weights import take_weights
+from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.durable.settings import After, keys_of
+from cloc.engine.machine import shield_workers
+from cloc.engine.strategy import prepare
+from cloc.engine.task import OPTIONAL, Measure, Reading, Task
 from cloc.models.build import build_model
 from cloc.models.model import MAX_SCALE
 from cloc.models.positions.fourier import check_covered
+from cloc.models.weights.pretrained import complete
+
+PARTS = ("image", "text", "prompter", "grounding")
 
 
-class Pretrain(lightning.LightningModule):
-    """Model + loss + optimizer of one configuration.
+class Pretrain(Task):
+    """Contrastive pretraining on pictures, captions and regions: model + loss + stream of one configuration.
 
     Args:
         config: validated.
-        resolved: the same as plain containers, stored in every checkpoint, without credentials.
+        resolved: the same as plain containers.
     """
 
+    schema = TrainConfig
+    keys = {
+        "init_from": After.START,
+        **dict.fromkeys(("model.joint_dim", "model.logit_bias"), After.REFUSED),
+        **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
+        **dict.fromkeys(("loss", "datasets"), After.HOLDS),
+        **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
+    }
+    peaks = frozenset({READER_MEMORY})
+    heeds = frozenset(OPTIONAL)
+
     def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
-        super().__init__()
-        self.config, self.resolved = config, public_tree(resolved)
+        super().__init__(config, resolved)
         self.model = build_model(resolved["model"], pretrained=config.init_from is None)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
-        self.samples_seen = 0
-        self.cursor = 0
-        self.counters: dict[str, float] = {}
-        self.terms: dict[str, Tensor] = {}  # of the last step
-        self.skipped = False  # whether it was left out
         self.notes = prepare(self.model, config.trainer)
 
-    def configure_model(self) -> None:
-        """Shard the model where the strategy asks for it; Lightning calls this in every process."""
-        if self.config.trainer.strategy == "fsdp" and not is_sharded(self.model):
-            shard(self.model, self.device_mesh["data_parallel"])
+    @classmethod
+    def complete(cls, resolved: dict[str, Any]) -> None:
+        """What initial weights bring: a checkpoint is rebuilt without them."""
+        resolved["model"] = complete(resolved["model"])
 
-    def on_fit_start(self) -> None:
-        """Refuse a trainer that adds up gradients of parts.
+    @classmethod
+    def open_data(cls, config: TrainConfig) -> ShardSources:
+        """See :func:`cloc.engine.pretrain_data.open_data`."""
+        return pretrain_data.open_data(config)
 
-        Raises:
-            ConfigError: each part would see its own negatives alone, which is another loss.
-        """
-        parts = self.trainer.accumulate_grad_batches
-        if parts != 1:
-            raise ConfigError(
-                f"accumulate_grad_batches={parts}: each part would be contrasted with itself alone; set "
-                f"trainer.accumulate={parts}, whose loss sees the whole batch"
-            )
+    @classmethod
+    def blank_model(cls, resolved: Mapping[str, Any]) -> nn.Module:
+        """See :meth:`cloc.engine.task.Task.blank_model`."""
+        model = build_model(resolved["model"], pretrained=False)
+        check_covered(model.image)
+        return model
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Features, terms, and a log line every ``trainer.log_every`` steps."""
-        terms = self._terms(batch)
-        for name, value in batch.stats.items():
-            self.counters[name] = self.counters.get(name, 0.0) + value
-        if (self.global_step + 1) % self.config.trainer.log_every == 0:  # the step at whose end Lightning writes
-            self._log(terms.total, terms.terms, terms.stats)
-        self.terms = {f"loss/{k}": v for k, v in terms.terms.items()} | {"loss": terms.total.detach()}
-        return flag_nonfinite(terms.total)
+    @classmethod
+    def plan(cls, config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
+        """What the data holds, and who reads it."""
+        return pretrain_data.plan(config, data, world)
 
-    def _terms(self, batch: Batch) -> LossTerms:
+    @classmethod
+    def store_timeout(cls, config: TrainConfig) -> float:
+        """That of the shards."""
+        return config.data.timeout
+
+    def open_stream(self, data: ShardSources, rank: int, world: int) -> Stream:
+        """The training stream that fits the model: its tokenizer, its view."""
+        pretrain_data.check_vocabulary(self.model.text)
+        return pretrain_data.build_stream(self.config, self.model, data, rank, world)
+
+    @contextmanager
+    def reading(self, stream: Stream) -> Iterator[Iterable[Batch]]:
+        """Batches by reading processes, which are kept out of the signals that stop a run."""
+        workers, timeout = self.config.data.workers, self.config.data.batch_timeout
+        shield = shield_workers() if workers else {}
+        loader = make_loader(stream, workers, timeout, pin_memory=torch.cuda.is_available(), **shield)
+        try:
+            yield loader
+        finally:
+            loader.end()
+        release_ended_workers()
+
+    def step(self, batch: Batch) -> LossTerms:
+        """Features, then the objective, in float32 whatever precision the towers run in."""
         if self.config.trainer.accumulate > 1:
             return accumulated(self.model, self.loss, batch, self.config.trainer.accumulate)
         features = self.model(batch)
-        # Logits and losses in float32, whatever precision the towers run in.
         with torch.autocast(self.device.type, enabled=False), record_function("losses"):
             return self.loss(features, batch)
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clip. A step whose gradient is not finite is skipped: optimizers leave alone what has no gradient."""
-        self.skipped = not math.isfinite(clip(self.parameters(), gradient_clip_val or 0.0))
-        if self.skipped:
-            optimizer.zero_grad(set_to_none=True)
+    def after_step(self) -> None:
+        """Clamp the temperatures: one beyond the clamp would have no gradient to come back by."""
+        for value in self.model.log_scales.values():
+            value.clamp_(max=math.log(MAX_SCALE))
 
-    def _log(self, total: Tensor, terms: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
-        values = {"loss": total.detach()} | {f"loss/{k}": v for k, v in terms.items()}
-        values |= {f"train/{k}": v for k, v in stats.items()}
-        values |= {f"data/{k}": v for k, v in self.counters.items()}
-        values["samples"] = float(self.samples_seen + self.config.batch_size)
-        values["lr"] = self.optimizers().param_groups[0]["lr"]
-        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()})
-        self.counters = {}
+    def begin(self) -> None:
+        """The weights of ``init_from``."""
+        if self.config.init_from is not None:
+            self.notes.append(take_weights(self.model, self.config.init_from))
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """One asynchronous copy a tensor."""
-        return batch.to(device, non_blocking=True)
+    def save_beside(self, folder: Path) -> None:
+        """Tokenizer and architecture of a Hugging Face text tower: the run loads anywhere."""
+        pretrain_data.save_text_files(self.model.text, folder)
 
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Set the rates from the samples seen so far."""
-        optim = self.config.optim
-        factor = rate(self.samples_seen, self.config.samples, optim.warmup, optim.final)
-        set_rate(self.optimizers(use_pl_optimizer=False), factor)
+    def measurement(self) -> Measure | None:
+        """A small suite on the sets of ``evaluation.data``."""
+        if not self.config.evaluation.data:
+            return None
+        from cloc.evaluation.suite import TrainingSuite
 
-    def advance(self, batch: Batch) -> None:
-        """Advance the cursor after a step: only a batch that was trained counts, never one that was prefetched."""
-        with torch.no_grad():  # a temperature beyond the clamp would have no gradient to come back by
-            for value in self.model.log_scales.values():
-                value.clamp_(max=math.log(MAX_SCALE))
-        self.samples_seen += self.config.batch_size
-        self.cursor = batch.cursor
+        return TrainingSuite(self.config.evaluation, self.config.datasets, self.model)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """See :func:`cloc.engine.optim.build_optimizer`."""
-        return build_optimizer(self.model, self.config.optim)
+    @classmethod
+    def health(cls, parts: Sequence[Reading]) -> dict[str, float]:
+        """See :func:`cloc.engine.pretrain_data.data_health`."""
+        return super().health(parts) | pretrain_data.data_health(parts)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what a loader needs, as plain containers."""
-        checkpoint["cloc"] = {
-            "version": __version__,
-            "config": self.resolved,
-            "cursor": self.cursor,
-            "samples_seen": self.samples_seen,
-            "counters": self.counters,
-        }
+    @property
+    def shown(self) -> dict[str, str]:
+        """The terms; the total of an objective that lists none."""
+        return {f"loss/{one.name}": one.label for one in getattr(self.loss, "terms", ())} or super().shown
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue where the stored batch ended, with the settings of this configuration."""
-        if not is_sharded(self.model):  # FSDP2 has read weights and optimizer by now, through its strategy
-            self.adopt(checkpoint)
-        self.cursor = checkpoint["cloc"]["cursor"]
-        self.samples_seen = checkpoint["cloc"]["samples_seen"]
-        self.counters = dict(checkpoint["cloc"]["counters"])
+    @property
+    def data_name(self) -> str:
+        """The shards, by their path."""
+        return f"the shards of {self.resolved['data']['train']}"
 
-    def adopt(self, checkpoint: dict[str, Any]) -> None:
-        """Bring a checkpoint into the form that this configuration continues from, before it is loaded.
+    @classmethod
+    def after(cls, key: str, resolved: Mapping[str, Any]) -> After:
+        """As the table says; the name of a Hugging Face tower is the path to its weights."""
+        found = super().after(key, resolved)
+        path = key == "model.text.name" and resolved["model"]["text"]["_target_"].endswith("HuggingFaceText")
+        return After.START if path else found
 
-        A run that goes on without a moving average takes the weights in training, not their average; the optimizer's
-        moments go to the groups in which this configuration has their parameters.
-        """
-        if not self.config.trainer.ema and "current_model_state" in checkpoint:
-            checkpoint["state_dict"] = checkpoint.pop("current_model_state")
-        before = optim_config(checkpoint["cloc"]["config"])
-        checkpoint["optimizer_states"] = [
-            rearranged(state, self.model, before, self.config.optim) for state in checkpoint["optimizer_states"]
-        ]
+    @classmethod
+    def defaults(cls, resolved: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the schema, and of the classes that a command names; none is imported because a checkpoint names it."""
+        found = super().defaults(resolved)
+        for part in PARTS:
+            node = resolved["model"].get(part)
+            if node:
+                takes = signature(resolve(node, f"model.{part}")[0]).parameters.values()
+                found |= {f"model.{part}.{one.name}": one.default for one in takes if one.default is not one.empty}
+        return found
+
+    def check_resume(self, folder: RunFolder, changed: Mapping[str, str]) -> None:
+        """A tokenizer may lie elsewhere, but a token must stay the same word."""
+        pretrain_data.check_tokenizer(self.model.text, folder, changed)

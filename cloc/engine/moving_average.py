@@ -6,14 +6,13 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
 )
 
 from cloc.engine.strategy import is_sharded
-from cloc.models.build import build_model
-from cloc.models.model import Cloc
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -27,16 +26,16 @@ class AveragedWeights(EMAWeightAveraging):
         super().__init__(decay=decay)
 
     @property
-    def model(self) -> Cloc:
+    def model(self) -> nn.Module:
         """The averaged model."""
         return self._average_model.module.model
 
 
-def weights_to_measure(trainer: lightning.Trainer, module: Any) -> Cloc:
+def weights_to_measure(trainer: lightning.Trainer, module: Any) -> nn.Module:
     """The model that evaluation in training measures: the average where there is one, whole where it is sharded."""
     if is_sharded(module.model):
         state = get_model_state_dict(module.model, options=StateDictOptions(full_state_dict=True))
-        model = build_model(module.resolved["model"], pretrained=False).to(module.device)
+        model = module.blank_model(module.resolved).to(module.device)
         model.load_state_dict(state)
         return model
     averages = [callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]

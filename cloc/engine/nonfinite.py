@@ -71,7 +71,7 @@ def _all_finite(values: list[Tensor]) -> bool:
 
 
 class FiniteGuard(Callback):
-    """Report and count the steps that :meth:`cloc.engine.module.Pretrain.configure_gradient_clipping` skipped.
+    """Report and count the steps that :meth:`cloc.engine.task.Task.configure_gradient_clipping` skipped.
 
     Args:
         folder: ``skipped.jsonl`` in it lists the keys of every skipped batch.

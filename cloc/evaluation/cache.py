@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +19,7 @@ from cloc.encoder import Encoder
 from cloc.evaluation.reduce import Ranks
 from cloc.files import make_folder, write_tensors
 from cloc.models.protocols import view
+from cloc.models.weights.digests import add_weights
 
 FORMAT = 2  # raised when the same model and data come to mean other embeddings
 
@@ -61,9 +61,7 @@ def model_digest(encoder: Encoder) -> str:
     """Sixteen hex digits that change with any weight, the tokenizer, the view, or the version of the code."""
     model, seen = encoder.model, view(encoder.model.image)
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model, lambda name, value: f"{name} {value.dtype} {tuple(value.shape)}")
     facts = {
         "format": FORMAT,
         "code": encoder.info.get("code"),

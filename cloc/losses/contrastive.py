@@ -1,6 +1,6 @@
 """The contrast of rows (pictures, regions) with texts: one routine behind the global and the region loss.
 
-Texts are distinct and counted (``global_batch``); the pairs are streamed (``stream``). A row's own text, and what is in
+Texts are distinct and counted (``global_batch``); the pairs are streamed (``tiles``). A row's own text, and what is in
 conflict with it, never is a negative; the positive is never filtered.
 """
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from cloc.contracts import Features
+from cloc.contracts import Batch, Features
 from cloc.losses.gather import log_sum_exp_over_ranks
 from cloc.losses.global_batch import GlobalBatch, Texts, local_mean
+from cloc.losses.term import Term, check_option
 from cloc.losses.tiles import Conflicts, floor, log_sum_exp, sum_softplus
 
+CONTRASTS = ("softmax", "sigmoid")
 OUTLYING = 3.0  # standard deviations above the mean cosine from which on two texts are unusually alike
 
 
@@ -116,19 +118,26 @@ def cosine_moments(text: Tensor) -> tuple[Tensor, Tensor]:
     return mean.square().sum() + shift, (square / pairs - shift.square()).clamp(min=0).sqrt()
 
 
-def global_loss(features: Features, gathered: GlobalBatch, kind: str = "softmax") -> tuple[Tensor, dict[str, Tensor]]:
+class GlobalContrast(Term):
     """Contrast of pictures and captions over the global batch; equal captions are not each other's negatives.
 
-    Args:
-        features: of this process.
-        gathered: see :func:`cloc.losses.global_batch.meet`.
-        kind: ``softmax`` (CLOC, Eq. 1) or ``sigmoid``, which takes the features' bias.
+    Its statistic is ``filtered_captions``, the share of pairs filtered as conflicts.
 
-    Returns:
-        This process's part of the global mean, and ``filtered_captions``, the share of pairs filtered as conflicts.
+    Args:
+        contrast: ``softmax`` (CLOC, Eq. 1) or ``sigmoid``, which takes the features' bias.
+
+    Raises:
+        ConfigError: another ``contrast``.
     """
-    texts = gathered.captions
-    bias = features.biases["global"] if kind == "sigmoid" else None
-    loss, _ = contrast(features.image, texts, features.scales["global"], bias, Conflicts(texts.own))
-    filtered = (texts.count * (texts.count - 1)).sum() / gathered.pictures.square()
-    return local_mean(loss.sum(), gathered.pictures), {"filtered_captions": filtered}
+
+    def __init__(self, contrast: str = "softmax") -> None:
+        super().__init__()
+        self.contrast = check_option("loss.contrast", contrast, CONTRASTS)
+
+    def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`cloc.losses.term.Term.forward`."""
+        texts = gathered.captions
+        bias = features.biases["global"] if self.contrast == "sigmoid" else None
+        loss, _ = contrast(features.image, texts, features.scales["global"], bias, Conflicts(texts.own))
+        filtered = (texts.count * (texts.count - 1)).sum() / gathered.pictures.square()
+        return local_mean(loss.sum(), gathered.pictures), {"filtered_captions": filtered}

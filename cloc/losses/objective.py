@@ -1,32 +1,44 @@
-"""The objectives: Features → LossTerms. CLOC's (Eq. 4), and CLIP's, which is the same with both weights zero."""
+"""The objectives: Features → LossTerms. CLOC's (Eq. 4), and CLIP's, which is the same with both weights zero.
+
+An objective is a list of terms (``term``) with their weights.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Annotated, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cloc.config.domains import ConfigError, Interval, Weight, check_arguments
-from cloc.contracts import Batch, Features, LossTerms
-from cloc.losses.contrastive import global_loss
+from cloc.config.domains import ConfigError, Interval, Weight, check_arguments, check_value
+from cloc.config.nodes import instantiate
+from cloc.config.terms import Need
+from cloc.contracts import Batch, Features, LossTerms, Per, per
+from cloc.losses.contrastive import GlobalContrast
 from cloc.losses.global_batch import gather_batch
-from cloc.losses.grounding import grounding_loss
-from cloc.losses.region import region_loss
+from cloc.losses.grounding import Grounding
+from cloc.losses.region import RegionContrast
+from cloc.losses.term import Term, Weighted
 
 
 class ClocLoss(nn.Module):
     """``L = w_g L_CLIP + λ (w_r L_CLOC + w_b L_grounding)``, λ the share of images of the global batch with regions.
 
     Args:
-        global_: weight of the image-caption contrast.
+        global_: weight of the image-caption contrast, which is measured even where it is 0.
         region: weight of the region-phrase contrast; 0 leaves it out.
         grounding: weight of the box distance; 0 leaves it out.
         contrast: ``softmax`` (CLOC), or ``sigmoid`` (SigLIP; needs ``model.logit_bias``), of both contrasts.
-        conflicts: ``cosine``, ``exact`` or ``none`` (see :func:`cloc.losses.region.region_loss`).
+        conflicts: ``cosine``, ``exact`` or ``none`` (see :class:`cloc.losses.region.RegionContrast`).
         threshold: of the cosine rule.
         box: ``l2`` (paper) or ``l1_giou``.
         shared_phrase: ``skip``, ``nearest`` or ``union``.
+        terms: further terms by name: each a ``_target_`` that names a :class:`cloc.losses.term.Term`, its arguments,
+            and a ``weight`` (1 unless given; 0 leaves it out).
+
+    Attributes:
+        terms: those that are computed, in this order.
 
     Raises:
         ConfigError: a name that is not known, a weight that is negative or no number, or all of them zero.
@@ -42,61 +54,74 @@ class ClocLoss(nn.Module):
         threshold: Annotated[float, Interval(-1, 1)] = 0.9,
         box: str = "l2",
         shared_phrase: str = "skip",
+        terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("contrast", contrast, ("softmax", "sigmoid")),
-            ("conflicts", conflicts, ("cosine", "exact", "none")),
-            ("box", box, ("l2", "l1_giou")),
-            ("shared_phrase", shared_phrase, ("skip", "nearest", "union")),
-        ):
-            if value not in known:
-                raise ConfigError(f"loss.{name}={value!r}: give one of {', '.join(known)}")
-        self.weights = {"global": global_, "region": region, "grounding": grounding}
         check_arguments(
             ClocLoss, {"global_": global_, "region": region, "grounding": grounding, "threshold": threshold}, "loss"
         )
-        if not any(self.weights.values()):
-            raise ConfigError(f"loss: {self.weights}: all weights are zero, nothing would be trained; give one above 0")
-        self.contrast, self.conflicts, self.threshold, self.box, self.shared_phrase = (
-            contrast,
-            conflicts,
-            threshold,
-            box,
-            shared_phrase,
-        )
+        found = [
+            Weighted("global", "loss.global", global_, GlobalContrast(contrast)),
+            Weighted("region", "loss.region", region, RegionContrast(contrast, conflicts, threshold)),
+            Weighted("grounding", "loss.grounding", grounding, Grounding(box, shared_phrase)),
+        ]
+        found += _further(terms or {}, {one.name for one in found})
+        if not any(one.weight for one in found):
+            weights = {one.name: one.weight for one in found}
+            raise ConfigError(f"loss: {weights}: all weights are zero, nothing would be trained; give one above 0")
+        self.terms = [one for one in found if one.weight > 0 or one.name == "global"]
+        self.parts = nn.ModuleList([one.term for one in self.terms])  # what terms hold moves with the loss
+
+    def needs(self, what: Need) -> bool:
+        """Whether any term needs it."""
+        return any(one.needs(what) for one in self.terms)
 
     @property
     def needs_regions(self) -> bool:
         """Whether any term compares regions."""
-        return self.weights["region"] > 0 or self.weights["grounding"] > 0
+        return self.needs(Need.REGIONS)
 
     def forward(self, features: Features, batch: Batch) -> LossTerms:
-        """Compute every term with a positive weight; a batch without any region is a normal case."""
-        gathered = gather_batch(features, batch, self.weights["region"] > 0)
-        clip, stats = global_loss(features, gathered, self.contrast)
-        terms = {"global": clip}
-        for name, value in features.scales.items():
-            stats[f"scale_{name}"] = value.detach().squeeze(0)
-        factor = torch.ones((), device=clip.device)
+        """Compute the terms; a batch without any region is a normal case."""
+        gathered = gather_batch(features, batch, self.needs(Need.PHRASES))
+        stats = {f"scale_{name}": value.detach().squeeze(0) for name, value in features.scales.items()}
+        share = gathered.with_regions / gathered.pictures
         if self.needs_regions:
-            factor = gathered.with_regions / gathered.pictures
-            stats["lambda"] = factor
-        if self.weights["region"] > 0:
-            terms["region"], more = region_loss(
-                features, batch, gathered, self.contrast, self.conflicts, self.threshold
-            )
+            stats["lambda"] = share
+        values, weighted = {}, []
+        for one in self.terms:
+            values[one.name], more = one.term(features, batch, gathered)
+            factor = share * one.weight if one.needs(Need.REGIONS) else one.weight
+            weighted.append(factor * values[one.name])
             stats |= more
-        if self.weights["grounding"] > 0:
-            terms["grounding"], more = grounding_loss(features, batch, gathered, self.box, self.shared_phrase)
-            stats |= more
-        loss = self.weights["global"] * clip
-        for name in ("region", "grounding"):
-            if name in terms:
-                loss = loss + factor * self.weights[name] * terms[name]
-        # A head whose term has no weight still takes part, with gradient zero: distributed training needs all of them.
-        scalars = (*features.scales.values(), *features.biases.values())
-        for unused in (features.region, features.phrase, features.grounded, *scalars):
-            if unused is not None:
-                loss = loss + 0.0 * unused.sum()
-        return LossTerms(loss, {k: v.detach() for k, v in terms.items()}, {k: v.detach() for k, v in stats.items()})
+        loss = weighted[0]
+        for value in weighted[1:]:
+            loss = loss + value
+        # What no term asked for still takes part, with gradient zero: distributed training needs all of the model.
+        for value in _all_of(features):
+            loss = loss + 0.0 * value.sum()
+        return LossTerms(loss, {k: v.detach() for k, v in values.items()}, {k: v.detach() for k, v in stats.items()})
+
+
+def _further(nodes: Mapping[str, Any], taken: set[str]) -> Iterator[Weighted]:
+    """The terms that a configuration names."""
+    for name, node in nodes.items():
+        key = f"loss.terms.{name}"
+        if name in taken or not name.isidentifier():
+            raise ConfigError(f"{key}: a name of its own is wanted, of letters and digits, none of {sorted(taken)}")
+        weight = node.get("weight", 1.0) if isinstance(node, Mapping) else 1.0
+        check_value(Weight, weight, f"{key}.weight")
+        rest = {k: v for k, v in node.items() if k != "weight"} if isinstance(node, Mapping) else node
+        term = instantiate(rest, key)
+        if not isinstance(term, Term):
+            raise ConfigError(f"{key}._target_={node['_target_']!r}: must name a subclass of cloc.losses.term.Term")
+        trained = next((own for own, value in term.named_parameters() if value.requires_grad), None)
+        if trained is not None:
+            raise ConfigError(f"{key}: {trained} would be trained, but by no optimizer; make it part of the model")
+        yield Weighted(name, f"{key}.weight", weight, term)
+
+
+def _all_of(features: Features) -> Iterator[Tensor]:
+    rows = [getattr(features, one.name) for one in fields(features) if per(one) is not Per.BATCH]
+    yield from (value for value in rows if value is not None)
+    yield from (*features.scales.values(), *features.biases.values())

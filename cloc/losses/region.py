@@ -4,50 +4,58 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cloc.config.terms import Need
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import HardNegatives, alike_texts, contrast
+from cloc.losses.contrastive import CONTRASTS, HardNegatives, alike_texts, contrast
 from cloc.losses.global_batch import GlobalBatch, local_mean
+from cloc.losses.term import Term, check_option
 from cloc.losses.tiles import Conflicts
 
+CONFLICTS = ("cosine", "exact", "none")
 
-def region_loss(
-    features: Features,
-    batch: Batch,
-    gathered: GlobalBatch,
-    kind: str = "softmax",
-    conflicts: str = "cosine",
-    threshold: float = 0.9,
-) -> tuple[Tensor, dict[str, Tensor]]:
+
+class RegionContrast(Term):
     """Contrast of regions and their phrases over the global batch.
 
     Eq. 2 runs over every sampled region's text. Phrases come de-duplicated, so a column that stands for k regions
-    weighs k, and each region asks its phrase's row: the loss is that of the raw (MB × MB) matrix.
+    weighs k, and each region asks its phrase's row: the loss is that of the raw (MB × MB) matrix. Hard negatives of the
+    batch join their own region's denominator (FG-CLIP).
+
+    Its statistics are ``regions``; ``filtered``, the share of pairs that the cosine rule left out, and that rule's
+    ``cosine_limit``.
 
     Args:
-        features: ``region`` ``[B,M,D]`` and ``phrase`` ``[P,D]`` must be there.
-        batch: the batch they were made of. Its hard negatives join their own region's denominator (FG-CLIP).
-        gathered: see :func:`cloc.losses.global_batch.meet`, with phrases.
-        kind: ``softmax`` (Eq. 2) or ``sigmoid``, which takes the features' bias.
+        contrast: ``softmax`` (Eq. 2) or ``sigmoid``, which takes the features' bias.
         conflicts: ``cosine`` (same text, or texts with a cosine above ``threshold`` that stands out), ``exact`` (same
             text), or ``none`` (the paper's ablation without filter).
         threshold: of the cosine rule.
 
-    Returns:
-        This process's part of the global mean, and statistics (``regions``; ``filtered``, the share of pairs
-        that the cosine rule left out, and its ``cosine_limit``).
+    Raises:
+        ConfigError: an unknown ``contrast`` or ``conflicts``.
     """
-    texts, rows = gathered.phrases, features.region[batch.region_valid]
-    rule, statistics = None, {"regions": gathered.regions}
-    if conflicts == "cosine":
-        rule = alike_texts(texts, threshold)
-        statistics["cosine_limit"] = rule.limit
-    elif conflicts == "exact":
-        rule = Conflicts(texts.own)
-    hard = _hard_negatives(features, batch) if batch.negatives is not None else None
-    bias = features.biases["region"] if kind == "sigmoid" else None
-    loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
-    statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
-    return local_mean(loss.sum(), gathered.regions), statistics
+
+    needs = frozenset({Need.REGIONS, Need.PHRASES, Need.PROMPTER})
+
+    def __init__(self, contrast: str = "softmax", conflicts: str = "cosine", threshold: float = 0.9) -> None:
+        super().__init__()
+        self.contrast = check_option("loss.contrast", contrast, CONTRASTS)
+        self.conflicts = check_option("loss.conflicts", conflicts, CONFLICTS)
+        self.threshold = threshold
+
+    def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`cloc.losses.term.Term.forward`."""
+        texts, rows = gathered.phrases, features.region[batch.region_valid]
+        rule, statistics = None, {"regions": gathered.regions}
+        if self.conflicts == "cosine":
+            rule = alike_texts(texts, self.threshold)
+            statistics["cosine_limit"] = rule.limit
+        elif self.conflicts == "exact":
+            rule = Conflicts(texts.own)
+        hard = _hard_negatives(features, batch) if batch.negatives is not None else None
+        bias = features.biases["region"] if self.contrast == "sigmoid" else None
+        loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
+        statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
+        return local_mean(loss.sum(), gathered.regions), statistics
 
 
 def _hard_negatives(features: Features, batch: Batch) -> HardNegatives:

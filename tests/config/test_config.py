@@ -231,7 +231,7 @@ def test_a_target_is_a_class_and_nothing_else_that_a_module_holds(target: str) -
 
 def test_a_keyword_of_python_is_spelled_without_its_underscore() -> None:
     loss = instantiate({"_target_": "cloc.losses.objective.ClocLoss", "global": 0.25}, "loss")
-    assert loss.weights["global"] == 0.25
+    assert loss.terms[0].weight == 0.25
 
 
 def test_the_context_yields_to_the_node() -> None:

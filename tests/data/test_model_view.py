@@ -14,7 +14,6 @@ from cloc.contracts import Batch
 from cloc.data.stream.sources import open_sources
 from cloc.data.views import PAD_VALUE
 from cloc.engine.module import Pretrain
-from cloc.engine.run import build_stream
 from tests.kit.paths import ROOT
 from tests.kit.streams import make_manifest
 
@@ -26,7 +25,7 @@ def first_batch(folder: Path, *overrides: str) -> Batch:
         composed = compose("train", [*SMALL, f"data.train={folder}", *overrides])
     config = validate(composed)
     module = Pretrain(config, OmegaConf.to_container(composed, resolve=True))
-    return next(iter(build_stream(config, module, open_sources(config.data), rank=0, world=1)))
+    return next(iter(module.open_stream(open_sources(config.data), rank=0, world=1)))
 
 
 @pytest.mark.parametrize("resize", ["pad", "squash"])

@@ -25,7 +25,6 @@ from cloc.data.shards.writer import write_shards
 from cloc.data.stream.sources import open_sources
 from cloc.engine.module import Pretrain
 from cloc.engine.process_group import agree, connect, disconnect, share_file
-from cloc.engine.run import build_stream
 from tests.kit.paths import ROOT
 
 pytestmark = pytest.mark.distributed
@@ -75,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards((picture(i, 4) for i in range(24)), folder / "all")
     composed = configure(f"data.train={folder / 'all'}", "run_dir=none")
     module = Pretrain(validate(composed), OmegaConf.to_container(composed, resolve=True))
-    first = next(iter(build_stream(module.config, module, open_sources(module.config.data), 1, 2)))
+    first = next(iter(module.open_stream(open_sources(module.config.data), 1, 2)))
     assert len(first.keys) == 4
     bare = {int(key.rpartition("/")[2]) for key in first.keys}
     write_shards((picture(i, 0 if i in bare else i % 5) for i in range(24)), folder / "ragged")

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import global_loss
+from cloc.losses.contrastive import GlobalContrast
 from cloc.losses.gather import exchange, gather, log_sum_exp_over_ranks
 from cloc.losses.global_batch import gather_batch
-from cloc.losses.grounding import grounding_loss
+from cloc.losses.grounding import Grounding
 from cloc.losses.objective import ClocLoss
-from cloc.losses.region import region_loss
+from cloc.losses.region import RegionContrast
 from tests.kit.toy import Leaves, gradients, make_batch, make_features, make_leaves
 
 pytestmark = pytest.mark.distributed
@@ -47,10 +47,10 @@ def compute(name: str, features: Features, batch: Batch) -> Tensor:
         return ClocLoss(shared_phrase="union")(features, batch).total
     gathered = gather_batch(features, batch)
     if loss == "global":
-        return global_loss(features, gathered, options)[0]
+        return GlobalContrast(options)(features, batch, gathered)[0]
     if loss == "region":
-        return region_loss(features, batch, gathered, *options.split("-"))[0]
-    return grounding_loss(features, batch, gathered, options, "nearest")[0]
+        return RegionContrast(*options.split("-"))(features, batch, gathered)[0]
+    return Grounding(options, "nearest")(features, batch, gathered)[0]
 
 
 def part_of(name: str, ranks: int, rank: int | None = None) -> tuple[Leaves, Batch, slice]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from cloc.contracts import Batch, Features
-from cloc.losses import contrastive, grounding, region
-from cloc.losses.contrastive import alike_texts, cosine_moments
+from cloc.losses.contrastive import GlobalContrast, alike_texts, cosine_moments
 from cloc.losses.gather import gather
 from cloc.losses.global_batch import Texts, gather_batch
+from cloc.losses.grounding import Grounding
 from cloc.losses.objective import ClocLoss
+from cloc.losses.region import RegionContrast
 from tests.kit.toy import gradients, make_batch, make_features, make_leaves
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
@@ -29,18 +30,18 @@ NEGATIVES = [[[7, 3], [], []], [[], [1, 8], []], [[], [], []], [[], [], [9]], [[
 
 
 def global_loss(features: Features, batch: Batch, kind: str = "softmax") -> tuple[Tensor, Tensor]:
-    loss, stats = contrastive.global_loss(features, gather_batch(features, batch), kind)
+    loss, stats = GlobalContrast(kind)(features, batch, gather_batch(features, batch))
     return loss, stats["filtered_captions"]
 
 
 def region_loss(
     features: Features, batch: Batch, conflicts: str = "cosine", kind: str = "softmax", threshold: float = 0.9
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    return region.region_loss(features, batch, gather_batch(features, batch), kind, conflicts, threshold)
+    return RegionContrast(kind, conflicts, threshold)(features, batch, gather_batch(features, batch))
 
 
 def grounding_loss(features: Features, batch: Batch, *options: str) -> tuple[Tensor, dict[str, Tensor]]:
-    return grounding.grounding_loss(features, batch, gather_batch(features, batch), *options)
+    return Grounding(*options)(features, batch, gather_batch(features, batch))
 
 
 def naive_sigmoid(rows: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, drop: Tensor) -> Tensor:
@@ -475,12 +476,3 @@ def test_gather_on_one_process_is_the_identity() -> None:
 def test_an_unknown_option_is_named_with_what_is_known(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}='{value}': give one of .*,"):
         ClocLoss(**{name: value})
-
-
-def test_grounding_refuses_unknown_options() -> None:
-    batch = make_batch(CAPTIONS, PHRASES, M)
-    features = make_features(make_leaves(5, M), batch)
-    with pytest.raises(ValueError, match="l2 or l1_giou"):
-        grounding_loss(features, batch, "l3")
-    with pytest.raises(ValueError, match="skip, nearest or union"):
-        grounding_loss(features, batch, "l2", "all")

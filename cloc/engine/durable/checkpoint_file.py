@@ -36,7 +36,7 @@ class Stored:
     Attributes:
         path: file, or folder of a sharded checkpoint.
         step: optimizer steps done.
-        info: what :meth:`cloc.engine.module.Pretrain.on_save_checkpoint` stores.
+        info: what :meth:`cloc.engine.task.Task.on_save_checkpoint` stores.
         world_size: processes that trained it.
     """
 

@@ -6,7 +6,6 @@ random state belong to the same moment.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from torch import Tensor
@@ -29,6 +27,7 @@ from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.moving_average import AveragedWeights
 from cloc.engine.nonfinite import not_finite, trained_values
 from cloc.engine.process_group import gather_objects
+from cloc.engine.random_state import random_state, seed_generators, set_random_state
 from cloc.files import discard, hidden
 
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
@@ -213,31 +212,5 @@ class RandomState(Callback):
             set_random_state(self.stored[trainer.global_rank])
         else:  # other processes: other masks of dropout, but the same ones whenever this happens
             seed = np.random.SeedSequence([self.seed, trainer.global_step, trainer.global_rank]).generate_state(1)[0]
-            random.seed(int(seed))
-            np.random.seed(int(seed))
-            torch.manual_seed(int(seed))
+            seed_generators(int(seed))
         self.stored = []
-
-
-def random_state() -> dict[str, Any]:
-    """States of this process's generators, as plain containers and tensors."""
-    name, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Inverse of :func:`random_state`."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -1,4 +1,4 @@
-"""Checksums of weights, compared with the whole content of a file before any of it is used.
+"""Digests of weights, and checksums of their files, compared with a file's whole content before any of it is used.
 
 An archive of PyTorch (``.ckpt``, ``.pt``, ``.bin``) holds a CRC-32 of each of its members, which PyTorch itself does
 not look at. Safetensors and JSON hold none; ``cloc.json`` of an exported folder lists the SHA-256 of all files beside
@@ -13,9 +13,13 @@ import json
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 EXTRA_CONFIG = "cloc.json"
 SUMS = "sha256"  # key in it: name → hexadecimal digest; its own is that of all other keys
@@ -30,6 +34,27 @@ _DAMAGE = (*_DAMAGE, OverflowError)
 
 class DamageError(ValueError):
     """A file is not what its checksum says; names it, and the remedy."""
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Sixteen hex digits of all weights, to compare processes and runs by."""
+    digest = hashlib.sha256()
+    add_weights(digest, module)
+    return digest.hexdigest()[:16]
+
+
+def add_weights(digest: Any, module: nn.Module, describe: Callable[[str, Tensor], str] = lambda name, _: name) -> None:
+    """Feed all weights to a digest of :mod:`hashlib`, each after its description.
+
+    Args:
+        digest: is changed.
+        module: whose state is read, in the order of its names.
+        describe: name and tensor → text; the name alone unless given.
+    """
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(describe(name, value).encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def sha256(file: Path) -> str:

@@ -19,7 +19,7 @@ from cloc.data.inspect.check_report import print_check, to_json
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.index import load_manifest
 from cloc.data.stream.sources import ShardSource, ShardSources
-from cloc.engine.run import _check_data
+from cloc.engine.pretrain_data import check_data
 from tests.kit.sources import box, image, read_samples, write, write_coco, write_members
 
 QUIET = Console(quiet=True)
@@ -246,6 +246,10 @@ def test_training_is_told_of_groups_and_unusable_regions(tmp_path: Path) -> None
     rows = data.left_out()
     assert rows["crowds"].startswith("1 of 4 regions are groups")
     assert rows["dropped"].startswith("warning: 3 of 4 regions cannot be used")
-    config = type("Config", (), {"seed": 0, "loss": {"region": 1}, "data": type("Data", (), {"train": "set"})})
+    config = type(
+        "Config",
+        (),
+        {"seed": 0, "loss": {"_target_": "cloc.losses.objective.ClocLoss"}, "data": type("Data", (), {"train": "set"})},
+    )
     with pytest.raises(ConfigError, match="no region; crowds: 1 of 4.*dropped: warning: 3 of 4.*take data with boxes"):
-        _check_data(config, data)
+        check_data(config, data)

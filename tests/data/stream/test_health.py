@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from cloc.config import validate
 from cloc.data.stream.batches import READER_MEMORY
 from cloc.data.stream.sources import open_sources
-from cloc.engine.callbacks import data_health
+from cloc.engine.module import Pretrain
+from cloc.engine.task import Reading
 from tests.kit.paths import ROOT
 from tests.kit.streams import make_manifest, make_stream
 
@@ -21,7 +22,8 @@ def test_health_is_that_of_all_processes() -> None:
         {"skipped/bad_json": 2}
     )
     two = Counter(samples=6, regions_drawn=2, phrases_distinct=2, phrases_truncated=2)
-    health = data_health([(one, 0.1, 2.0**21), (two, 0.7, 2.0**20)])
+    parts = [Reading(one, {READER_MEMORY: 2.0**21}, 0.1), Reading(two, {READER_MEMORY: 2.0**20}, 0.7)]
+    health = Pretrain.health(parts)
     assert health["data_wait_share"] == 0.7
     assert health["reader_memory_mib"] == 2
     assert health["data/skipped_share"] == pytest.approx(2 / 14)
@@ -31,7 +33,7 @@ def test_health_is_that_of_all_processes() -> None:
 
 
 def test_health_without_any_region() -> None:
-    assert data_health([(Counter(samples=4), 0.0, 0.0)])["data/duplicate_phrase_share"] == 0
+    assert Pretrain.health([Reading(Counter(samples=4), {}, 0.0)])["data/duplicate_phrase_share"] == 0
 
 
 def test_batches_tell_the_memory_of_their_reader(tmp_path: Path) -> None:

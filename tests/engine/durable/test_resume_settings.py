@@ -22,10 +22,11 @@ from cloc.data.word_tokenizer import write_word_tokenizer
 from cloc.engine import run
 from cloc.engine.agreement import flat
 from cloc.engine.durable.checkpoint_file import inspect
-from cloc.engine.durable.checkpointing import set_random_state
-from cloc.engine.durable.resume import AFTER, After, after, changes
+from cloc.engine.durable.resume import changes
+from cloc.engine.durable.settings import After
 from cloc.engine.module import Pretrain
 from cloc.engine.optim import build_optimizer, optim_config, rate, set_rate
+from cloc.engine.random_state import set_random_state
 from tests.kit.resuming import ROOT, assert_same, configure, make_squares, weights
 
 START = ["samples=32", "trainer.checkpoint_every=16"]  # four steps of 8
@@ -83,7 +84,7 @@ def by_hand(config: DictConfig, path: Path, steps: int) -> dict[str, torch.Tenso
     for part in parts(new):
         for parameter in (parameter for group in part.param_groups for parameter in group["params"]):
             part.state[parameter] = moments[parameter]
-    stream = run.build_stream(wanted, module, open_sources(wanted.data), 0, 1)
+    stream = module.open_stream(open_sources(wanted.data), 0, 1)
     seen = stored["cloc"]["samples_seen"]
     set_random_state(stored["random_states"][0])
     module.train()
@@ -244,16 +245,17 @@ def leaves(schema: Any, prefix: str = "") -> Iterator[str]:
 
 def test_every_key_is_known_to_hold_or_to_be_refused() -> None:
     schema = set(leaves(TrainConfig()))
-    assert {key for key in schema if key not in AFTER} == set()
-    assert set(AFTER) - schema == set()
+    assert {key for key in schema if key not in Pretrain.table()} == set()
+    assert set(Pretrain.table()) - schema == set()
     found = [path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for experiment in found:
             composed = compose("train", [f"experiment={experiment}", "data.train=x", "model.prompter=null"])
-            for key in flat(OmegaConf.to_container(composed, resolve=True)):
-                assert isinstance(after(key), After), key
+            resolved = OmegaConf.to_container(composed, resolve=True)
+            for key in flat(resolved):
+                assert isinstance(Pretrain.after(key, resolved), After), key
     with pytest.raises(KeyError, match="optim.momentum"):
-        after("optim.momentum")
+        Pretrain.after("optim.momentum", {})
 
 
 def test_secrets_are_not_shown_and_defaults_are_no_change() -> None:
@@ -262,13 +264,13 @@ def test_secrets_are_not_shown_and_defaults_are_no_change() -> None:
     now = OmegaConf.to_container(composed, resolve=True)
     before = OmegaConf.to_container(composed, resolve=True)
     del before["trainer"]["ema"], before["optim"]["layer_decay"], before["model"]["image"]["resize"]
-    assert changes(before, now) == {}
+    assert changes(Pretrain, before, now) == {}
     before["trainer"]["of_another_version"] = 1
-    assert changes(before, now) == {}
+    assert changes(Pretrain, before, now) == {}
     before["data"]["train"], now["data"]["train"] = "https://user:secret@host/set", "https://user:other@host/set"
-    assert changes(before, now) == {}
+    assert changes(Pretrain, before, now) == {}
     before["data"]["train"] = "https://user:secret@elsewhere/set"
-    assert changes(before, now) == {"data.train": "data.train: https://elsewhere/set → https://host/set"}
+    assert changes(Pretrain, before, now) == {"data.train": "data.train: https://elsewhere/set → https://host/set"}
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Pretrain], None]) -> None:

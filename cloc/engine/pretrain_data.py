@@ -1,0 +1,130 @@
+"""What pretraining reads: shards, tokenizer, stream, and what is said of them (beside ``module``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cloc.config import ConfigError, TrainConfig
+from cloc.config.terms import Need, terms_of, weights_of
+from cloc.data.stream.batches import READER_MEMORY, Stream
+from cloc.data.stream.collate import make_chooser
+from cloc.data.stream.sources import ShardSources, open_sources
+from cloc.data.tokenizer import Tokenizer
+from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.task import Reading
+from cloc.files import into_folder
+from cloc.models.model import Cloc
+from cloc.models.protocols import architecture, view
+
+
+def open_data(config: TrainConfig) -> ShardSources:
+    """Open the shards that ``data.train`` names.
+
+    Raises:
+        ConfigError: a term of the loss needs regions, and there are none.
+        FileNotFoundError: the shards are not there.
+    """
+    data = open_sources(config.data)
+    check_data(config, data)
+    return data
+
+
+def check_data(config: TrainConfig, data: ShardSources) -> None:
+    """See :func:`open_data`."""
+    data.check_cache(config.seed)
+    wants = [one for one in terms_of(config.loss) if one.weight and one.needs(Need.REGIONS)]
+    if wants and data.regions == 0:
+        besides = "".join(f"; {name}: {text}" for name, text in data.left_out().items())
+        raise ConfigError(
+            f"{weights_of(wants)}, but data.train={config.data.train} holds {data.samples} samples and no region"
+            f"{besides}; take data with boxes, or set these weights to 0 and model.prompter=null for a CLIP run"
+        )
+
+
+def check_vocabulary(text: Any) -> None:
+    """Every token of the tokenizer must have a row in the tower's table.
+
+    Raises:
+        ConfigError: the table is too short.
+    """
+    size, rows = Tokenizer.of(text).vocab_size, text.vocab_size
+    if size > rows:
+        raise ConfigError(
+            f"model.text.tokenizer={text.tokenizer!r} has {size} token ids, the tower's table {rows} rows; "
+            f"set model.text.options.vocab_size={size}"
+        )
+
+
+def check_tokenizer(text: Any, folder: RunFolder, changed: Mapping[str, str]) -> None:
+    """Compare a tokenizer that lies elsewhere than before with the one that the run has kept.
+
+    Args:
+        text: the text tower.
+        folder: of the run.
+        changed: keys of the configuration, each with a line that says how.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    kept, given = folder.local / "text", text.tokenizer
+    moved = [changed[key] for key in ("model.text.tokenizer", "model.text.name") if key in changed]
+    if not moved:
+        return
+    same = given != "open_clip" and kept.is_dir() and Tokenizer(str(kept)).digest == Tokenizer(given).digest
+    if not same:
+        raise ConfigError(
+            f"{folder.location} was trained with another tokenizer ({'; '.join(moved)}); restore it, or give another "
+            "run_dir"
+        )
+
+
+def save_text_files(text: Any, folder: Path) -> None:
+    """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights."""
+    if text.tokenizer != "open_clip":
+        Tokenizer.of(text).save(folder / "text")
+    if (needed := architecture(text)) is not None:
+        with into_folder(folder, "text") as room:
+            needed.save_pretrained(room)
+
+
+def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:
+    """The training stream that fits a model: its tokenizer, its view."""
+    seen = view(model.image)
+    return Stream(
+        data,
+        Tokenizer.of(model.text),
+        make_chooser(config.data, seen.size, seen.resize),
+        config.batch_size,
+        seed=config.seed,
+        rank=rank,
+        world_size=world,
+        max_skip_share=config.data.max_skip_share,
+    )
+
+
+def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
+    """What the data holds and who reads it, before a run starts."""
+    return {
+        **data.plan(config.seed, config.samples, config.trainer.num_nodes),
+        "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
+        **data.left_out(),
+        "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
+    }
+
+
+def data_health(parts: Sequence[Reading]) -> dict[str, float]:
+    """What to log of the data: the largest reader, and shares over the batches of all processes."""
+    counts = sum((part.counts for part in parts), Counter())
+    samples, regions = counts["samples"], counts["regions_drawn"]
+    skipped = sum(count for name, count in counts.items() if name.startswith("skipped/"))
+    truncated = counts["captions_truncated"] + counts["phrases_truncated"]
+    return {
+        "reader_memory_mib": max(part.peaks.get(READER_MEMORY, 0.0) for part in parts) / 2**20,
+        "data/skipped_share": skipped / max(1, samples + skipped),
+        "data/regions_per_image": regions / max(1, samples),
+        "data/truncated_share": truncated / max(1, samples + regions),
+        "data/duplicate_phrase_share": 1 - counts["phrases_distinct"] / regions if regions else 0.0,
+    }
