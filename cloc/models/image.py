@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed, set_fused_attn
+from timm.layers import set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.config.domains import Amount, ConfigError, Count, Decay, Finite, Interval, Length, Rate
+from cloc.models.positions.encodings import install
 from cloc.models.positions.fourier import covered_share, grid_positions
 from cloc.models.weights.files import fit_state, read_state
 
@@ -82,7 +83,7 @@ class TimmTower(nn.Module):
         options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …); weights are
             named by ``pretrained``, never here.
         conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
-        positions: ``learned`` as timm initializes them, or ``sincos`` / ``fourier`` as initial values.
+        positions: one of :data:`cloc.models.positions.encodings.ENCODINGS`.
         zero_init: start every residual branch of the blocks at zero.
         adapter_depth: transformer blocks upon the backbone's tokens; 0 for none.
         adapter_width: their width C.
@@ -126,7 +127,7 @@ class TimmTower(nn.Module):
             kwargs["embed_layer"] = ConvStem
         if "vit" in name or "img_size" in kwargs:
             kwargs.setdefault("img_size", image_size)
-        self.trunk = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
+        self.trunk = _create(name, pretrained is True, kwargs)
         projection = _load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
         self.image_size, self.joint_dim = image_size, joint_dim
         self.tune_last, self.resize = tune_last, _check_resize(resize)
@@ -139,8 +140,9 @@ class TimmTower(nn.Module):
         self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
         own = self.trunk.pretrained_cfg
         self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
-        if self.is_vit:
-            _init_vit(self.trunk, positions, zero_init)
+        install(positions, self.trunk)
+        if self.is_vit and zero_init:
+            _zero_branches(self.trunk.blocks)
         self.width = adapter_width if adapter_depth else trunk_width
         self.adapter = None
         if adapter_depth:
@@ -197,7 +199,13 @@ class TimmTower(nn.Module):
     @torch.no_grad()
     def _probe(self) -> tuple[tuple[int, int], int]:
         mode = self.trunk.training
-        maps = self.trunk.eval().forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
+        try:
+            maps = self.trunk.eval().forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
+        except AssertionError as error:  # so a backbone of windows or of fixed positions says it
+            raise ConfigError(
+                f"model.image.image_size={self.image_size}: {type(self.trunk).__name__} is built for one size: {error} "
+                "Give that, set model.image.options.img_size, or take another model.image.name"
+            ) from error
         self.trunk.train(mode)
         tokens = self._tokens(maps)
         side = round(tokens.shape[1] ** 0.5)
@@ -214,6 +222,15 @@ class TimmTower(nn.Module):
         stages = [stage for stage in stages if next(stage.parameters(), None) is not None]  # no pooling, no empty head
         for stage in stages[len(stages) - self.tune_last :] if self.tune_last else []:
             stage.requires_grad_(True)
+
+
+def _create(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """A timm backbone; what it does not take, or not so, is one line and not a trace through the library."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (TypeError, AssertionError) as error:
+        said = " ".join(str(error).split()) or "a value that it does not allow"
+        raise ConfigError(f"model.image.options={dict(options)}: {name}: {said}; correct or remove it") from error
 
 
 def trunk_stride(trunk: nn.Module) -> int:
@@ -312,24 +329,6 @@ class Adapter(nn.Module):
         return self.norm(tokens)
 
 
-def _init_vit(trunk: nn.Module, positions: str, zero_init: bool) -> None:
-    if positions != "learned":
-        table = trunk.pos_embed
-        grid = trunk.patch_embed.grid_size
-        prefix = table.shape[1] - grid[0] * grid[1]
-        with torch.no_grad():
-            if positions == "sincos":
-                values = build_sincos2d_pos_embed(list(grid), dim=table.shape[2])
-            elif positions == "fourier":
-                values = grid_positions(grid, table.shape[2])
-            else:
-                raise ValueError(f"model.image.positions={positions!r}: give learned, sincos or fourier")
-            table.zero_()
-            table[0, prefix:] = values * 0.5
-    if zero_init:
-        _zero_branches(trunk.blocks)
-
-
 def _zero_branches(blocks: nn.Module) -> None:
     for block in blocks:
         nn.init.zeros_(block.attn.proj.weight)
@@ -351,6 +350,7 @@ class OpenClipTower(nn.Module):
         mean: of the pixels, per channel; None takes CLIP's.
         std: as ``mean``.
         frozen: keep the whole tower as it is, projection included.
+        positions: as :class:`TimmTower` has it.
     """
 
     def __init__(
@@ -365,6 +365,7 @@ class OpenClipTower(nn.Module):
         mean: PixelMean | None = None,
         std: PixelStd | None = None,
         frozen: bool = False,
+        positions: str = "learned",
     ) -> None:
         super().__init__()
         prefer_plain_attention()
@@ -374,6 +375,7 @@ class OpenClipTower(nn.Module):
             "visual", name, joint_dim, pretrained, quick_gelu, image_size, dict(options or {})
         )
         self.visual.output_tokens = True
+        install(positions, self.visual)
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
         self.grid = tuple(self.visual.grid_size)
         self.covered = covered_share(self.grid[0], self.visual.patch_size[0], image_size)

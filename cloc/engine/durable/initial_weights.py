@@ -7,7 +7,7 @@ from pathlib import Path
 from cloc.config import ConfigError
 from cloc.encoder import load
 from cloc.models.model import Cloc
-from cloc.models.weights.files import stretch_positions
+from cloc.models.positions.learned import stretch_positions
 
 TOWERS = ("image", "text")
 SCALARS = ("log_scales", "biases")
