@@ -20,8 +20,9 @@ from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.export.class_token import describe
 from cloc.export.cloc_files import plain, view_stats
-from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
+from cloc.export.verify import Probe, Row, compare, original, trunk_tokens
 from cloc.files import write_file, write_tensors
+from cloc.models import taps
 from cloc.models.image import OpenClipTower
 from cloc.models.weights.layouts import QUICK, TANH, to_timm
 from cloc.models.weights.tower_folders import PROJECTION
@@ -96,7 +97,7 @@ def _of_open_clip(tower: OpenClipTower) -> tuple[str, dict[str, Any], dict[str, 
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with watch(model.blocks[-1] if is_vit(model) else None) as states:
+    with taps.around_last(model) as states:
         maps = model.forward_features(probe.pixels)
     pooled = model.forward_head(maps, pre_logits=True) @ load_file(folder / PROJECTION)["weight"].T
     return {"pooled": normalize(pooled, dim=-1), **states, "tokens": trunk_tokens(model, maps)}

@@ -57,17 +57,15 @@ def find_table(trunk: nn.Module) -> Table | None:
     """The table of a ViT's positions; None where there is none."""
     embedding = getattr(getattr(trunk, "embeddings", None), "position_embedding", None)
     if embedding is not None:  # transformers
-        rows, name, grid = embedding.weight, "embeddings.position_embedding.weight", None
+        side = math.isqrt(len(embedding.weight))
+        rows, name, grid = embedding.weight, "embeddings.position_embedding.weight", (side, side)
     elif hasattr(trunk, "positional_embedding"):  # open_clip
         rows, name, grid = trunk.positional_embedding, "positional_embedding", getattr(trunk, "grid_size", None)
     else:  # timm
         rows, name = getattr(trunk, "pos_embed", None), "pos_embed"
         grid = getattr(getattr(trunk, "patch_embed", None), "grid_size", None)
-    if not isinstance(rows, nn.Parameter) or rows.ndim not in (2, 3):
+    if grid is None or not isinstance(rows, nn.Parameter) or rows.ndim not in (2, 3):
         return None
-    if grid is None:
-        side = math.isqrt(rows.shape[-2])
-        grid = (side, side)
     prefix = rows.shape[-2] - grid[0] * grid[1]
     most = getattr(trunk, "num_prefix_tokens", 1)
     return Table(name, rows, (grid[0], grid[1]), prefix) if 0 <= prefix <= most else None
