@@ -24,7 +24,8 @@ from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import to_picture, to_view
-from cloc.models.build import build_model
+from cloc.models import taps
+from cloc.models.build import build_trained
 from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.trust.registry import admit
@@ -97,11 +98,15 @@ class Encoder:
         return self._see(as_pictures(pictures), self.preprocess)
 
     def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> EncodedPictures:
+        views, content = self._views(pictures, preprocess)
+        return EncodedPictures(pictures, content, self.model.encode_images(views))
+
+    def _views(self, pictures: list[Tensor], preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+        """``[B,3,S,S]`` uint8, and each picture's place in its view ``[B,4]``."""
         if not pictures:
             raise ValueError("no picture was given; give at least one")
         views, content = zip(*(preprocess(picture, self.model.image.image_size) for picture in pictures), strict=True)
-        features = self.model.encode_images(torch.stack(views).to(self.device))
-        return EncodedPictures(pictures, torch.stack(content).to(self.device), features)
+        return torch.stack(views).to(self.device), torch.stack(content).to(self.device)
 
     def _whole(self, seen: EncodedPictures) -> EncodedPictures:
         """The pictures in views that hold all of them: a box outside of a center crop has no tokens."""
@@ -143,19 +148,40 @@ class Encoder:
         return embedded[torch.tensor(order, device=self.device).argsort()]
 
     @torch.inference_mode()
-    def encode_dense(self, pictures: Picture | Sequence[Picture]) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens ``[B,N,C]`` after the last norm, and the grid (rows, columns).
+    def encode_dense(
+        self, pictures: Picture | Sequence[Picture], layers: Sequence[int] = (-1,)
+    ) -> tuple[Tensor, tuple[int, int]] | list[tuple[Tensor, tuple[int, int]]]:
+        """Patch tokens ``[B,N,C]`` and the grid (rows, columns), of the last layer or of any.
 
         Of views that hold the whole picture: padded, or squeezed where the model wants them so.
 
+        Args:
+            pictures: B pictures.
+            layers: counted as in :mod:`cloc.models.taps`: -2 is the penultimate one. The last one is taken after the
+                last norm, as the model itself uses it; the others are as their block leaves them.
+
+        Returns:
+            Tokens and grid; of several layers, a list of these in the order of ``layers``.
+
         Raises:
-            ValueError: no picture, or a model without patch tokens.
+            ValueError: no picture, no such layer, or a model without patch tokens.
         """
         if not getattr(self.model.image, "dense", True):
             raise ValueError(f"{self.name} has no patch tokens: its image tower pools in a way of its own")
         preprocess = self.preprocess if self.preprocess.whole else PAD
-        seen = self._see(as_pictures(pictures), preprocess)
-        return seen.features.tokens, tuple(self.model.grid)
+        found, last = as_pictures(pictures), {-1}
+        if inner := sorted(set(layers) - last):
+            last.add(taps.depth(self.model.image) - 1)
+            inner = [layer for layer in inner if layer not in last]
+        dense: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        if last & set(layers):
+            seen = self._see(found, preprocess)
+            dense |= dict.fromkeys(last, (seen.features.tokens, tuple(self.model.grid)))
+        if inner:
+            views, _ = self._views(found, preprocess)
+            pixels = (views.float() - self.model.mean) / self.model.std
+            dense |= zip(inner, taps.tokens(self.model.image, pixels, inner), strict=True)
+        return dense[layers[0]] if len(layers) == 1 else [dense[layer] for layer in layers]
 
     def encode_regions(
         self, pictures: Picture | Sequence[Picture], boxes: Any, source: str = "prompter"
@@ -262,7 +288,13 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
     return picture[:, top:bottom, left:right]
 
 
-def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: Sequence[type] = ()) -> Encoder:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    averaged: bool = True,
+    trusted: Sequence[type] = (),
+    image_size: int | None = None,
+) -> Encoder:
     """Load a run folder, a checkpoint file, an exported folder, or a model of others.
 
     What is loaded may come from strangers: it is built from the parts of
@@ -277,6 +309,7 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
         averaged: take the moving average of the weights where a checkpoint holds one (``trainer.ema``); False takes the
             trained weights beside it.
         trusted: classes of your own that the file may name besides, such as ``[MyTower]``.
+        image_size: side of other views than the model was trained with, in pixels; tables of positions are resized.
 
     Raises:
         FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
@@ -284,16 +317,18 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
             for, or one that holds more than tensors and plain containers; a configuration that says more than an
             architecture.
         ConfigError: its configuration names a class that is neither one of ours nor trusted, or what this version does
-            not have.
+            not have; or ``image_size`` is one that its tower cannot take.
     """
+    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+        raise ValueError(f"image_size={image_size}: must be a whole number of pixels above 0")
     if str(path).startswith(PREFIX):
-        return _foreign(load_open_clip(str(path)), Path("runs") / str(path).replace("/", "_"), device)
+        return _foreign(load_open_clip(str(path), image_size), Path("runs") / str(path).replace("/", "_"), device)
     path = Path(path)
     if path.is_dir() and is_exported(path):
         with building(path):
-            return (
-                _foreign(load_folder(path), path, device) if is_foreign(path) else _load_exported(path, device, trusted)
-            )
+            if is_foreign(path):
+                return _foreign(load_folder(path, image_size), path, device)
+            return _load_exported(path, device, trusted, image_size)
     file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
@@ -317,9 +352,9 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: 
     admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted)
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
     with building(file, f"it was written by cloc {info['version']}, "):
-        model = build_model(admitted.config, pretrained=False, known=admitted.known)
-        model.load_state_dict(weights)
+        model, config = build_trained(admitted, weights, file, image_size)
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
+    info["config"] = info["config"] | {"model": info["config"]["model"] | config}
     info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
     return Encoder(model, info, device, name=run.name)
 
@@ -346,10 +381,8 @@ def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
     return Encoder(found.model, info, device, found.name, found.tokenizer, found.preprocess)
 
 
-def _load_exported(folder: Path, device: str, trusted: Sequence[type]) -> Encoder:
+def _load_exported(folder: Path, device: str, trusted: Sequence[type], image_size: int | None) -> Encoder:
     exported = read_exported(folder)
-    admitted = admit(exported.config, folder, trusted)
-    model = build_model(admitted.config, pretrained=False, known=admitted.known)
-    model.load_state_dict(exported.state)
-    info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}
+    model, changed = build_trained(admit(exported.config, folder, trusted), exported.state, folder, image_size)
+    info = exported.info | {"config": {"model": exported.config | changed}, "code": __version__, "file": str(folder)}
     return Encoder(model, info | {"run": str(folder)}, device, name=folder.name)

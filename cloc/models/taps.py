@@ -75,8 +75,8 @@ def tokens(tower: nn.Module, images: Tensor, layers: Sequence[int] = (-1,)) -> l
         maps, final = tap.run(images, asked)
     found = {index: LayerTokens(one.flatten(2).transpose(1, 2), grid_of(one)) for index, one in maps.items()}
     if final is not None:
-        depth = tap.trunk.depth
-        found |= {depth + i: LayerTokens(seen[block].output, grid_of(final)) for i, block in enumerate(tap.upper)}
+        above = enumerate(tap.upper, start=tap.trunk.depth)
+        found |= {index: LayerTokens(seen[block].output, grid_of(final)) for index, block in above}
     return [found[index] for index in asked]
 
 
@@ -113,6 +113,16 @@ def attention(
         places = [_place(row, prefix, has_class, grid[0] * grid[1], type(tower).__name__) for row in rows]
         found[index] = LayerAttention(_weights(module, seen[module], places), prefix, grid)
     return [found[index] for index in asked]
+
+
+def depth(tower: nn.Module) -> int:
+    """Number of layers.
+
+    Raises:
+        ValueError: a tower whose layers are not known.
+    """
+    tap = _Tap(tower)
+    return tap.trunk.depth + len(tap.upper)
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
@@ -152,11 +162,11 @@ class _Tap:
         self.upper: list[nn.Module] = [] if self.adapter is None else list(self.adapter.blocks)
 
     def indices(self, layers: Sequence[int]) -> list[int]:
-        depth = self.trunk.depth + len(self.upper)
+        count = self.trunk.depth + len(self.upper)
         for layer in layers:
-            if not -depth <= layer < depth:
-                raise ValueError(f"layer {layer} of {self.name}: it has {depth}; give {-depth} to {depth - 1}")
-        return [layer % depth for layer in layers]
+            if not -count <= layer < count:
+                raise ValueError(f"layer {layer} of {self.name}: it has {count}; give {-count} to {count - 1}")
+        return [layer % count for layer in layers]
 
     def run(self, images: Tensor, asked: Sequence[int]) -> tuple[dict[int, Tensor], Tensor | None]:
         """One pass: maps ``[B,C,h,w]`` of the trunk's layers, and what the adapter was given where it was asked."""
