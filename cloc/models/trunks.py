@@ -69,6 +69,9 @@ class TimmTrunk(Trunk):
             module.num_prefix_tokens if vit else 0,
             getattr(module, "cls_token", None) is not None,
         )
+        patches = getattr(module, "patch_embed", None)
+        known = hasattr(patches, "dynamic_feat_size") or not isinstance(getattr(patches, "patch_size", None), tuple)
+        self.flat = vit and not known  # a patch embedding that cannot tell timm the grid of a view, as our ConvStem
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """As :meth:`Trunk.maps`."""
@@ -77,24 +80,24 @@ class TimmTrunk(Trunk):
 
     def final(self, images: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """As :meth:`Trunk.final`."""
-        states, found = self._run(images, indices=list(layers) or [self.depth - 1])
-        maps = self._maps(found, images) if layers else []
-        if self.blocks:
-            return maps, self._as_maps(states[:, self.prefix :], self._grid(images))
-        return maps, states if states.shape[1] == self.module.num_features else states.permute(0, 3, 1, 2)
+        last = self.depth - 1
+        states, found = self._run(images, indices=sorted({*layers, last}))
+        maps = self._maps(found, images)
+        if states.ndim == 3:
+            final = self._as_maps(states[:, self.prefix :], grid_of(maps[-1]))
+        else:  # channels first, or last as Swin's
+            final = states if states.shape[1] == self.module.num_features else states.permute(0, 3, 1, 2)
+        return maps if last in layers else maps[:-1], final
 
     def _maps(self, found: Sequence[Tensor], images: Tensor) -> list[Tensor]:
-        return [self._as_maps(states, self._grid(images)) for states in found] if self.blocks else list(found)
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        height, width = images.shape[-2:]
-        patches = self.module.patch_embed
-        if hasattr(patches, "dynamic_feat_size"):
-            return patches.dynamic_feat_size((height, width))
-        return height // patches.patch_size[0], width // patches.patch_size[1]
+        if not self.flat:
+            return list(found)
+        rows, columns = self.module.patch_embed.patch_size
+        grid = (images.shape[2] // rows, images.shape[3] // columns)
+        return [self._as_maps(states, grid) for states in found]
 
     def _run(self, images: Tensor, **asked: Any) -> Any:
-        asked["output_fmt"] = "NLC" if self.blocks else "NCHW"
+        asked["output_fmt"] = "NLC" if self.flat else "NCHW"
         patches = getattr(self.module, "patch_embed", None)
         size = getattr(patches, "img_size", None)
         if size is None and hasattr(self.module, "pos_embed"):  # Hiera's patches are of any size, its positions not
@@ -166,7 +169,7 @@ class HuggingFaceTrunk(Trunk):
         rows = parts.position_embedding.weight
         if tuple(images.shape[-2:]) != (parts.image_size, parts.image_size):
             (rows,) = table_for(self.module, (parts.patch_size, parts.patch_size), images).values()
-        patches = parts.patch_embedding(images)
+        patches = parts.patch_embedding(images.to(parts.patch_embedding.weight.dtype))
         states = patches.flatten(2).transpose(1, 2)
         if self.has_class:
             states = torch.cat([parts.class_embedding.expand(len(images), 1, -1), states], 1)
@@ -217,8 +220,6 @@ def trunk_of(tower: nn.Module) -> Trunk:
 
 def find_trunk(tower: nn.Module) -> Trunk | None:
     """As :func:`trunk_of`; None where there is none."""
-    if hasattr(tower, "block_modules") and _held(tower) is None:
-        return DeclaredTrunk(tower)
     inside = tower
     while (held := _held(inside)) is not None:
         inside = held
@@ -226,7 +227,7 @@ def find_trunk(tower: nn.Module) -> Trunk | None:
         return HuggingFaceTrunk(inside)
     if hasattr(inside, "forward_intermediates"):
         return TimmTrunk(inside) if getattr(inside, "feature_info", None) is not None else OpenClipTrunk(inside)
-    return None
+    return DeclaredTrunk(tower) if hasattr(tower, "block_modules") else None
 
 
 def _held(module: nn.Module) -> nn.Module | None:
