@@ -32,10 +32,11 @@ from torch.nn.functional import normalize
 
 from cloc.config import DatasetConfig
 from cloc.contracts import Sample
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.evaluation.metrics.retrieval import owners, recall
 from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.export.pipeline import export
+from cloc.loading import load
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 
 KS = (1, 5, 10)

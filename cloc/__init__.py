@@ -12,12 +12,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str, device: str = "cpu", trusted: Sequence[type] = ()) -> Any:
+def load(path: str, device: str = "cpu", trusted: Sequence[type] = (), image_size: int | None = None) -> Any:
     """Load a trained model ready for use: a run folder, a checkpoint, or an exported folder.
 
     It may come from strangers: no code in it runs, and no network is asked. ``trusted`` are classes of your own that it
-    may name as parts. See :func:`cloc.encoder.load`.
+    may name as parts. ``image_size`` loads the same weights for views of other pixels than the model was trained with.
+    See :func:`cloc.loading.load`.
     """
-    from cloc.encoder import load as load_encoder
+    from cloc.loading import load as load_encoder
 
-    return load_encoder(path, device, trusted=trusted)
+    return load_encoder(path, device, trusted=trusted, image_size=image_size)

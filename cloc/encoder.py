@@ -7,32 +7,21 @@ and back.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cloc import __version__
-from cloc.checkpoints import find
 from cloc.data.inputs import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import to_picture, to_view
-from cloc.models.build import build_model
-from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
+from cloc.models import taps
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.protocols import view
-from cloc.models.sanity import SanityError, check_embedded, check_model
-from cloc.models.trust.registry import admit
-from cloc.models.trust.values import building
-from cloc.models.weights.digests import check_archive
-from cloc.models.weights.exported import is_exported, read_exported
 
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 PAD = Preprocess()
@@ -111,11 +100,15 @@ class Encoder:
         return self._see(as_pictures(pictures), self.preprocess)
 
     def _see(self, pictures: list[Tensor], preprocess: Preprocess) -> EncodedPictures:
+        views, content = self._views(pictures, preprocess)
+        return EncodedPictures(pictures, content, self.model.encode_images(views))
+
+    def _views(self, pictures: list[Tensor], preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+        """``[B,3,S,S]`` uint8, and each picture's place in its view ``[B,4]``."""
         if not pictures:
             raise ValueError("no picture was given; give at least one")
         views, content = zip(*(preprocess(picture, self.image_size) for picture in pictures), strict=True)
-        features = self.model.encode_images(torch.stack(views).to(self.device))
-        return EncodedPictures(pictures, torch.stack(content).to(self.device), features)
+        return torch.stack(views).to(self.device), torch.stack(content).to(self.device)
 
     def _whole(self, seen: EncodedPictures) -> EncodedPictures:
         """The pictures in views that hold all of them: a box outside of a center crop has no tokens."""
@@ -157,20 +150,40 @@ class Encoder:
         return embedded[torch.tensor(order, device=self.device).argsort()]
 
     @torch.inference_mode()
-    def encode_dense(self, pictures: Picture | Sequence[Picture]) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens ``[B,N,C]`` after the last norm, and the grid (rows, columns).
+    def encode_dense(
+        self, pictures: Picture | Sequence[Picture], layers: Sequence[int] = (-1,)
+    ) -> tuple[Tensor, tuple[int, int]] | list[tuple[Tensor, tuple[int, int]]]:
+        """Patch tokens ``[B,N,C]`` and the grid (rows, columns), of the last layer or of any.
 
         Of views that hold the whole picture: padded, or squeezed where the model wants them so.
 
+        Args:
+            pictures: B pictures.
+            layers: counted as in :mod:`cloc.models.taps`: -2 is the penultimate one. The last one is taken after the
+                last norm, as the model itself uses it; the others are as their block leaves them.
+
+        Returns:
+            Tokens and grid; of several layers, a list of these in the order of ``layers``.
+
         Raises:
-            ValueError: no picture, or a model without patch tokens.
+            ValueError: no picture, no such layer, or a model without patch tokens.
         """
         if not getattr(self.model.image, "dense", True):
             raise ValueError(f"{self.name} has no patch tokens: its image tower pools in a way of its own")
         preprocess = self.preprocess if self.preprocess.whole else PAD
-        seen = self._see(as_pictures(pictures), preprocess)
-        rows, columns = self.model.grid
-        return seen.features.tokens, (rows, columns)
+        found, last = as_pictures(pictures), {-1}
+        if inner := sorted(set(layers) - last):
+            last.add(taps.depth(self.model.image) - 1)
+            inner = [layer for layer in inner if layer not in last]
+        dense: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        if last & set(layers):
+            seen = self._see(found, preprocess)
+            dense |= dict.fromkeys(last, (seen.features.tokens, tuple(self.model.grid)))
+        if inner:
+            views, _ = self._views(found, preprocess)
+            pixels = (views.float() - self.model.mean) / self.model.std
+            dense |= zip(inner, taps.tokens(self.model.image, pixels, inner), strict=True)
+        return dense[layers[0]] if len(layers) == 1 else [dense[layer] for layer in layers]
 
     def encode_regions(
         self, pictures: Picture | Sequence[Picture], boxes: Any, source: str = "prompter"
@@ -275,131 +288,3 @@ def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
     left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
     right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
     return picture[:, top:bottom, left:right]
-
-
-def load(path: str | Path, device: str = "cpu", averaged: bool = True, trusted: Sequence[type] = ()) -> Encoder:
-    """Load a run folder, a checkpoint file, an exported folder, or a model of others.
-
-    What is loaded may come from strangers: it is built from the parts of
-    :mod:`cloc.models.trust.registry` alone, no code in it runs, and no network is asked. ``open_clip:ARCHITECTURE:TAG``
-    and ``open_clip:hf-hub:REPOSITORY`` download, by the caller's word.
-
-    Args:
-        path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, a folder that ``export hf`` or
-            ``export open_clip`` wrote, any Hugging Face CLIP or SigLIP folder, any folder of open_clip, or
-            ``open_clip:ARCHITECTURE:TAG_OR_FILE``.
-        device: where to run.
-        averaged: take the moving average of the weights where a checkpoint holds one (``trainer.ema``); False takes the
-            trained weights beside it.
-        trusted: classes of your own that the file may name besides, such as ``[MyTower]``.
-
-    Raises:
-        FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
-        ValueError: not a checkpoint of this project, damaged, of another version, without what ``averaged=False`` asks
-            for, or one that holds more than tensors and plain containers; a configuration that says more than an
-            architecture.
-        ConfigError: its configuration names a class that is neither one of ours nor trusted, or what this version does
-            not have.
-    """
-    if str(path).startswith(PREFIX):
-        run = Path("runs") / str(path).replace("/", "_")
-        with building(str(path).removeprefix(f"{PREFIX}local-dir:")):
-            return tried(_foreign(load_open_clip(str(path)), run, device))
-    path = Path(path)
-    if path.is_dir() and is_exported(path):
-        with building(path):
-            foreign = is_foreign(path)
-            found = _foreign(load_folder(path), path, device) if foreign else _load_exported(path, device, trusted)
-            return tried(found)
-    file = find(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
-    check_archive(file)
-    try:
-        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError) as error:
-        # PyTorch's own message goes on to recommend unpickling without a check.
-        reason = "it would run code" if isinstance(error, UnpicklingError) else "it is damaged or no checkpoint"
-        raise ValueError(f"{file} cannot be loaded: {reason}; it must be a whole file that cloc has written") from error
-    if not isinstance(stored, dict) or "cloc" not in stored:
-        raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
-    info = stored["cloc"]
-    _check_version(file, info["version"])
-    key = "state_dict" if averaged else "current_model_state"
-    if key not in stored:
-        raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
-    run = file.parent.parent
-    weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
-    source = f"{file}, written by cloc {info['version']}"
-    admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted, file.stat().st_size)
-    weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
-    with building(file, f"it was written by cloc {info['version']}, "):
-        model = build_model(admitted.config, pretrained=False, known=admitted.known)
-        model.load_state_dict(weights)
-    info = info | {"code": __version__, "file": str(file), "run": str(run)}
-    info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
-    with building(file):
-        return tried(Encoder(model, info, device, name=run.name), tokens=True)
-
-
-def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
-    """The same encoder, after its numbers were looked at and it has embedded a gray picture and a short text.
-
-    A configuration can build a tower that fails, or says NaN, at its first picture only. One picture costs far less
-    than it costs to read the weights.
-
-    Args:
-        encoder: as loaded.
-        tokens: try the text tower by token ids: training has seen that the tokenizer fits.
-
-    Raises:
-        SanityError: weights, norms or embeddings that are not finite, or embeddings of another shape than ``[1,D]``.
-        Exception: whatever the towers raise; :func:`cloc.models.trust.values.building` makes a line of it.
-    """
-    check_model(encoder.model)
-    side, width = encoder.model.image.image_size, encoder.model.image.joint_dim
-    gray = torch.full((3, side, side), 128, dtype=torch.uint8)
-    if tokens:
-        with torch.inference_mode():
-            text = encoder.model.encode_texts(torch.ones(1, 2, dtype=torch.int64, device=encoder.device))
-    else:
-        text = encoder.encode_text("a photo")
-    for what, rows in (("a picture", encoder.encode_image(gray)), ("a text", text)):
-        if rows.shape != (1, width):
-            raise SanityError(
-                f"{what} is embedded as {list(rows.shape)}, not as [1, {width}]; its configuration describes towers "
-                "that do not pool, or of another width"
-            )
-        check_embedded("as loaded", {what: rows})
-    return encoder
-
-
-def _beside(model: Any, folder: Path) -> Any:
-    """A stored model with the tokenizer and the architecture of its text tower that a run folder carries."""
-    found = {"tokenizer": "tokenizer_config.json", "name": "config.json"}
-    own = {key: str(folder) for key, name in found.items() if (folder / name).is_file()}
-    text = model.get("text") if isinstance(model, dict) else None
-    return model | {"text": text | own} if own and isinstance(text, dict) else model
-
-
-def _check_version(file: Path, version: str) -> None:
-    """An older checkpoint is tried; a newer one may mean other things by the same names."""
-    theirs, ours = (tuple(int(part) for part in re.findall(r"\d+", text)[:2]) for text in (version, __version__))
-    if theirs > ours:
-        raise ValueError(
-            f"{file} was written by cloc {version}, this is {__version__}: pip install -U 'cloc-pretrain>={version}'"
-        )
-
-
-def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
-    info = found.info | {"code": __version__, "run": str(run)}
-    return Encoder(found.model, info, device, found.name, found.tokenizer, found.preprocess)
-
-
-def _load_exported(folder: Path, device: str, trusted: Sequence[type]) -> Encoder:
-    exported = read_exported(folder)
-    admitted = admit(exported.config, folder, trusted, folder)
-    model = build_model(admitted.config, pretrained=False, known=admitted.known)
-    model.load_state_dict(exported.state)
-    info = exported.info | {"config": {"model": exported.config}, "code": __version__, "file": str(folder)}
-    return Encoder(model, info | {"run": str(folder)}, device, name=folder.name)

@@ -14,7 +14,8 @@ import cloc
 from cloc.config import ConfigError
 from cloc.data.decode import decode_rgb
 from cloc.data.views import to_view
-from cloc.encoder import Encoder, cut, load, to_tensor
+from cloc.encoder import Encoder, cut, to_tensor
+from cloc.loading import load
 from cloc.models.build import build_model
 
 CONFIG: dict[str, Any] = {
@@ -119,6 +120,23 @@ def test_texts_keep_their_order_whatever_the_batch_size(encoder: Encoder) -> Non
 def test_dense_tokens_come_with_their_grid(encoder: Encoder, pictures: list[Tensor]) -> None:
     tokens, grid = encoder.encode_dense(pictures)
     assert tokens.shape == (3, 16, 64) and grid == (4, 4)
+
+
+def test_dense_tokens_of_any_layers(pictures: list[Tensor]) -> None:
+    image = CONFIG["image"] | {"options": CONFIG["image"]["options"] | {"depth": 3}}
+    deep = Encoder(build_model(CONFIG | {"image": image}), {}, name="toy")
+    last, grid = deep.encode_dense(pictures)
+    found = deep.encode_dense(pictures, layers=(-1, -2, 0, 2))
+    assert isinstance(found, list) and [own for _, own in found] == [grid] * 4
+    assert found[0][0].equal(last) and found[3][0].equal(last)
+    penultimate, own = deep.encode_dense(pictures, layers=(-2,))
+    assert own == grid and penultimate.equal(found[1][0])
+    trunk = deep.model.image.trunk
+    with torch.inference_mode():
+        torch.testing.assert_close(trunk.fc_norm(trunk.norm(trunk.blocks[2](penultimate))), last)
+        torch.testing.assert_close(trunk.blocks[1](found[2][0]), penultimate)
+    with pytest.raises(ValueError, match="^layer 3 of TimmTower: it has 3; give -3 to 2"):
+        deep.encode_dense(pictures, layers=(3,))
 
 
 @pytest.mark.parametrize("source", ["prompter", "roi_align", "crop", "mask_pool"])

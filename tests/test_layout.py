@@ -30,11 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"contracts", "files"},
     **{folder: BASE | set(FLOW[:place]) for place, folder in enumerate(FLOW)},
     "encoder": BASE | {"data", "models"},
-    "export": BASE | {"data", "models", "losses", "encoder"},
-    "labeling": BASE | {"data", "models", "losses", "encoder"},
+    "loading": BASE | {"data", "models", "encoder"},
+    "export": BASE | {"data", "models", "losses", "encoder", "loading"},
+    "labeling": BASE | {"data", "models", "losses", "encoder", "loading"},
 }
 for _unit in ("evaluation", "engine"):
-    MAY_IMPORT[_unit].add("encoder")
+    MAY_IMPORT[_unit] |= {"encoder", "loading"}
 FREE = {"__init__", "__main__"}
 # Within evaluation: a file or folder imports from those to its left.
 STEPS = ["reduce", "cache", "sets", "model_outputs", "metrics", "suite", "report", "compare", "embed"]

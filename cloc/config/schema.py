@@ -95,7 +95,7 @@ class ModelConfig:
     docs/export.md#starting-from-other-peoples-weights."""
     text: dict[str, Any] = field(default_factory=dict)
     """The text tower, likewise (``cloc/models/text.py``). A class of your own:
-    docs/export.md#files-that-are-not-trusted."""
+    docs/training.md#a-part-of-your-own."""
     prompter: dict[str, Any] | None = None
     """How a box is read (``cloc/models/prompter.py``); null is a plain CLIP."""
     grounding: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class
 from cloc.config.versions import versions
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.evaluation.cache import Cache
 from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
 from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
@@ -36,6 +36,7 @@ from cloc.evaluation.report.table import comparison_table, markdown
 from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
+from cloc.loading import load
 
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "

@@ -28,10 +28,11 @@ from cloc.data.decode import decode_rgb, upright_size
 from cloc.data.sample import IMAGE_EXTENSIONS, parse_object
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.evaluation.cache import digest_of, model_digest
 from cloc.evaluation.reduce import Ranks, together
 from cloc.files import make_folder, read_file, write_file, write_json
+from cloc.loading import load
 from cloc.models.sanity import check_embedded
 
 FORMATS = ("npz", "parquet")
@@ -68,7 +69,7 @@ def embed(
     """Embed pictures, their boxes and their texts, on the ranks that torchrun started.
 
     Args:
-        run: the model, as :func:`cloc.encoder.load` takes it.
+        run: the model, as :func:`cloc.loading.load` takes it.
         data: folder of shards, folder of pictures (read with those below it), or a COCO annotation file.
         out: folder of the results. ``images.EXT`` (key, width, height, embedding), ``regions.EXT`` (key, box, text,
             embedding) and ``texts.EXT`` (key, text, kind, embedding).
@@ -76,7 +77,7 @@ def embed(
         source: of the boxes' embeddings; empty takes the Prompter, or RoI-Align for a model without, or crops.
         device: ``auto`` or PyTorch's name.
         images: folder of the pictures that a COCO file names; None for its own.
-        trusted: classes besides ours that the model may name (see :func:`cloc.encoder.load`).
+        trusted: classes besides ours that the model may name (see :func:`cloc.loading.load`).
 
     Returns:
         Rows of each file, and ``skipped``.

@@ -19,7 +19,8 @@ from torch.nn.functional import normalize, pad
 from torchvision.ops import roi_align
 
 from cloc.encoder import Encoder
-from cloc.export.verify import Probe, last_block, watch
+from cloc.export.verify import Probe
+from cloc.models import taps
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.positions.fourier import onto_grid
 from cloc.models.prompter import RoiAlign
@@ -36,7 +37,7 @@ class _Image(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        with watch(last_block(self.model.image)) as states:
+        with taps.around_last(self.model.image) as states:
             seen = self.model.encode_images(images)
         return seen.pooled, seen.tokens, *(states[name] for name in ("last", "penultimate") if name in states)
 
@@ -119,7 +120,7 @@ def trace(encoder: Encoder) -> Iterator[Graph]:
     # The whole length, which changes no embedding; a free one would exclude the longest texts from the graph.
     ids = pad(ids, (0, length - ids.shape[1]), value=tokenizer.pad_id)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    seen = ("image_embedding", "tokens", *(("last", "penultimate") if last_block(model.image) is not None else ()))
+    seen = ("image_embedding", "tokens", *(("last", "penultimate") if taps.blocks(model.image) else ()))
     with _plain_attention():
         yield _graph(IMAGE, _Image(model), {"images": (images, {0: batch})}, seen)
         yield _graph(TEXT, _Text(model), {"tokens": (ids, {0: texts})}, ("text_embedding",), strict=True)

@@ -21,11 +21,10 @@ from cloc.export.verify import (
     compare_reloaded,
     compare_tokens,
     compare_views,
-    is_vit,
     trunk_tokens,
-    watch,
 )
 from cloc.files import write_json, write_tensors
+from cloc.models import taps
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 from cloc.models.weights.exported import OPEN_CLIP_WEIGHTS
 from cloc.models.weights.layouts import QUICK
@@ -83,10 +82,10 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     trunk = getattr(model.visual, "trunk", None)
     if trunk is None:
         model.visual.output_tokens = True
-        with watch(model.visual.transformer.resblocks[-1]) as states:
+        with taps.around_last(model.visual) as states:
             pooled, tokens = model.visual(probe.pixels)
     else:
-        with watch(trunk.blocks[-1] if is_vit(trunk) else None) as states:
+        with taps.around_last(trunk) as states:
             pooled = model.visual(probe.pixels)
             tokens = trunk_tokens(trunk, trunk.forward_features(probe.pixels))
     text = model.encode_text(probe.whole_tokens, normalize=True)

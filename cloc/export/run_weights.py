@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cloc.checkpoints import find, list_checkpoints
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
+from cloc.loading import load
 from cloc.models.build import build_model
 from cloc.models.weights.pretrained import TOWERS
 
@@ -31,7 +32,7 @@ class Choice:
             arXiv 2109.01903, Eq. 1).
         alpha: share of the run.
         unfinished: a run that has not reached its budget may be exported.
-        trusted: classes besides ours that the run and the base may name (see :func:`cloc.encoder.load`).
+        trusted: classes besides ours that the run and the base may name (see :func:`cloc.loading.load`).
     """
 
     average: int = 1

@@ -18,8 +18,9 @@ from torch.nn.functional import normalize
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.export.cloc_files import plain, view_stats
-from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
+from cloc.export.verify import Probe, Row, compare, original, trunk_tokens
 from cloc.files import write_file, write_tensors
+from cloc.models import taps
 from cloc.models.weights.tower_folders import PROJECTION
 
 
@@ -62,7 +63,7 @@ def write(encoder: Encoder, folder: Path) -> None:
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with watch(model.blocks[-1] if is_vit(model) else None) as states:
+    with taps.around_last(model) as states:
         maps = model.forward_features(probe.pixels)
     pooled = model.forward_head(maps, pre_logits=True) @ load_file(folder / PROJECTION)["weight"].T
     return {"pooled": normalize(pooled, dim=-1), **states, "tokens": trunk_tokens(model, maps)}

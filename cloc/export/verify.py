@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize, pad
 from torchvision.transforms.functional import to_pil_image
 
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.files import read_file, write_json
-from cloc.models.image import OpenClipTower
+from cloc.loading import load
+from cloc.models import taps
 
 PICTURE_SIZES = ((96, 128), (200, 90), (64, 64), (37, 151))  # height, width
 PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp")
@@ -129,22 +128,6 @@ def _draw(height: int, width: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def last_block(tower: nn.Module) -> nn.Module | None:
-    """The last transformer block of an image tower; None for a CNN."""
-    if isinstance(tower, OpenClipTower):
-        return tower.visual.transformer.resblocks[-1]
-    if not hasattr(tower, "trunk"):  # a tower of the user's own
-        return None
-    if tower.adapter is not None:
-        return tower.adapter.blocks[-1]
-    return tower.trunk.blocks[-1] if tower.is_vit else None
-
-
-def is_vit(trunk: Any) -> bool:
-    """Whether a timm model is a transformer with a sequence of tokens."""
-    return hasattr(trunk, "blocks") and hasattr(trunk, "num_prefix_tokens")
-
-
 def trunk_tokens(trunk: Any, maps: Tensor) -> Tensor:
     """Patch tokens after the last norm ``[B,N,C]`` of a timm model, from whichever layout its map has."""
     if maps.ndim == 3:
@@ -152,22 +135,6 @@ def trunk_tokens(trunk: Any, maps: Tensor) -> Tensor:
         return trunk.fc_norm(tokens) if hasattr(trunk, "fc_norm") else tokens
     last = maps.shape[1] != trunk.num_features  # channels last, as Swin's
     return maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)
-
-
-@contextmanager
-def watch(block: nn.Module | None) -> Iterator[dict[str, Tensor]]:
-    """Collect what goes into a block (``penultimate``) and what comes out (``last``) while the context is open."""
-    seen: dict[str, Tensor] = {}
-    if block is None:
-        yield seen
-        return
-    before = block.register_forward_pre_hook(lambda module, inputs: seen.update(penultimate=inputs[0]))
-    after = block.register_forward_hook(lambda module, inputs, output: seen.update(last=output))
-    try:
-        yield seen
-    finally:
-        before.remove()
-        after.remove()
 
 
 @torch.inference_mode()
@@ -179,7 +146,7 @@ def original(encoder: Encoder, probe: Probe) -> dict[str, Tensor]:
         with their prefix tokens (not of a CNN), ``regions`` and ``grounded`` where the model has them.
     """
     model = encoder.model
-    with watch(last_block(model.image)) as states:
+    with taps.around_last(model.image) as states:
         seen = model.encode_images(probe.views.to(encoder.device))
     found = {"pooled": seen.pooled, "tokens": seen.tokens, **states}
     found["text"] = model.encode_texts(probe.tokens.to(encoder.device))

@@ -6,8 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from cloc.config import instantiate, resolve
+from torch import Tensor
+
+from cloc.config import ConfigError, instantiate, resolve
 from cloc.models.model import Cloc
+from cloc.models.positions.fourier import check_covered
+from cloc.models.positions.resolution import fit_tables, image_node_at
+from cloc.models.trust.registry import Admitted
 from cloc.models.weights.pretrained import complete
 
 
@@ -41,6 +46,42 @@ def build_model(
         for part in ("prompter", "grounding")
     }
     return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"))
+
+
+def build_trained(
+    admitted: Admitted, weights: Mapping[str, Tensor], source: Any, image_size: int | None = None
+) -> tuple[Cloc, dict[str, Any]]:
+    """Build a model with the weights that it was trained to, maybe for views of another size.
+
+    Args:
+        admitted: its configuration.
+        weights: state dict of the model.
+        source: file or folder of both, for messages.
+        image_size: side of the views in pixels; None for the model's own.
+
+    Returns:
+        The model, and what its configuration then says otherwise.
+
+    Raises:
+        ConfigError: its tower cannot take that size.
+        RuntimeError: the weights do not fit.
+    """
+    node = admitted.config["image"]
+    if image_size in (None, node.get("image_size")):
+        model = build_model(admitted.config, pretrained=False, known=admitted.known)
+        model.load_state_dict(weights)
+        return model, {}
+    if "image_size" not in inspect.signature(admitted.known["image"][node["_target_"]]).parameters:
+        raise ConfigError(f"{source}: image_size={image_size}: {node['_target_']} takes none; leave image_size out")
+    changed = {"image": image_node_at(node, image_size)}
+    try:
+        model = build_model(admitted.config | changed, pretrained=False, known=admitted.known)
+        check_covered(model.image)
+        model.load_state_dict(fit_tables(weights, model))
+    except (ValueError, RuntimeError) as error:
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise ConfigError(f"{source}: image_size={image_size}: {reason}") from error
+    return model, changed
 
 
 def _bare(node: Mapping[str, Any], part: str, known: Mapping[str, type] | None) -> dict[str, Any]:

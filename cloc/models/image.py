@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed, set_fused_attn
+from timm.layers import set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
+from cloc.models.positions.encodings import install
 from cloc.models.positions.fourier import covered_share, grid_positions
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD, ClassTokenViT, TimmModel
 from cloc.models.timm_backbone import (
     ConvStem,
     built_for_one_size,
+    create_trunk,
     load_trunk,
     probe,
     tokens_of,
@@ -75,7 +76,7 @@ class TimmTower(nn.Module):
         options: further arguments of ``timm.create_model`` (``patch_size``, ``embed_dim``, ``depth``, …); weights are
             named by ``pretrained``, never here.
         conv_stem: replace the patch projection of a ViT by :class:`ConvStem`.
-        positions: ``learned`` as timm initializes them, or ``sincos`` / ``fourier`` as initial values.
+        positions: one of :data:`cloc.models.positions.encodings.ENCODINGS`.
         zero_init: start every residual branch of the blocks at zero.
         adapter_depth: transformer blocks upon the backbone's tokens; 0 for none.
         adapter_width: their width C.
@@ -120,7 +121,7 @@ class TimmTower(nn.Module):
         if "img_size" not in kwargs and built_for_one_size(name):
             kwargs["img_size"] = image_size
         self.name, self.options, self.arguments, self.conv_stem = name, dict(options or {}), kwargs, conv_stem
-        self.trunk = timm.create_model(name, pretrained=pretrained is True, num_classes=0, **kwargs)
+        self.trunk = create_trunk(name, pretrained is True, kwargs)
         projection = load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
         self.image_size, self.joint_dim = image_size, joint_dim
         self.tune_last, self.resize = tune_last, _check_resize(resize)
@@ -135,8 +136,9 @@ class TimmTower(nn.Module):
         self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
         own = self.trunk.pretrained_cfg
         self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
-        if self.is_vit:
-            _init_vit(self.trunk, positions, zero_init)
+        install(positions, self.trunk)
+        if self.is_vit and zero_init:
+            _zero_branches(self.trunk.blocks)
         self.width = adapter_width if adapter_depth else trunk_width
         self.adapter = None
         if adapter_depth:
@@ -252,24 +254,6 @@ class Adapter(nn.Module):
         return self.norm(tokens)
 
 
-def _init_vit(trunk: nn.Module, positions: str, zero_init: bool) -> None:
-    if positions != "learned":
-        table = trunk.pos_embed
-        grid = trunk.patch_embed.grid_size
-        prefix = table.shape[1] - grid[0] * grid[1]
-        with torch.no_grad():
-            if positions == "sincos":
-                values = build_sincos2d_pos_embed(list(grid), dim=table.shape[2])
-            elif positions == "fourier":
-                values = grid_positions(grid, table.shape[2])
-            else:
-                raise ValueError(f"model.image.positions={positions!r}: give learned, sincos or fourier")
-            table.zero_()
-            table[0, prefix:] = values * 0.5
-    if zero_init:
-        _zero_branches(trunk.blocks)
-
-
 def _zero_branches(blocks: nn.Module) -> None:
     for block in blocks:
         nn.init.zeros_(block.attn.proj.weight)
@@ -291,6 +275,7 @@ class OpenClipTower(nn.Module):
         mean: of the pixels, per channel; None takes CLIP's.
         std: as ``mean``.
         frozen: keep the whole tower as it is, projection included.
+        positions: as :class:`TimmTower` has it.
     """
 
     def __init__(
@@ -305,6 +290,7 @@ class OpenClipTower(nn.Module):
         mean: PixelMean | None = None,
         std: PixelStd | None = None,
         frozen: bool = False,
+        positions: str = "learned",
     ) -> None:
         super().__init__()
         prefer_plain_attention()
@@ -313,6 +299,7 @@ class OpenClipTower(nn.Module):
         self.name, self.options = name, dict(options or {})
         self.visual = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
         self.visual.output_tokens = True
+        install(positions, self.visual)
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
         self.grid = tuple(self.visual.grid_size)
         self.covered = covered_share(self.grid[0], self.visual.patch_size[0], image_size)

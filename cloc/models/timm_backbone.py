@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,19 @@ def built_for_one_size(name: str) -> bool:
         if not any(argument.kind is argument.VAR_KEYWORD for argument in taken.values()):
             return False
     return False
+
+
+def create_trunk(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """Build a timm backbone without its classifier.
+
+    Raises:
+        ConfigError: it does not take an option, or not that value; one line, not a trace through the library.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (TypeError, AssertionError) as error:
+        said = " ".join(str(error).split()) or "a value that it does not allow"
+        raise ConfigError(f"model.image.options={dict(options)}: {name}: {said}; correct or remove it") from error
 
 
 def tokens_of(trunk: Any, maps: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def test_a_node_that_is_no_node_is_told_in_a_line() -> None:
 
 def test_a_target_may_be_any_class_and_its_keys_are_checked() -> None:
     config = composed(*RUN, "model.image._target_=torch.nn.Linear")
-    with pytest.raises(ConfigError, match=r"model\.image\.name: torch\.nn\.Linear has no such argument"):
+    with pytest.raises(ConfigError, match=r"model\.image\.positions: torch\.nn\.Linear has no such argument"):
         validate(config)
     built = instantiate({"_target_": "torch.nn.Linear", "in_features": 3}, "model.prompter", out_features=2)
     assert built.weight.shape == (2, 3)

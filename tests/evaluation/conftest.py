@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cloc.data.shards.writer import write_shards
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
+from cloc.loading import load
 from cloc.models.build import build_model
 from tests.kit.evaluating import COLORS, MODEL, png, sample
 

@@ -19,7 +19,7 @@ from PIL import Image
 import cloc
 from cloc.config import ConfigError, DatasetConfig, EvaluationConfig
 from cloc.data.shards.writer import write_shards
-from cloc.encoder import Encoder, load
+from cloc.encoder import Encoder
 from cloc.evaluation import embed as embed_module
 from cloc.evaluation.cache import Cache, model_digest
 from cloc.evaluation.compare import compare
@@ -30,6 +30,7 @@ from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.class_images import load_images
 from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import TrainingSuite, measure
+from cloc.loading import load
 from tests.kit.evaluating import COLORS, QUICK, configuration, dataset, png, result, sample
 from tests.kit.paths import ROOT
 
@@ -196,7 +197,7 @@ def test_intervals_differences_and_a_cache_that_saves_every_pass(
     def never(*arguments: object) -> None:
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr("cloc.encoder.tried", lambda encoder, **_: encoder)
+    monkeypatch.setattr("cloc.loading.tried", lambda encoder, **_: encoder)
     for method in ("see", "encode_text", "encode_image"):
         monkeypatch.setattr(Encoder, method, never)
     compare(configuration(data, runs, tmp_path))

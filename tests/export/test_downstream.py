@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import cloc
-from cloc.encoder import load
 from cloc.export.pipeline import export
 from cloc.export.verify import make_probe
+from cloc.loading import load
 from tests.kit.exporting import CNN, OPEN_CLIP, SHARED, SPATIAL, make_run, word_text
 
 transformers = pytest.importorskip("transformers")

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import cloc
 from cloc.__main__ import app
-from cloc.encoder import load
 from cloc.export.capabilities import FORMATS, ExportError, check_pair
 from cloc.export.pipeline import export
 from cloc.export.verify import Row, make_probe
+from cloc.loading import load
 from tests.kit.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, check_loaded, make_run, parity
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import cloc
-from cloc.encoder import load
 from cloc.export.capabilities import FORMATS, ExportError, check_pair
 from cloc.export.pipeline import export
 from cloc.export.torch import load_program
+from cloc.loading import load
 from tests.conftest import ROOT
 from tests.kit.exporting import (
     CNN,

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import cloc
 from cloc.__main__ import app
-from cloc.encoder import load
 from cloc.export.capabilities import ExportError
 from cloc.export.run_weights import Choice, average, blend, load_source
+from cloc.loading import load
 from cloc.models.build import build_model
 from tests.kit.exporting import CNN, OPEN_CLIP, SHARED, TIMM, save, stored
 

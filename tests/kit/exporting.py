@@ -12,8 +12,8 @@ import torch
 import cloc
 from cloc import __version__
 from cloc.data.word_tokenizer import write_word_tokenizer
-from cloc.encoder import load
 from cloc.export.verify import make_probe
+from cloc.loading import load
 from cloc.models.build import build_model
 
 OPEN_CLIP = {

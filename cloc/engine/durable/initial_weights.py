@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloc.config import ConfigError
-from cloc.encoder import load
+from cloc.loading import load
 from cloc.models.model import Cloc
-from cloc.models.weights.files import stretch_positions
+from cloc.models.positions.learned import stretch_positions
 
 TOWERS = ("image", "text")
 SCALARS = ("log_scales", "biases")

@@ -6,7 +6,7 @@ not known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from cloc.models.foreign.towers import (
     TrimmedText,
 )
 from cloc.models.model import Cloc
+from cloc.models.positions.fourier import check_covered
+from cloc.models.positions.resolution import resize_trunk
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.weights.digests import EXTRA_CONFIG, check_file, check_folder
 from cloc.models.weights.files import read_state
@@ -66,12 +68,13 @@ def is_foreign(folder: Path) -> bool:
     return read_json(folder / HF_CONFIG).get("model_type") in KINDS
 
 
-def load_open_clip(name: str) -> Foreign:
+def load_open_clip(name: str, image_size: int | None = None) -> Foreign:
     """Load a model of open_clip. What it names of its own (another text tower, a tokenizer) runs no code.
 
     Args:
         name: ``open_clip:ARCHITECTURE:WEIGHTS``, WEIGHTS a tag of open_clip (downloaded) or a local file; or
             ``open_clip:local-dir:FOLDER`` (asks no network), ``open_clip:hf-hub:REPOSITORY``.
+        image_size: side of other views than its own; see :mod:`cloc.models.positions.resolution`.
 
     Raises:
         FolderError: a folder or repository whose configuration holds more than an architecture and a tokenizer.
@@ -97,13 +100,25 @@ def load_open_clip(name: str) -> Foreign:
     model = model.eval().requires_grad_(False)
     preprocess = open_clip.get_model_preprocess_cfg(model)
     width = _joint_dim(identity, model)
-    image = _open_clip_image(model.visual, _side(preprocess["size"]), width, preprocess)
+    own = _side(preprocess["size"])
+    size = _resized(getattr(model.visual, "trunk", model.visual), own, image_size)
+    image = _open_clip_image(model.visual, size, width, preprocess)
+    if size != own:
+        check_covered(image)
     text, tokenizer = _open_clip_text(model, _open_clip_tokenizer(identity), width)
     info = {"version": f"open_clip {open_clip.__version__}", "file": name, "samples_seen": 0}
     if identity == architecture:
         quick = quick or bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
         info["activation"] = "quick_gelu" if quick else "gelu"
     return Foreign(Cloc(image, text), tokenizer, from_open_clip(preprocess), title, info)
+
+
+def _resized(trunk: nn.Module, own: int, image_size: int | None) -> int:
+    """Bring a trunk to the views that are asked for; returns their side."""
+    if image_size in (None, own):
+        return own
+    resize_trunk(trunk, image_size)
+    return image_size
 
 
 def _check_configuration(identity: str) -> None:
@@ -233,19 +248,23 @@ def _open_clip_text(model: nn.Module, tokenizer: Any, width: int) -> tuple[nn.Mo
     return text, FixedTokenizer(quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer, length)
 
 
-def load_folder(folder: Path) -> Foreign:
+def load_folder(folder: Path, image_size: int | None = None) -> Foreign:
     """Load a folder of open_clip or of Hugging Face (CLIPModel, SiglipModel) by its own library.
+
+    Args:
+        folder: of the model.
+        image_size: as for :func:`load_open_clip`.
 
     Raises:
         ValueError: a model or an image processor that is not known.
         FileNotFoundError: the folder lacks a file.
     """
     if (folder / OPEN_CLIP_CONFIG).is_file():
-        return load_open_clip(f"{PREFIX}local-dir:{folder}")
-    return _load_hugging_face(folder)
+        return load_open_clip(f"{PREFIX}local-dir:{folder}", image_size)
+    return _load_hugging_face(folder, image_size)
 
 
-def _load_hugging_face(folder: Path) -> Foreign:
+def _load_hugging_face(folder: Path, image_size: int | None) -> Foreign:
     try:
         import transformers
     except ImportError as error:
@@ -258,13 +277,18 @@ def _load_hugging_face(folder: Path) -> Foreign:
     model = getattr(transformers, f"{kind}Model").from_pretrained(folder, config=config, dtype="float32", **safe)
     model = model.eval().requires_grad_(False)
     vision, siglip = model.config.vision_config, kind == "Siglip"
-    preprocess = from_hugging_face(stored, vision.image_size)
+    own = vision.image_size
+    preprocess = from_hugging_face(stored, own)
+    size = _resized(model.vision_model, own, image_size)
+    preprocess = replace(preprocess, short_side=round(preprocess.short_side * size / own))
     width = vision.hidden_size if siglip else model.config.projection_dim
     if siglip and not getattr(model.vision_model, "use_head", True):
         raise ValueError(f"{folder}: a SigLIP without pooling head has no embedding of a picture")
     projection = None if siglip else model.visual_projection
     mean, std = stored.get("image_mean", [0.5] * 3), stored.get("image_std", [0.5] * 3)
-    image = HuggingFaceImage(model.vision_model, vision.image_size, width, mean, std, projection)
+    image = HuggingFaceImage(model.vision_model, size, width, mean, std, projection)
+    if size != own:
+        check_covered(image)
     length = model.config.text_config.max_position_embeddings
     tokenizer: Any = Tokenizer(str(folder.resolve()), length, siglip_cleaning(folder) if siglip else None)
     head = None if siglip else model.text_projection

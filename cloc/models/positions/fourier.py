@@ -12,8 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from cloc.config import ConfigError
+from cloc.models.positions.learned import find_table
 
 OCTAVES = 5.0  # finest wave: 32 half-periods across the picture
+
+
+class Fourier:
+    """The encoding of box prompts as the start of a tower's table: a prompt and the tokens under it agree."""
+
+    def install(self, trunk: nn.Module) -> bool:
+        """Fill the trunk's table; returns whether it has one."""
+        table = find_table(trunk)
+        if table is not None:
+            table.fill(grid_positions(table.grid, table.rows.shape[-1]))
+        return table is not None
 
 
 def fourier(coordinates: Tensor, dim: int) -> Tensor:

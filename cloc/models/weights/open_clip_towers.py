@@ -8,8 +8,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
+from cloc.models.positions.learned import stretch_positions
 from cloc.models.weights.digests import check_file
-from cloc.models.weights.files import TEXT_LENGTH, fit_state, read_state, stretch_positions
+from cloc.models.weights.files import TEXT_LENGTH, fit_state, read_state
 
 TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
 
