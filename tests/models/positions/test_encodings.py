@@ -104,12 +104,5 @@ def test_an_option_that_a_backbone_does_not_take_is_one_line(name: str, options:
     assert "\n" not in str(caught.value)
 
 
-def test_a_backbone_of_windows_says_which_size_it_is_built_for() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^model\.image\.image_size=64: SwinTransformer is built for one size: .*224"
-    ):
-        TimmTower(16, "swin_tiny_patch4_window7_224", image_size=64)
-
-
 def test_every_encoding_has_a_file_of_configuration() -> None:
     assert {file.stem for file in (ROOT / "conf/model/positions").glob("*.yaml")} == set(ENCODINGS)

@@ -139,11 +139,6 @@ def test_who_cannot_take_a_size_says_so_in_one_line(tmp_path: Path) -> None:
         ),
         "timm": (TIMM, 70, "patches of 16 px cover 64 px"),
         "stem": (TIMM | {"conv_stem": True}, 70, "a convolution stem needs a multiple of 16"),
-        "windows": (
-            {"_target_": TIMM["_target_"], "name": "swin_s3_tiny_224", "image_size": 224},
-            256,
-            r"image_size=256: SwinTransformer is built for one size: Input height \(256\) doesn't match model \(224\)",
-        ),
         "relative": (
             {
                 "_target_": TIMM["_target_"],
