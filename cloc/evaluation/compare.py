@@ -189,7 +189,7 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
 
 
 def _history(run: Path) -> list[dict[str, str]]:
-    rows = []
+    rows: list[dict[str, str]] = []
     # A resumed run keeps the lines until each interruption in files of their own, which sort before the plain one.
     for file in sorted(run.glob("metrics*.csv")):
         with file.open() as lines:

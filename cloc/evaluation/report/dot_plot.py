@@ -85,8 +85,8 @@ def _main(entry: Mapping[str, Any], catalog: Catalog) -> list[str]:
     names = dict.fromkeys(name for metrics in entry["models"].values() for name in metrics)
     regions = {name: region_name(name) for name in names}
     whole = dict.fromkeys(f"{BEST}{found[1]}" if (found := regions[name]) else name for name in names)
-    places = {name: catalog.describe(name).shown.overview for name in whole}
-    return sorted((name for name in whole if places[name] is not None), key=lambda name: places[name])
+    places = {name: place for name in whole if (place := catalog.describe(name).shown.overview) is not None}
+    return sorted(places, key=places.__getitem__)
 
 
 def _rows(entry: Mapping[str, Any], metrics: Sequence[str], catalog: Catalog) -> list[DotRow]:

@@ -171,14 +171,16 @@ def similarity_maps(encoder: Encoder, image: Any, texts: Tensor) -> tuple[str, l
         projection of the whole picture's embedding), and a map ``[h,w]`` over the picture without its padding for each
         text.
     """
-    model, side = encoder.model, encoder.model.image.image_size
+    model = encoder.model
+    tower: Any = model.image  # any module with a tower's methods, of which nn.Module knows none; as the Prompter
+    prompter: Any = model.prompter
     preprocess = encoder.preprocess if encoder.preprocess.whole else PAD
-    view, content = preprocess(tv.pil_to_tensor(image), side)
+    view, content = preprocess(tv.pil_to_tensor(image), encoder.image_size)
     tokens = model.encode_images(view[None].to(encoder.device)).tokens
-    if getattr(model.prompter, "local", None) is not None:
-        local, how = model.prompter.local(model.prompter.memory(tokens)), "prompter"
+    if getattr(prompter, "local", None) is not None:
+        local, how = prompter.local(prompter.memory(tokens)), "prompter"
     else:
-        local, how = model.image.project_tokens(tokens), "projection"
+        local, how = tower.project_tokens(tokens), "projection"
     cosines = (normalize(local.float(), dim=-1)[0] @ texts.to(local.device).T).T.unflatten(-1, tuple(model.grid))
     fine = interpolate(
         cosines[:, None], size=[round(HEAT_GRID * model.covered)] * 2, mode="bilinear", align_corners=False

@@ -111,8 +111,7 @@ def _region_headline(
 def _chance(entry: Entry, own: Description) -> str:
     """What guessing gets, where the metric tells it: ``"Chance, 1 of 128 classes, is 0.8%."``."""
     counts, lead, chance = entry.get("counts", {}), own.shown.lead, own.chance
-    level = chance.of(counts) if chance is not None and lead is not None and lead.tells_chance else None
-    if level is None:
+    if chance is None or lead is None or not lead.tells_chance or (level := chance.of(counts)) is None:
         return ""
     among = f"{chance.hits} of {counts[chance.among]:,} {chance.among}"
     return f"Chance, {among}, is {format_value(level, own.percent)}."
@@ -187,8 +186,8 @@ def key_facts(entry: Entry, catalog: Catalog = ALL) -> list[Fact]:
     facts = []
     models: Metrics = entry["models"]
     names = dict.fromkeys(name for metrics in models.values() for name in metrics)
-    described = [own for name in names if (own := catalog.describe(name)).shown.fact is not None]
-    for own in sorted(described, key=lambda own: own.shown.fact.place):
+    described = [(own, fact) for own in map(catalog.describe, names) if (fact := own.shown.fact) is not None]
+    for own, fact in sorted(described, key=lambda pair: pair[1].place):
         metric = own.metric
         known = [(value, model) for model, metrics in models.items() if (value := finite(metrics, metric)) is not None]
         if not known:
@@ -200,8 +199,7 @@ def key_facts(entry: Entry, catalog: Catalog = ALL) -> list[Fact]:
             against = _absent(metric, models, missing, catalog)
         interval = _interval(entry, ranked[0][1], metric)
         shown = format_range(*interval, percent=own.percent) if interval else ""
-        value = format_value(ranked[0][0], own.percent)
-        facts.append(Fact(value, own.shown.fact.counts, ranked[0][1], against, shown))
+        facts.append(Fact(format_value(ranked[0][0], own.percent), fact.counts, ranked[0][1], against, shown))
     return facts[:4]
 
 

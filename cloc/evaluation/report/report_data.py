@@ -131,12 +131,14 @@ class DatasetReport:
     @property
     def models(self) -> Mapping[str, Mapping[str, float]]:
         """Model → metric → value."""
-        return self.entry["models"]
+        found: Mapping[str, Mapping[str, float]] = self.entry["models"]
+        return found
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How much was measured on: images, captions, regions, phrases, classes."""
-        return self.entry.get("counts", {})
+        found: Mapping[str, int] = self.entry.get("counts", {})
+        return found
 
 
 @dataclass

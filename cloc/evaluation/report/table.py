@@ -172,12 +172,13 @@ def _row_gap(entry: Mapping[str, Any], own: Description, values: Mapping[str, fl
     """The first model less the best other, with the paired interval where it is known."""
     first = next(iter(values), None)
     rivals = {model: value for model, value in values.items() if model != first and value is not None}
-    if first is None or values[first] is None or not rivals:
+    value = None if first is None else values[first]
+    if value is None or not rivals:
         return Gap()
     rival = max(rivals, key=lambda model: own.goodness(rivals[model]))
     paired = entry.get("differences", {}).get(rival, {}).get(own.metric)
     interval = _interval(paired[1:]) if paired else None
-    return make_gap(values[first] - rivals[rival], rival, interval, own.percent, own.higher_is_better)
+    return make_gap(value - rivals[rival], rival, interval, own.percent, own.higher_is_better)
 
 
 def _interval(pair: Any) -> Interval | None:

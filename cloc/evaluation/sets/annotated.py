@@ -47,8 +47,8 @@ class AnnotatedShards:
             sample, counts = parse_sample(members, key, data.name)
             left_out.update({reason: count for reason, count in counts.items() if reason in REGION_LOSSES})
             regions = tuple(region for region in sample.regions if not region.crowd)
-            size = {"width": sample.width or width, "height": sample.height or height}
-            data.samples.append(replace(sample, image=b"", regions=regions, **size))
+            width, height = sample.width or width, sample.height or height
+            data.samples.append(replace(sample, image=b"", regions=regions, width=width, height=height))
 
         def encoded(index: int) -> bytes:
             key, members = read_sample_members(reader.read(*kept[index]))
