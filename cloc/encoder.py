@@ -78,7 +78,7 @@ class Encoder:
     ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
         self.tokenizer = tokenizer or Tokenizer.of(model.text)
-        resize: Any = model.image.resize
+        resize: Any = None if preprocess else model.image.resize  # not every tower of others names one
         self.preprocess = preprocess or Preprocess(resize)
 
     @property
@@ -357,7 +357,7 @@ def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
         Exception: whatever the towers raise; :func:`cloc.models.trust.values.building` makes a line of it.
     """
     check_model(encoder.model)
-    side, width = encoder.model.image.image_size, encoder.model.image.joint_dim
+    side, width = encoder.image_size, encoder.joint_dim
     gray = torch.full((3, side, side), 128, dtype=torch.uint8)
     if tokens:
         with torch.inference_mode():
