@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ def _obstacles_of_open_clip(visual: Any) -> list[str]:
     return found + plain_block(block, "image")
 
 
-def plain_block(block: nn.Module, part: str) -> list[str]:
+def plain_block(block: Any, part: str) -> list[str]:
     """Why open_clip's blocks are not CLIP's."""
     if type(block).__name__ != "ResidualAttentionBlock" or not isinstance(block.ls_1, nn.Identity):
         return [f"the {part} tower's blocks are {type(block).__name__} or scale their branches"]
@@ -112,7 +113,7 @@ def _obstacles_of_timm(tower: TimmTower) -> list[str]:
 def describe(tower: nn.Module) -> ClassTokenViT:
     """Describe a tower without obstacles."""
     if isinstance(tower, OpenClipTower):
-        visual = tower.visual
+        visual: Any = tower.visual  # open_clip has no types
         block = visual.transformer.resblocks[0]
         return ClassTokenViT(
             width=visual.transformer.width,
@@ -126,7 +127,9 @@ def describe(tower: nn.Module) -> ClassTokenViT:
             pre_norm=not isinstance(visual.ln_pre, nn.Identity),
             state=dict(visual.state_dict()),
         )
-    trunk, block = tower.trunk, tower.trunk.blocks[0]
+    assert isinstance(tower, TimmTower)  # others are obstacles
+    trunk: Any = tower.trunk  # timm types the parts of its modules as nn.Module at most
+    block = trunk.blocks[0]
     pre_norm, layers = not isinstance(trunk.norm_pre, nn.Identity), len(trunk.blocks)
     return ClassTokenViT(
         width=trunk.embed_dim,

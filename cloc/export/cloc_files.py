@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,8 @@ PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 def clamped_scale(model: Cloc) -> Tensor:
     """Log of the inverse temperature, clamped as in use; a scalar, as other libraries have it."""
-    return model.log_scales["global"].detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
+    scale: Tensor = model.log_scales["global"]
+    return scale.detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,4 +60,5 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
 
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:
     """Mean and standard deviation of the pixels, in 0..1."""
-    return {"mean": list(encoder.model.image.mean), "std": list(encoder.model.image.std)}
+    tower: Any = encoder.model.image  # nn.Module knows none of a tower's attributes
+    return {"mean": list(tower.mean), "std": list(tower.std)}

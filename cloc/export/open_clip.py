@@ -29,7 +29,8 @@ from cloc.export.verify import (
     watch,
 )
 from cloc.files import write_json, write_tensors
-from cloc.models.image import OpenClipTower
+from cloc.models.image import OpenClipTower, TimmTower
+from cloc.models.text import ClipText
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 from cloc.models.weights.exported import OPEN_CLIP_WEIGHTS
 from cloc.models.weights.layouts import QUICK, TANH
@@ -52,6 +53,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": cleaning}
         encoder.tokenizer.save(folder)
     vision, state = _vision(encoder)
+    assert isinstance(model.text, ClipText)  # others are refused
     quick = text_activation(model.text) == QUICK
     config = {
         "model_cfg": {
@@ -102,6 +104,7 @@ def _vision(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
         }
         vision |= {"act_kwargs": {"approximate": "tanh"}} if vit.activation == TANH else {}
     else:
+        assert isinstance(tower, TimmTower)  # others are refused
         state = {f"trunk.{name}": value for name, value in tower.trunk.state_dict().items()}
         state["head.proj.weight"] = tower.proj.weight
         name = node["name"].partition(".")[0]
@@ -152,7 +155,7 @@ def usage(encoder: Encoder) -> tuple[str, str]:
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
     notes = (
-        f"`preprocess` makes the view of the training: {encoder.preprocess.describe(encoder.model.image.image_size)}, "
+        f"`preprocess` makes the view of the training: {encoder.preprocess.describe(encoder.image_size)}, "
         "by Pillow's bicubic filter; training used torchvision's, which differs by rounding (see the table)."
     )
     return example, notes

@@ -22,7 +22,7 @@ from cloc.export.class_token import describe
 from cloc.export.cloc_files import plain, view_stats
 from cloc.export.verify import Probe, Row, compare, is_vit, original, trunk_tokens, watch
 from cloc.files import write_file, write_tensors
-from cloc.models.image import OpenClipTower
+from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.weights.layouts import QUICK, TANH, to_timm
 from cloc.models.weights.tower_folders import PROJECTION
 
@@ -36,8 +36,14 @@ def write(encoder: Encoder, folder: Path) -> None:
         ExportError: an option of the model that JSON cannot hold.
     """
     tower = encoder.model.image
-    name, arguments, weights, own = _of_open_clip(tower) if isinstance(tower, OpenClipTower) else _of_timm(encoder)
-    proj = tower.visual.proj.T if isinstance(tower, OpenClipTower) else tower.proj.weight
+    if isinstance(tower, OpenClipTower):
+        name, arguments, weights, own = _of_open_clip(tower)
+        visual: Any = tower.visual  # open_clip has no types
+        proj = visual.proj.T
+    else:
+        assert isinstance(tower, TimmTower)  # others are refused
+        name, arguments, weights, own = _of_timm(tower, encoder.info["config"]["model"]["image"])
+        proj = tower.proj.weight
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -64,20 +70,20 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_tensors(folder / PROJECTION, plain({"weight": proj}))
 
 
-def _of_timm(encoder: Encoder) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def _of_timm(tower: TimmTower, node: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Name, arguments, weights and timm's own configuration of a timm backbone."""
-    tower, node = encoder.model.image, encoder.info["config"]["model"]["image"]
     arguments: dict[str, Any] = dict(node.get("options") or {})
     if "vit" in node["name"] or "img_size" in arguments:
         arguments.setdefault("img_size", tower.image_size)
-    own = tower.trunk.pretrained_cfg
-    return own.get("architecture") or node["name"].partition(".")[0], arguments, tower.trunk.state_dict(), own
+    trunk: Any = tower.trunk  # timm types the parts of its modules as nn.Module at most
+    own = trunk.pretrained_cfg
+    return own.get("architecture") or node["name"].partition(".")[0], arguments, trunk.state_dict(), own
 
 
 def _of_open_clip(tower: OpenClipTower) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """The same of a class-token ViT of open_clip: timm has its computation too."""
     vit = describe(tower)
-    arguments = {
+    arguments: dict[str, Any] = {
         "img_size": vit.image_size,
         "patch_size": vit.patch_size,
         "embed_dim": vit.width,
@@ -88,14 +94,15 @@ def _of_open_clip(tower: OpenClipTower) -> tuple[str, dict[str, Any], dict[str, 
     }
     if vit.activation != "gelu":
         arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
-    own = timm.get_pretrained_cfg(CLIP_NAME).to_dict()
-    return CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own
+    own = timm.get_pretrained_cfg(CLIP_NAME)
+    assert own is not None  # timm has a model of that name
+    return CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own.to_dict()
 
 
 @torch.inference_mode()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with watch(model.blocks[-1] if is_vit(model) else None) as states:
         maps = model.forward_features(probe.pixels)
     pooled = model.forward_head(maps, pre_logits=True) @ load_file(folder / PROJECTION)["weight"].T
@@ -125,7 +132,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True)
 features = model.forward_features(pixels)"""
     notes = (
         "The backbone alone: text tower and Prompter are not part of it. Pictures are seen with "
-        f"{encoder.preprocess.describe(encoder.model.image.image_size)}. `{PROJECTION}` holds the matrix from "
+        f"{encoder.preprocess.describe(encoder.image_size)}. `{PROJECTION}` holds the matrix from "
         "pooled features (`forward_head(features, pre_logits=True)`) to the joint space."
     )
     return example, notes
