@@ -6,7 +6,7 @@ Stands between ``compare.py``, after all metrics of a set and on the same embedd
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from cloc.encoder import PAD, Encoder
 from cloc.evaluation.metrics.classification import class_embeddings, classify
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.report.example_choice import Evaluated, choose, picture_scores
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.report_data import Answer, Case, DatasetReport, Gallery, Heat
 from cloc.evaluation.report.splits import by_class, by_size
 from cloc.evaluation.sets.eval_set import pairs
@@ -28,7 +29,7 @@ HEAT_PICTURES, HEAT_PHRASES = 3, 2
 HEAT_GRID = 96  # cells of a map's side before it is cut to the picture
 
 
-def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, samples: int, seed: int) -> DatasetReport:
+def dataset_report(found: Evaluated, entry: Entry, pictures: int, samples: int, seed: int) -> DatasetReport:
     """All that the report shows of a set.
 
     Args:

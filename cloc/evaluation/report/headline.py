@@ -6,18 +6,17 @@ can never say more than the metrics do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import Description, Lead
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import format_range, format_value, plain_number, plain_seconds, short_number
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
 
 Metrics = Mapping[str, Mapping[str, float]]
-Entry = Mapping[str, Any]  # of one set in metrics.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def _shown(model: str) -> str:
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
-def _gap(value: float, rival: float, rival_name: str, own: Description, paired: Any = None) -> str:
+def _gap(value: float, rival: float, rival_name: str, own: Description, paired: Sequence[float] | None = None) -> str:
     """The difference in words; ``paired`` is [gap, low, high] of ``metrics.json``, or None."""
     interval = (paired[1], paired[2]) if paired is not None else None
     gap = make_gap(value - rival, rival_name, interval, own.percent, own.higher_is_better)
@@ -68,7 +67,9 @@ def _readings(models: Metrics, own: Description, measure: str) -> list[tuple[flo
     return sorted(found, key=lambda reading: -own.goodness(reading[0]))
 
 
-def _paired(entry: Entry, measure: str, ours: tuple[str, str], theirs: tuple[str, str], catalog: Catalog) -> Any:
+def _paired(
+    entry: Entry, measure: str, ours: tuple[str, str], theirs: tuple[str, str], catalog: Catalog
+) -> Sequence[float] | None:
     """[gap, low, high] of two readings (model, source) of a region measure; None where they were not paired."""
     if ours[0] != next(iter(entry["models"])) or theirs[0] == ours[0]:
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.picture_drawing import Box
 from cloc.evaluation.report.splits import Classes, Split
 
@@ -121,7 +122,7 @@ class DatasetReport:
 
     name: str
     description: str
-    entry: Mapping[str, Any]
+    entry: Entry
     typical: Case | None = None
     galleries: list[Gallery] = field(default_factory=list)
     heats: list[Heat] = field(default_factory=list)
@@ -131,14 +132,12 @@ class DatasetReport:
     @property
     def models(self) -> Mapping[str, Mapping[str, float]]:
         """Model → metric → value."""
-        found: Mapping[str, Mapping[str, float]] = self.entry["models"]
-        return found
+        return self.entry["models"]
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How much was measured on: images, captions, regions, phrases, classes."""
-        found: Mapping[str, int] = self.entry.get("counts", {})
-        return found
+        return self.entry.get("counts", {})
 
 
 @dataclass
