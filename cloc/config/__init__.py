@@ -6,6 +6,8 @@ that adding a part needs no change here. ``domains`` says which values a leaf ma
 one run must agree on.
 """
 
+from contextlib import suppress
+
 from cloc.config.checks import check_keys, check_overrides, data_config, register_eval, validate
 from cloc.config.domains import ConfigError, check_arguments
 from cloc.config.fields import from_fields, register_defaults
@@ -45,4 +47,5 @@ __all__ = [
     "validate",
 ]
 
-register_defaults()
+with suppress(ModuleNotFoundError):  # without Hydra, which the extra `train` brings, nothing is composed
+    register_defaults()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from cloc.config.schema import DataConfig
@@ -31,5 +30,7 @@ def register_defaults() -> None:
 
     Not in the group ``data``: ``eval.py`` has a key of that name, and Hydra would take it for a choice of file.
     """
+    from hydra.core.config_store import ConfigStore  # Hydra is of the extra `train`
+
     defaults = OmegaConf.to_container(OmegaConf.structured(DataConfig))
     ConfigStore.instance().store(group="schema", name="data", node=defaults)

@@ -40,7 +40,7 @@ class Cache:
         if self.folder is None:
             return None
         try:
-            found = load_file(self._path(key))
+            found = load_file(_file(self.folder, key))
         except (OSError, SafetensorError):  # not there, or garbage
             found = None
         return found if self.ranks.all(found is not None) else None
@@ -50,11 +50,14 @@ class Cache:
         if self.folder is None or not self.ranks.first:
             return
         make_folder(self.folder, *key[:-1])
-        write_tensors(self._path(key), {name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        write_tensors(
+            _file(self.folder, key), {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        )
 
-    def _path(self, key: tuple[str, ...]) -> Path:
-        *folders, name = key
-        return Path(self.folder, *folders, f"{name}.safetensors")
+
+def _file(folder: Path, key: tuple[str, ...]) -> Path:
+    *folders, name = key
+    return Path(folder, *folders, f"{name}.safetensors")
 
 
 def model_digest(encoder: Encoder) -> str:

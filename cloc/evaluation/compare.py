@@ -11,7 +11,6 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks, together
 from cloc.evaluation.report.example_choice import Evaluated
 from cloc.evaluation.report.example_pictures import dataset_report
+from cloc.evaluation.report.metrics_file import Entry, MetricsFile, Uncertainty
 from cloc.evaluation.report.page import write_report
 from cloc.evaluation.report.report_data import Curve, DatasetReport, ReportData
 from cloc.evaluation.report.table import comparison_table, markdown
@@ -71,7 +71,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     encoders = _load_models(config, device)
     out = Path(config.out) if config.out else Path(encoders[0].info["run"]).parent
-    result: dict[str, Any] = {
+    result: MetricsFile = {
         "command": shlex.join(["python", *sys.argv]),
         "bootstrap": {"samples": config.evaluation.bootstrap, "level": 0.95, "seed": config.seed},
         "data": {},
@@ -90,7 +90,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
             }
             metrics = {model: values(found) for model, found in outcomes.items()}
             unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
-            result["data"][name] = {
+            entry: Entry = {
                 "models": metrics,
                 "counts": data.counts,
                 "skipped": data.skipped | ({"image_to_classify_unreadable": unreadable} if unreadable else {}),
@@ -99,12 +99,11 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
                 "class_texts": data.templates,
             }
             if config.evaluation.bootstrap and ranks.first:
-                result["data"][name] |= uncertainty(outcomes, config.evaluation.bootstrap, config.seed, catalog)
+                entry = {**entry, **uncertainty(outcomes, config.evaluation.bootstrap, config.seed, catalog)}
+            result["data"][name] = entry
             best = {model: catalog.best_sources(own) for model, own in metrics.items()}
             found = Evaluated(models, data, embedded, outcomes, best, catalog)
-            reports.append(
-                dataset_report(found, result["data"][name], config.pictures, config.evaluation.bootstrap, config.seed)
-            )
+            reports.append(dataset_report(found, entry, config.pictures, config.evaluation.bootstrap, config.seed))
     page = out / "report" / "index.html"
     if ranks.first:
         make_folder(out)
@@ -120,7 +119,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
     return page
 
 
-def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog: Catalog = ALL) -> dict[str, Any]:
+def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog: Catalog = ALL) -> Uncertainty:
     """What stands beside the metrics of a set: 95 % intervals, and differences of the first model to each other.
 
     Args:
@@ -147,8 +146,8 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog:
         for name, (ours, theirs) in names.items():
             one, two = outcomes[first][ours], outcomes[other][theirs]
             gaps[other][name] = difference(one, two, rows[first][ours], rows[other][theirs])
-    found = {"intervals": {model: intervals(own) for model, own in rows.items()}}
-    return found | ({"differences": gaps, "best_sources": best} if others else {})
+    found: Uncertainty = {"intervals": {model: intervals(own) for model, own in rows.items()}}
+    return {**found, "differences": gaps, "best_sources": best} if others else found
 
 
 def _load_models(config: EvalConfig, device: str) -> list[Encoder]:
@@ -190,7 +189,7 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
 
 
 def _history(run: Path) -> list[dict[str, str]]:
-    rows = []
+    rows: list[dict[str, str]] = []
     # A resumed run keeps the lines until each interruption in files of their own, which sort before the plain one.
     for file in sorted(run.glob("metrics*.csv")):
         with file.open() as lines:
@@ -221,7 +220,7 @@ def _curve_name(column: str) -> str:
 
 def _report(
     config: EvalConfig,
-    result: dict[str, Any],
+    result: MetricsFile,
     reports: list[DatasetReport],
     encoders: list[Encoder],
     catalog: Catalog,

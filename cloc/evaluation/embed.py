@@ -127,10 +127,10 @@ def open_source(data: Path, images: Path | None = None) -> EmbedInput:
         reader = ShardReader(manifest)
         places = manifest.places()
 
-        def read(index: int) -> Sample:
+        def read_packed(index: int) -> Sample:
             return reader.read_sample(places[index], data.name)[0]
 
-        return EmbedInput(read, len(places), manifest.digest)
+        return EmbedInput(read_packed, len(places), manifest.digest)
     files = sorted(file for file in data.rglob("*") if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
     if not files:
         raise ValueError(f"{data}: neither shards (*.tar) nor pictures ({', '.join(IMAGE_EXTENSIONS)})")
@@ -215,7 +215,7 @@ def _make_pieces(encoder: Encoder, pictures: EmbedInput, source: str, pieces: Pa
 
 
 def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: range) -> dict[str, np.ndarray]:
-    width = encoder.model.image.joint_dim
+    width = encoder.joint_dim
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "size", "region_key", "box", "region_text")}
     rows |= {name: [] for name in ("text_key", "text", "text_kind")}
     image, region, skipped = [torch.zeros(0, width)], [torch.zeros(0, width)], 0
@@ -244,7 +244,7 @@ def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: ran
     embedded = encoder.encode_text(rows["text"]).cpu()
     for what, parts in (("pictures", image), ("boxes", region), ("texts", [embedded])):
         check_embedded(encoder.name, {what: torch.cat(parts)})
-    found_rows = {
+    found_rows: dict[str, np.ndarray] = {
         "size": np.array(rows["size"], np.int64).reshape(-1, 2),
         "box": np.array(rows["box"], np.float32).reshape(-1, 4),
         "image": torch.cat(image).numpy(),
@@ -264,7 +264,8 @@ def _read(pictures: EmbedInput, index: int) -> tuple[Sample, torch.Tensor] | Non
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_file(path, lambda file: np.savez(file, **arrays))
+    store: Callable[..., None] = np.savez  # typed as if any name could be its own option
+    write_file(path, lambda file: store(file, **arrays))
 
 
 def _join(pieces: Path, out: Path, count: int, kind: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from cloc.config import EvaluationConfig
@@ -91,7 +91,7 @@ class ModelOutputs:
         self.encoder, self.ranks, self.progress = encoder, ranks, progress
         self.cache = cache or Cache(None, ranks)
         self.model = model_digest(encoder) if self.cache.folder else ""
-        self.width = encoder.model.image.joint_dim
+        self.width = encoder.joint_dim
         self._texts: dict[str, Tensor] = {}
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -157,13 +157,14 @@ class ModelOutputs:
     def _parts(self, data: EvalSet, wanted: list[str], batch_size: int) -> dict[str, Tensors]:
         phrases = digest_of(data.phrases)  # the annotations of the same bytes can be read in a new way
         keys = {part: (self.model, f"{part}-{data.digest}-{phrases}") for part in wanted}
-        kept = {part: self.cache.read(*key) for part, key in keys.items()}
-        missing = [part for part in wanted if kept[part] is None]
+        read = {part: self.cache.read(*key) for part, key in keys.items()}
+        parts = {part: tensors for part, tensors in read.items() if tensors is not None}
+        missing = [part for part in wanted if part not in parts]
         if missing:
-            kept |= self._pass(data, missing, batch_size)
+            parts |= self._pass(data, missing, batch_size)
             for part in missing:
-                self.cache.write(kept[part], *keys[part])
-        return kept
+                self.cache.write(parts[part], *keys[part])
+        return {part: parts[part] for part in wanted}
 
     def _pass(self, data: EvalSet, wanted: list[str], batch_size: int) -> dict[str, Tensors]:
         """One pass over this rank's share of the pictures, and all ranks' results."""
@@ -287,11 +288,11 @@ class ModelOutputs:
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
-    def _start(self, title: str, batches: list[range]) -> int | None:
+    def _start(self, title: str, batches: list[range]) -> TaskID | None:
         return self.progress.add_task(title, total=sum(map(len, batches))) if self.progress else None
 
-    def _advance(self, task: int | None, count: int) -> None:
-        if self.progress is not None:
+    def _advance(self, task: TaskID | None, count: int) -> None:
+        if self.progress is not None and task is not None:
             self.progress.advance(task, count)
 
 

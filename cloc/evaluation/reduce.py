@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cloc.data.stream.order import rank_share
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # one rank may write and read long while the others wait
 
 
@@ -62,7 +63,7 @@ class Ranks:
         dist.all_gather(found, padded)
         return torch.cat([rows[: int(n)] for rows, n in zip(found, lengths, strict=True)]).to(empty.device)
 
-    def collect(self, value: Any) -> list[Any]:
+    def collect(self, value: T) -> list[T]:
         """A small object of every rank, on every rank."""
         if self.size == 1:
             return [value]

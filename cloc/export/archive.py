@@ -193,7 +193,7 @@ def _made_of(node: ast.AST, leaf: Callable[[ast.AST], bool | None]) -> bool:
 
 
 def _is_number(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and type(node.value) in (int, bool) and abs(node.value) < NUMBERS
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) < NUMBERS
 
 
 def _arithmetic(node: ast.AST) -> bool | None:
@@ -206,8 +206,8 @@ def _arithmetic(node: ast.AST) -> bool | None:
     function = node.func.id if isinstance(node.func, ast.Name) else ""
     if function == "Symbol":
         assumed = all(word.arg in ASSUMPTIONS and _is_number(word.value) for word in node.keywords)
-        named = len(node.args) == 1 and isinstance(node.args[0], ast.Constant)
-        return assumed and named and SYMBOL.fullmatch(str(node.args[0].value)) is not None
+        name = node.args[0] if len(node.args) == 1 else None
+        return assumed and isinstance(name, ast.Constant) and SYMBOL.fullmatch(str(name.value)) is not None
     return function in FUNCTIONS and not node.keywords and all(_made_of(part, _arithmetic) for part in node.args)
 
 

@@ -26,7 +26,8 @@ PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 def clamped_scale(model: Cloc) -> Tensor:
     """Log of the inverse temperature, clamped as in use; a scalar, as other libraries have it."""
-    return model.log_scales["global"].detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
+    scale: Tensor = model.log_scales["global"]
+    return scale.detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ def _roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
     scaled = boxes * boxes.new_tensor([grid[1], grid[0], grid[1], grid[0]])
     index = torch.arange(images, device=boxes.device, dtype=boxes.dtype).view(-1, 1, 1).expand(-1, count, 1)
     rois = torch.cat([index, scaled], -1).flatten(0, 1)
-    return roi_align(maps, rois, output_size=1, aligned=True).flatten(1).unflatten(0, (images, count))
+    pooled: Tensor = roi_align(maps, rois, output_size=1, aligned=True).flatten(1).unflatten(0, (images, count))
+    return pooled
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,16 @@ class Graph:
 def trace(encoder: Encoder) -> Iterator[Graph]:
     """Trace all parts that the model has."""
     model = copy.deepcopy(encoder.model).cpu().eval()
-    if getattr(model.text, "frozen", False):
-        model.text.frozen = False  # a frozen encoder looks texts up in a table, which has no graph
+    image: Any = model.image  # nn.Module knows none of a tower's attributes
+    text: Any = model.text
+    if getattr(text, "frozen", False):
+        text.frozen = False  # a frozen encoder looks texts up in a table, which has no graph
     # Unused here, and the keyword `global` among their names breaks the exporter's generated code.
     del model.log_scales, model.biases
-    size, joint_dim = model.image.image_size, model.image.joint_dim
-    tokenizer, length = encoder.tokenizer, model.text.context_length
+    size, joint_dim = encoder.image_size, encoder.joint_dim
+    tokenizer, length = encoder.tokenizer, text.context_length
     batch, count, texts = Dim("batch", min=1), Dim("count", min=1), Dim("texts", min=1)
-    tokens = torch.randn(2, model.grid[0] * model.grid[1], model.image.width)
+    tokens = torch.randn(2, model.grid[0] * model.grid[1], image.width)
     ids = tokenizer(["a chick", "a cup and a dog"])
     # The whole length, which changes no embedding; a free one would exclude the longest texts from the graph.
     ids = pad(ids, (0, length - ids.shape[1]), value=tokenizer.pad_id)
@@ -177,9 +181,11 @@ def ask(run: Callable[[str, dict[str, Tensor]], dict[str, Tensor] | None], probe
         probe: what is asked.
     """
     images, single = run(IMAGE, {"images": probe.views}), run(IMAGE, {"images": probe.views[:1]})
+    text = run(TEXT, {"tokens": probe.whole_tokens})
+    assert images is not None and single is not None and text is not None  # every model has both towers
     names = {"image_embedding": "pooled"}
     states = {names.get(name, name): torch.cat([single[name], value[1:]]) for name, value in images.items()}
-    states["text"] = run(TEXT, {"tokens": probe.whole_tokens})["text_embedding"]
+    states["text"] = text["text_embedding"]
     tokens = images["tokens"]
     if found := run(REGIONS, {"tokens": tokens, "boxes": probe.boxes}):
         states["regions"] = found["region_embedding"]
@@ -190,7 +196,7 @@ def ask(run: Callable[[str, dict[str, Tensor]], dict[str, Tensor] | None], probe
 
 def notes(encoder: Encoder) -> str:
     """What to know of the inputs and outputs, for the card."""
-    size = encoder.model.image.image_size
+    size = encoder.image_size
     own = "open_clip's tokenizer" if encoder.tokenizer.name == "open_clip" else f"the tokenizer in `{TOKENIZER}/`"
     if encoder.tokenizer.clean:
         own += f" behind `open_clip.tokenizer.get_clean_fn({encoder.tokenizer.clean!r})`"

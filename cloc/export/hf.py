@@ -76,7 +76,8 @@ def _silent() -> Iterator[None]:
 def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
     from transformers import CLIPConfig
 
-    text = model.text.tower
+    image: Any = model.image  # nn.Module knows none of a tower's attributes
+    text: Any = model.text.tower  # open_clip has no types
     block = text.transformer.resblocks[0]
     vision = {
         "hidden_size": vit.width,
@@ -85,7 +86,7 @@ def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
         "num_attention_heads": vit.heads,
         "hidden_act": vit.activation,
         "layer_norm_eps": vit.eps,
-        "projection_dim": model.image.joint_dim,
+        "projection_dim": image.joint_dim,
         "image_size": vit.image_size,
         "patch_size": vit.patch_size,
     }
@@ -96,20 +97,21 @@ def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
         "num_attention_heads": block.attn.num_heads,
         "hidden_act": model.text.activation,
         "layer_norm_eps": text.ln_final.eps,
-        "projection_dim": model.image.joint_dim,
+        "projection_dim": image.joint_dim,
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": _end(text),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPConfig(vision_config=vision, text_config=language, projection_dim=model.image.joint_dim)
+    return CLIPConfig(vision_config=vision, text_config=language, projection_dim=image.joint_dim)
 
 
 def _end(text: Any) -> int:
     """Where transformers pools: at the first token of this id, but at the highest id where it is 2."""
     if text.pool_type == "eos":
-        return text.eos_id
+        end: int = text.eos_id
+        return end
     return CLIP_VOCABULARY - 1 if text.vocab_size == CLIP_VOCABULARY else 2
 
 
@@ -119,13 +121,15 @@ def _processor(encoder: Encoder) -> Any:
     For padding that is the only one that resizes the long side, then pads around with a color of our choice. It returns
     ``num_local_patches`` besides (zeros: the picture is not cut into tiles).
     """
-    size = encoder.model.image.image_size
+    size = encoder.image_size
     square = {"height": size, "width": size}
-    stats = {f"image_{name}": values for name, values in view_stats(encoder).items()}
+    stats = view_stats(encoder)
     if encoder.preprocess.mode == "squash":
         from transformers import CLIPImageProcessor
 
-        return CLIPImageProcessor(size=square, do_center_crop=False, resample=3, **stats)
+        return CLIPImageProcessor(
+            size=square, do_center_crop=False, resample=3, image_mean=stats["mean"], image_std=stats["std"]
+        )
     try:
         from transformers import DeepseekOcr2ImageProcessor
     except ImportError as error:
@@ -136,7 +140,12 @@ def _processor(encoder: Encoder) -> Any:
             "install a newer one (5.24 has it)"
         ) from error
     return DeepseekOcr2ImageProcessor(
-        size=square, tile_size=size, crop_to_patches=False, background_color=[PAD_VALUE] * 3, **stats
+        size=square,
+        tile_size=size,
+        crop_to_patches=False,
+        background_color=[PAD_VALUE] * 3,
+        image_mean=stats["mean"],
+        image_std=stats["std"],
     )
 
 
@@ -158,7 +167,8 @@ def _tokenizer(encoder: Encoder) -> Any:
     if encoder.tokenizer.name != "open_clip":
         return open_tokenizer(encoder.tokenizer.name, model_max_length=length)
     vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    pairs: Any = merges  # as the tokenizer takes them; its annotation knows lines of a file alone
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=length)
 
 
 def _write_vocabulary(folder: Path) -> None:
@@ -200,8 +210,8 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
     rows += compare_views(encoder, probe, pixels, tolerance)
     tokenizer, length = open_tokenizer(str(folder)), encoder.model.text.context_length
     theirs = tokenizer(list(probe.texts), truncation=True, max_length=length)["input_ids"]
-    ours = [list(encoder.tokenizer.encode(text)[0]) for text in probe.texts]
-    rows.append(compare_tokens(ours, [list(ids) for ids in theirs]))
+    own = [list(encoder.tokenizer.encode(text)[0]) for text in probe.texts]
+    rows.append(compare_tokens(own, [list(ids) for ids in theirs]))
     return rows + compare_reloaded(encoder, probe, folder, tolerance)
 
 
@@ -215,7 +225,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 pixels = processor(pictures, return_tensors="pt").pixel_values
 images = model.get_image_features(pixels)
 tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for LLaVA: vision_feature_layer=-2"""
-    size = encoder.model.image.image_size
+    size = encoder.image_size
     notes = f"The image processor makes the view of the training: {encoder.preprocess.describe(size)}. "
     if encoder.preprocess.mode == "pad":
         notes += (

@@ -35,6 +35,7 @@ def write(encoder: Encoder, folder: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
+            assert program is not None  # of the exporter that `dynamo` asks for
             with new_path(folder / f"{graph.name}.onnx") as part:
                 program.save(part, external_data=False)
 

@@ -111,7 +111,7 @@ def usage(encoder: Encoder) -> tuple[str, str]:
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
     notes = (
-        f"`preprocess` makes the view of the training: {encoder.preprocess.describe(encoder.model.image.image_size)}, "
+        f"`preprocess` makes the view of the training: {encoder.preprocess.describe(encoder.image_size)}, "
         "by Pillow's bicubic filter; training used torchvision's, which differs by rounding (see the table)."
     )
     return example, notes

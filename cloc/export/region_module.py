@@ -37,7 +37,8 @@ class RegionSampler(nn.Module):
         covered: float = 1.0,
     ) -> None:
         super().__init__()
-        self.prompter, self.grounding = prompter, grounding
+        self.prompter: Any = prompter  # its methods are none of nn.Module's
+        self.grounding = grounding
         self.image_size, self.resize, self.grid, self.covered = image_size, resize, grid, covered
 
     @classmethod
@@ -101,7 +102,7 @@ class RegionSampler(nn.Module):
         return like.new_tensor(sides * 2) / view, like.new_tensor(origin * 2) / view
 
 
-def build() -> Any:
+def build() -> RegionSampler:
     """Defined anew in the written file, for the model at hand.
 
     Raises:

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,7 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
 
 def _module(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("exported_regions", file)
+    assert spec is not None and spec.loader is not None  # of a Python file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -138,6 +140,6 @@ regions = sampler.encode_regions(tokens, boxes)  # [B,{encoder.model.grid[0] * e
         "`tokens` are the patch tokens **after the last norm** of the image tower, which is exported apart: "
         "`post_layernorm(last_hidden_state)[:, 1:]` of a CLIPVisionModel, the second output of open_clip's `visual` "
         "with `output_tokens=True`, `forward_features` of timm without prefix tokens. Views: "
-        f"{encoder.preprocess.describe(encoder.model.image.image_size)}."
+        f"{encoder.preprocess.describe(encoder.image_size)}."
     )
     return example, notes

@@ -75,7 +75,7 @@ def load_source(run: Path, choice: Choice) -> Encoder:
     if choice.average > 1:
         state, names = _averaged(run, choice)
         said = [f"mean of {', '.join(names)}", *said]
-    if choice.base is not None:
+    if choice.base is not None and choice.alpha is not None:
         state, apart = blend(
             _state(choice.base, encoder, choice.trusted), state or encoder.model.state_dict(), choice.alpha, choice.base
         )

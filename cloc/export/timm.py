@@ -92,7 +92,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True)
 features = model.forward_features(pixels)"""
     notes = (
         "The backbone alone: text tower and Prompter are not part of it. Pictures are seen with "
-        f"{encoder.preprocess.describe(encoder.model.image.image_size)}. `{PROJECTION}` holds the matrix from "
+        f"{encoder.preprocess.describe(encoder.image_size)}. `{PROJECTION}` holds the matrix from "
         "pooled features (`forward_head(features, pre_logits=True)`) to the joint space."
     )
     return example, notes

@@ -11,6 +11,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -113,7 +114,19 @@ def precision_outcomes(predicted: Tensor, scores: Tensor, owned: Sequence[Tensor
     }
 
 
-def coco_eval(predicted: Tensor, scores: Tensor, owned: Sequence[Tensor]) -> object:
+class CocoResult(Protocol):
+    """What is read of a COCOeval that ran; pycocotools has no types.
+
+    Attributes:
+        eval: ``precision`` ``[T,R,categories,areas,detections]`` and other tables.
+        evalImgs: of each image ``image_id``, ``dtMatches`` ``[T,detections]`` and more; None for one without boxes.
+    """
+
+    eval: dict[str, Any]
+    evalImgs: list[dict[str, Any] | None]
+
+
+def coco_eval(predicted: Tensor, scores: Tensor, owned: Sequence[Tensor]) -> CocoResult:
     """Run COCOeval over pairs; its ``eval`` and ``evalImgs`` are filled."""
     try:
         from pycocotools.coco import COCO
@@ -136,7 +149,8 @@ def coco_eval(predicted: Tensor, scores: Tensor, owned: Sequence[Tensor]) -> obj
         evaluator.params.areaRngLbl = ["all"]
         evaluator.evaluate()
         evaluator.accumulate()
-    return evaluator
+    ran: CocoResult = evaluator
+    return ran
 
 
 def _row(number: int, pair: int, box: Sequence[float]) -> dict[str, object]:

@@ -118,7 +118,7 @@ def classification_outcomes(ranked: Tensor, truth: Tensor, group: Tensor, prefix
     Top-5 is absent where there are no more than five classes: it would be 1 whatever the model.
     """
     hit = ranked == truth[:, None]
-    found = {
+    found: Outcomes = {
         f"{prefix}top1{suffix}": outcome(hit[:, 0], group),
         f"{prefix}mAcc{suffix}": outcome(hit[:, 0], group, truth),
     }
@@ -174,12 +174,13 @@ class ZeroShot(Metric):
 
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Over the pictures that can be decoded, by templates and by names alone."""
-        rows = embedded.classified
+        rows, images = embedded.classified, data.images
+        assert images is not None  # what `rows` were made of
         usable = ~rows.isnan().any(1)
-        truth, group = torch.tensor(data.images.labels)[usable], torch.arange(len(rows))[usable]
+        truth, group = torch.tensor(images.labels)[usable], torch.arange(len(rows))[usable]
         found: Outcomes = {}
         for suffix, templates in class_wordings(data).items():
-            classes = class_embeddings(outputs, data.images.classes, templates)
+            classes = class_embeddings(outputs, images.classes, templates)
             ranked = classify(rows[usable].to(classes.device), classes)
             found |= classification_outcomes(ranked, truth, group, "image/zero_shot_", suffix)
         return found
@@ -209,8 +210,8 @@ class RegionNaming(RegionMetric):
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """By templates, with the parts; and by names alone."""
         regions, place = regions_of(data), {name: i for i, name in enumerate(data.categories)}
-        classed = [i for i, region in enumerate(regions) if region.category in place]
-        truth = torch.tensor([place[regions[i].category] for i in classed])
+        known = {i: name for i, region in enumerate(regions) if (name := region.category) is not None and name in place}
+        classed, truth = list(known), torch.tensor([place[name] for name in known.values()])
         group = pictures_of([sample.regions for sample in data.samples])[classed]
         sizes = box_sizes(data.samples)
         found: Outcomes = {}
@@ -222,7 +223,7 @@ class RegionNaming(RegionMetric):
                 continue
             found |= split_outcomes(ranked, truth, group, [sizes[i] for i in classed], SIZES, prefix)
             if data.frequency:
-                often = [data.frequency.get(regions[i].category) for i in classed]
+                often = [data.frequency.get(name) for name in known.values()]
                 found |= split_outcomes(ranked, truth, group, often, list(FREQUENCIES.values()), prefix)
         return found
 

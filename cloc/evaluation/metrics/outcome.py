@@ -16,8 +16,13 @@ from torch import Tensor
 class Sampled(Protocol):
     """What a bootstrap needs of a metric: questions with their pictures, the value, and the value on resamples."""
 
-    values: Tensor
-    group: Tensor
+    @property
+    def values(self) -> Tensor:
+        """One value for each question ``[Q]``."""
+
+    @property
+    def group(self) -> Tensor:
+        """Picture of each question ``[Q]``."""
 
     @property
     def value(self) -> float:

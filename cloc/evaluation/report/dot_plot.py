@@ -7,13 +7,13 @@ draws them as HTML, so that they read on a phone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog
 from cloc.evaluation.metrics.regions import BEST, region_name
 from cloc.evaluation.report.charts import nice_ticks
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.table import Gap, Interval, cell_words, compare, gap_words, make_row
 
 
@@ -68,7 +68,7 @@ def dot_chart(rows: Sequence[DotRow]) -> DotChart | None:
     return DotChart(kept, [(100 * tick / ticks[-1], f"{100 * tick:g}%") for tick in ticks], ticks[-1])
 
 
-def overview(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[DotRow]:
+def overview(entry: Entry, catalog: Catalog = ALL) -> list[DotRow]:
     """The main questions of a set: every model by its best source; all that was asked where none of them was.
 
     Args:
@@ -80,16 +80,16 @@ def overview(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[DotRow]:
     return _rows(entry, _main(entry, catalog), catalog) or _rows(entry, asked, catalog)
 
 
-def _main(entry: Mapping[str, Any], catalog: Catalog) -> list[str]:
+def _main(entry: Entry, catalog: Catalog) -> list[str]:
     """What was measured of the main questions, in order; of boxes by each model's best source."""
     names = dict.fromkeys(name for metrics in entry["models"].values() for name in metrics)
     regions = {name: region_name(name) for name in names}
     whole = dict.fromkeys(f"{BEST}{found[1]}" if (found := regions[name]) else name for name in names)
-    places = {name: catalog.describe(name).shown.overview for name in whole}
-    return sorted((name for name in whole if places[name] is not None), key=lambda name: places[name])
+    places = {name: place for name in whole if (place := catalog.describe(name).shown.overview) is not None}
+    return sorted(places, key=places.__getitem__)
 
 
-def _rows(entry: Mapping[str, Any], metrics: Sequence[str], catalog: Catalog) -> list[DotRow]:
+def _rows(entry: Entry, metrics: Sequence[str], catalog: Catalog) -> list[DotRow]:
     best = {model: catalog.best_sources(own) for model, own in entry["models"].items()}
     rows = []
     for metric in metrics:

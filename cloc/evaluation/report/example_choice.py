@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloc.evaluation.metrics.catalog import Catalog
-from cloc.evaluation.metrics.outcome import Outcome, Outcomes
+from cloc.evaluation.metrics.outcome import Outcomes, Sampled
 from cloc.evaluation.model_outputs import Embedded, ModelOutputs
 from cloc.evaluation.report.splits import Best, box_measure
 from cloc.evaluation.sets.eval_set import EvalSet
@@ -53,7 +53,7 @@ def picture_scores(found: Evaluated) -> np.ndarray:
     return np.where(asked.any(0), np.where(asked, stacked, 0).sum(0) / np.maximum(asked.sum(0), 1), np.nan)
 
 
-def _by_picture(found: Outcome, size: int) -> np.ndarray:
+def _by_picture(found: Sampled, size: int) -> np.ndarray:
     total = np.bincount(found.group.numpy(), weights=found.values.numpy(), minlength=size)
     count = np.bincount(found.group.numpy(), minlength=size)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -6,7 +6,7 @@ Stands between ``compare.py``, after all metrics of a set and on the same embedd
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from cloc.encoder import PAD, Encoder
 from cloc.evaluation.metrics.classification import class_embeddings, classify
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.report.example_choice import Evaluated, choose, picture_scores
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.report_data import Answer, Case, DatasetReport, Gallery, Heat
 from cloc.evaluation.report.splits import by_class, by_size
 from cloc.evaluation.sets.eval_set import pairs
@@ -28,7 +29,7 @@ HEAT_PICTURES, HEAT_PHRASES = 3, 2
 HEAT_GRID = 96  # cells of a map's side before it is cut to the picture
 
 
-def dataset_report(found: Evaluated, entry: Mapping[str, Any], pictures: int, samples: int, seed: int) -> DatasetReport:
+def dataset_report(found: Evaluated, entry: Entry, pictures: int, samples: int, seed: int) -> DatasetReport:
     """All that the report shows of a set.
 
     Args:
@@ -171,14 +172,16 @@ def similarity_maps(encoder: Encoder, image: Any, texts: Tensor) -> tuple[str, l
         projection of the whole picture's embedding), and a map ``[h,w]`` over the picture without its padding for each
         text.
     """
-    model, side = encoder.model, encoder.model.image.image_size
+    model = encoder.model
+    tower: Any = model.image  # any module with a tower's methods, of which nn.Module knows none; as the Prompter
+    prompter: Any = model.prompter
     preprocess = encoder.preprocess if encoder.preprocess.whole else PAD
-    view, content = preprocess(tv.pil_to_tensor(image), side)
+    view, content = preprocess(tv.pil_to_tensor(image), encoder.image_size)
     tokens = model.encode_images(view[None].to(encoder.device)).tokens
-    if getattr(model.prompter, "local", None) is not None:
-        local, how = model.prompter.local(model.prompter.memory(tokens)), "prompter"
+    if getattr(prompter, "local", None) is not None:
+        local, how = prompter.local(prompter.memory(tokens)), "prompter"
     else:
-        local, how = model.image.project_tokens(tokens), "projection"
+        local, how = tower.project_tokens(tokens), "projection"
     cosines = (normalize(local.float(), dim=-1)[0] @ texts.to(local.device).T).T.unflatten(-1, tuple(model.grid))
     fine = interpolate(
         cosines[:, None], size=[round(HEAT_GRID * model.covered)] * 2, mode="bilinear", align_corners=False

@@ -6,18 +6,17 @@ can never say more than the metrics do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import Description, Lead
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import format_range, format_value, plain_number, plain_seconds, short_number
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
 
 Metrics = Mapping[str, Mapping[str, float]]
-Entry = Mapping[str, Any]  # of one set in metrics.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def _shown(model: str) -> str:
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
-def _gap(value: float, rival: float, rival_name: str, own: Description, paired: Any = None) -> str:
+def _gap(value: float, rival: float, rival_name: str, own: Description, paired: Sequence[float] | None = None) -> str:
     """The difference in words; ``paired`` is [gap, low, high] of ``metrics.json``, or None."""
     interval = (paired[1], paired[2]) if paired is not None else None
     gap = make_gap(value - rival, rival_name, interval, own.percent, own.higher_is_better)
@@ -68,7 +67,9 @@ def _readings(models: Metrics, own: Description, measure: str) -> list[tuple[flo
     return sorted(found, key=lambda reading: -own.goodness(reading[0]))
 
 
-def _paired(entry: Entry, measure: str, ours: tuple[str, str], theirs: tuple[str, str], catalog: Catalog) -> Any:
+def _paired(
+    entry: Entry, measure: str, ours: tuple[str, str], theirs: tuple[str, str], catalog: Catalog
+) -> Sequence[float] | None:
     """[gap, low, high] of two readings (model, source) of a region measure; None where they were not paired."""
     if ours[0] != next(iter(entry["models"])) or theirs[0] == ours[0]:
         return None
@@ -111,8 +112,7 @@ def _region_headline(
 def _chance(entry: Entry, own: Description) -> str:
     """What guessing gets, where the metric tells it: ``"Chance, 1 of 128 classes, is 0.8%."``."""
     counts, lead, chance = entry.get("counts", {}), own.shown.lead, own.chance
-    level = chance.of(counts) if chance is not None and lead is not None and lead.tells_chance else None
-    if level is None:
+    if chance is None or lead is None or not lead.tells_chance or (level := chance.of(counts)) is None:
         return ""
     among = f"{chance.hits} of {counts[chance.among]:,} {chance.among}"
     return f"Chance, {among}, is {format_value(level, own.percent)}."
@@ -187,8 +187,8 @@ def key_facts(entry: Entry, catalog: Catalog = ALL) -> list[Fact]:
     facts = []
     models: Metrics = entry["models"]
     names = dict.fromkeys(name for metrics in models.values() for name in metrics)
-    described = [own for name in names if (own := catalog.describe(name)).shown.fact is not None]
-    for own in sorted(described, key=lambda own: own.shown.fact.place):
+    described = [(own, fact) for own in map(catalog.describe, names) if (fact := own.shown.fact) is not None]
+    for own, fact in sorted(described, key=lambda pair: pair[1].place):
         metric = own.metric
         known = [(value, model) for model, metrics in models.items() if (value := finite(metrics, metric)) is not None]
         if not known:
@@ -200,8 +200,7 @@ def key_facts(entry: Entry, catalog: Catalog = ALL) -> list[Fact]:
             against = _absent(metric, models, missing, catalog)
         interval = _interval(entry, ranked[0][1], metric)
         shown = format_range(*interval, percent=own.percent) if interval else ""
-        value = format_value(ranked[0][0], own.percent)
-        facts.append(Fact(value, own.shown.fact.counts, ranked[0][1], against, shown))
+        facts.append(Fact(format_value(ranked[0][0], own.percent), fact.counts, ranked[0][1], against, shown))
     return facts[:4]
 
 

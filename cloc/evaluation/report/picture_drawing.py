@@ -87,19 +87,19 @@ def heat_picture(image: Image.Image, heat: np.ndarray) -> Encoded:
         A JPEG of at most 256 px.
     """
     scale = HEAT_SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    gray = np.asarray(_opaque(image).convert("L").resize(size, how), float)[..., None]
+    gray = np.asarray(_opaque(image).convert("L").resize((width, height), how), np.float64)[..., None]
     span = heat.max() - heat.min()
     level = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
-    smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    level = np.clip(np.asarray(smooth, float), 0, 1)
+    smooth = Image.fromarray(level.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    level = np.clip(np.asarray(smooth, np.float64), 0, 1)
     stops = np.linspace(0, 1, len(HEAT))
     color = np.stack([np.interp(level, stops, HEAT[:, channel]) for channel in range(3)], -1)
     mixed = Image.fromarray((0.4 * gray + 0.6 * color).round().astype(np.uint8))
     buffer = io.BytesIO()
     mixed.save(buffer, "JPEG", quality=80, optimize=True)
-    return Encoded(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *size, False)
+    return Encoded(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, False)
 
 
 def drawable(box: Box) -> bool:
@@ -141,7 +141,8 @@ def overlay(shapes: Sequence[Shape], width: int, height: int) -> Markup:
     """
     unit = CANVAS / max(width, height)
     canvas = (width * unit, height * unit)
-    boxes, badges, taken = Markup(""), Markup(""), []
+    boxes, badges = Markup(""), Markup("")
+    taken: list[Box] = []
     for shape in shapes:
         if not drawable(shape.box):
             continue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog
+from cloc.evaluation.report.metrics_file import Entry
 from cloc.evaluation.report.picture_drawing import Box
 from cloc.evaluation.report.splits import Classes, Split
 
@@ -121,7 +122,7 @@ class DatasetReport:
 
     name: str
     description: str
-    entry: Mapping[str, Any]
+    entry: Entry
     typical: Case | None = None
     galleries: list[Gallery] = field(default_factory=list)
     heats: list[Heat] = field(default_factory=list)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cloc.evaluation.metrics.bootstrap import BLOCK, LEVELS, draws
 from cloc.evaluation.metrics.catalog import Catalog
 from cloc.evaluation.metrics.metric import Breakdown
-from cloc.evaluation.metrics.outcome import Outcome, Outcomes
+from cloc.evaluation.metrics.outcome import Outcome, Outcomes, Sampled
 from cloc.evaluation.metrics.regions import BEST
 from cloc.evaluation.report.dot_plot import Dot, DotRow
 from cloc.evaluation.report.formats import format_range, format_value
@@ -30,6 +30,7 @@ FEWEST = 5  # boxes that a class needs to be shown
 BINS = 5
 
 Best = Mapping[str, Mapping[str, str]]  # model → measure → source
+Question = tuple[str, Breakdown]  # a measure of boxes or a metric, with how it is taken apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,13 @@ def by_class(
     Returns:
         None where the boxes have no classes.
     """
-    asked = {model: own for model, own in _asked(data, outcomes, best, catalog).items() if own.label is not None}
-    if not asked or next(iter(outcomes)) not in asked:
+    asked, model = _asked(data, outcomes, best, catalog), next(iter(outcomes))
+    label = asked[model].label if model in asked else None
+    if label is None:
         return None
     first, *others = asked
     rival = max(others, key=lambda model: asked[model].value, default="")
-    label, count = asked[first].label, torch.bincount(asked[first].label)
+    count = torch.bincount(label)
     rates = {model: torch.bincount(label, weights=own.values) / count for model, own in asked.items()}
     shown = [index for index in count.nonzero()[:, 0].tolist() if count[index] >= FEWEST]
     found = Classes(first, rival, left_out=int((count > 0).sum()) - len(shown))
@@ -142,19 +144,18 @@ def by_size(
     """Naming boxes, and finding them, by how large they are in their picture: five parts of equal number."""
     splits = []
     asked = _asked(data, outcomes, best, catalog)
-    if asked:
-        own = _breakdown(catalog, f"{BEST}{box_measure(best, catalog)}")
-        boxes = [box for box, classed in _boxes(data) if classed or own.asked_of == "boxes"]
-        splits.append(Split(own.title, _size_rows(_sides(boxes), asked, samples, seed)))
-    metric = _phrase_metric(outcomes, catalog)
-    found = {model: own[metric] for model, own in outcomes.items() if metric in own}
-    if found:
+    if asked and (question := _box_question(best, catalog)) is not None:
+        boxes = [box for box, classed in _boxes(data) if classed or question[1].asked_of == "boxes"]
+        splits.append(Split(question[1].title, _size_rows(_sides(boxes), asked, samples, seed)))
+    measured = {name: _breakdown(catalog, name) for own in outcomes.values() for name in own}
+    if (question := _first(measured, of_phrases=True)) is not None:
+        found = {model: own[question[0]] for model, own in outcomes.items() if question[0] in own}
         owned = [
             max((region.box for region in sample.regions if phrase in region.phrases), key=lambda box: _side(box))
             for sample, phrases in zip(data.samples, data.phrases, strict=True)
             for phrase in phrases
         ]
-        splits.append(Split(_breakdown(catalog, metric).title, _size_rows(_sides(owned), found, samples, seed)))
+        splits.append(Split(question[1].title, _size_rows(_sides(owned), found, samples, seed)))
     return splits
 
 
@@ -164,15 +165,18 @@ def _breakdown(catalog: Catalog, name: str) -> Breakdown | None:
 
 def box_measure(best: Best, catalog: Catalog) -> str | None:
     """The measure of boxes that is taken apart: the first in place of those that were measured; None for none."""
+    question = _box_question(best, catalog)
+    return None if question is None else question[0]
+
+
+def _box_question(best: Best, catalog: Catalog) -> Question | None:
     measured = {measure: _breakdown(catalog, f"{BEST}{measure}") for own in best.values() for measure in own}
-    places = {measure: own.place for measure, own in measured.items() if own is not None and own.asked_of != "phrases"}
-    return min(places, key=places.__getitem__, default=None)
+    return _first(measured, of_phrases=False)
 
 
-def _phrase_metric(outcomes: Mapping[str, Outcomes], catalog: Catalog) -> str | None:
-    measured = {name: _breakdown(catalog, name) for own in outcomes.values() for name in own}
-    places = {name: own.place for name, own in measured.items() if own is not None and own.asked_of == "phrases"}
-    return min(places, key=places.__getitem__, default=None)
+def _first(measured: Mapping[str, Breakdown | None], of_phrases: bool) -> Question | None:
+    asked = [(name, own) for name, own in measured.items() if own and (own.asked_of == "phrases") == of_phrases]
+    return min(asked, key=lambda question: question[1].place, default=None)
 
 
 def _boxes(data: EvalSet) -> list[tuple[Sequence[float], bool]]:
@@ -183,10 +187,10 @@ def _boxes(data: EvalSet) -> list[tuple[Sequence[float], bool]]:
 
 def _asked(data: EvalSet, outcomes: Mapping[str, Outcomes], best: Best, catalog: Catalog) -> dict[str, Outcome]:
     """What was asked of every box, of each model by its best source; with the class where there is one."""
-    measure = box_measure(best, catalog)
-    if measure is None:
+    question = _box_question(best, catalog)
+    if question is None:
         return {}
-    classed = _breakdown(catalog, f"{BEST}{measure}").asked_of == "classed boxes"
+    measure, classed = question[0], question[1].asked_of == "classed boxes"
     found = {}
     for model, own in outcomes.items():
         if measure in best[model]:
@@ -203,14 +207,15 @@ def _labels(data: EvalSet) -> Tensor:
 
 
 def _side(box: Sequence[float]) -> float:
-    return ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
+    side: float = ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
+    return side
 
 
 def _sides(boxes: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor([_side(box) for box in boxes], dtype=torch.float64)
 
 
-def _size_rows(sides: Tensor, asked: Mapping[str, Outcome], samples: int, seed: int) -> list[DotRow]:
+def _size_rows(sides: Tensor, asked: Mapping[str, Sampled], samples: int, seed: int) -> list[DotRow]:
     bounds = np.unique(np.quantile(sides.numpy(), np.linspace(0, 1, BINS + 1)))
     parts, notes = {}, {}
     for place, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -222,7 +227,7 @@ def _size_rows(sides: Tensor, asked: Mapping[str, Outcome], samples: int, seed: 
 
 
 def _rows(
-    parts: Mapping[str, Tensor], notes: Mapping[str, str], asked: Mapping[str, Outcome], samples: int, seed: int
+    parts: Mapping[str, Tensor], notes: Mapping[str, str], asked: Mapping[str, Sampled], samples: int, seed: int
 ) -> list[DotRow]:
     """A row for each part of the questions, with intervals over pictures; all models on the same draws."""
     cut = {

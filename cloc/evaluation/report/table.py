@@ -8,7 +8,7 @@ Stands after the metrics, which say of themselves what they are called and how t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import OTHER, Description
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value, more_digits
+from cloc.evaluation.report.metrics_file import Entry, MetricsFile
 
 Interval = tuple[float, float]
 WIDTH = 100  # columns of the terminal's table
@@ -109,7 +110,7 @@ def make_gap(value: float, rival: str, interval: Interval | None, percent: bool,
     return Gap(value, format_gap(value, percent, digits), rival, interval, ahead, digits)
 
 
-def compare(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[Group]:
+def compare(entry: Entry, catalog: Catalog = ALL) -> list[Group]:
     """Groups the metrics of several models, in reading order; sections of which nothing was measured are left out.
 
     Args:
@@ -141,9 +142,7 @@ def reading_order(own: Description) -> tuple[Any, ...]:
     return own.section.place, own.section.title, own.order
 
 
-def make_row(
-    entry: Mapping[str, Any], metric: str, best: Mapping[str, Mapping[str, str]], catalog: Catalog = ALL
-) -> Row:
+def make_row(entry: Entry, metric: str, best: Mapping[str, Mapping[str, str]], catalog: Catalog = ALL) -> Row:
     """One metric of a set; ``region/best/MEASURE`` takes each model's best source, which ``best`` names."""
     described, measure, models = catalog.describe(metric), metric.removeprefix(BEST), entry["models"]
     own = {model: metric for model in models}
@@ -168,19 +167,20 @@ def make_row(
     return Row(described, cells, _row_gap(entry, described, values))
 
 
-def _row_gap(entry: Mapping[str, Any], own: Description, values: Mapping[str, float | None]) -> Gap:
+def _row_gap(entry: Entry, own: Description, values: Mapping[str, float | None]) -> Gap:
     """The first model less the best other, with the paired interval where it is known."""
     first = next(iter(values), None)
     rivals = {model: value for model, value in values.items() if model != first and value is not None}
-    if first is None or values[first] is None or not rivals:
+    value = None if first is None else values[first]
+    if value is None or not rivals:
         return Gap()
     rival = max(rivals, key=lambda model: own.goodness(rivals[model]))
     paired = entry.get("differences", {}).get(rival, {}).get(own.metric)
     interval = _interval(paired[1:]) if paired else None
-    return make_gap(values[first] - rivals[rival], rival, interval, own.percent, own.higher_is_better)
+    return make_gap(value - rivals[rival], rival, interval, own.percent, own.higher_is_better)
 
 
-def _interval(pair: Any) -> Interval | None:
+def _interval(pair: Sequence[float] | None) -> Interval | None:
     return None if pair is None or not all(map(math.isfinite, pair)) else (float(pair[0]), float(pair[1]))
 
 
@@ -203,7 +203,7 @@ class Apart:
     ahead: list[tuple[str, str, str]]
 
 
-def apart(entry: Mapping[str, Any], catalog: Catalog = ALL) -> list[Apart]:
+def apart(entry: Entry, catalog: Catalog = ALL) -> list[Apart]:
     """The differences of a set in ``metrics.json`` whose interval leaves out zero, for each other model."""
     found = []
     for rival, differences in entry.get("differences", {}).items():
@@ -227,7 +227,7 @@ def absences(groups: list[Group]) -> list[str]:
     return [f"{', '.join(models)}: {why}" for why, models in reasons.items()]
 
 
-def comparison_table(data: Mapping[str, Any], catalog: Catalog = ALL) -> Table:
+def comparison_table(data: MetricsFile, catalog: Catalog = ALL) -> Table:
     """Builds the comparison of ``metrics.json`` for the terminal.
 
     Args:
@@ -256,7 +256,7 @@ def comparison_table(data: Mapping[str, Any], catalog: Catalog = ALL) -> Table:
         if table.row_count:
             table.add_row()
         table.add_row(Text(name, style="bold underline"))
-        measured = dict(entry) | {"models": {model: entry["models"].get(model, {}) for model in models}}
+        measured: Entry = {**entry, "models": {model: entry["models"].get(model, {}) for model in models}}
         for group in compare(measured, catalog) if models else []:
             _add_group(table, group, several, roomy)
     table.caption = Text("\n".join(_caption(data, models, roomy)), style="dim")
@@ -264,7 +264,7 @@ def comparison_table(data: Mapping[str, Any], catalog: Catalog = ALL) -> Table:
     return table
 
 
-def _caption(data: Mapping[str, Any], models: list[str], roomy: bool) -> list[str]:
+def _caption(data: MetricsFile, models: list[str], roomy: bool) -> list[str]:
     uncertain = any(entry.get("intervals") for entry in data["data"].values())
     lines = ["±: half of the 95 % interval, over pictures."] if uncertain and roomy else []
     if len(models) > 1:
@@ -295,7 +295,7 @@ def _shown(text: str, style: str, interval: Interval | None, percent: bool, room
     return shown
 
 
-def markdown(data: Mapping[str, Any], catalog: Catalog = ALL) -> str:
+def markdown(data: MetricsFile, catalog: Catalog = ALL) -> str:
     """The comparison of ``metrics.json`` as Markdown, a table for each set: to paste into an issue or a paper.
 
     Args:

@@ -45,8 +45,8 @@ class AnnotatedShards:
             sample, counts = reader.read_sample(place, data.name)
             left_out.update({reason: count for reason, count in counts.items() if reason in REGION_LOSSES})
             regions = tuple(region for region in sample.regions if not region.crowd)
-            size = {"width": sample.width or width, "height": sample.height or height}
-            data.samples.append(replace(sample, image=b"", regions=regions, **size))
+            width, height = sample.width or width, sample.height or height
+            data.samples.append(replace(sample, image=b"", regions=regions, width=width, height=height))
 
         def encoded(index: int) -> bytes:
             return reader.read_sample(kept[index], data.name)[0].image

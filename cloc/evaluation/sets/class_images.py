@@ -81,7 +81,7 @@ def _folder(folder: Path, name: str, config: DatasetConfig) -> ImageSet:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import is_image_file
 
-    class Visible(ImageFolder):
+    class Visible(ImageFolder):  # type: ignore[misc]  # torchvision has no types
         def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
             names = (path.name for path in Path(directory).iterdir() if path.is_dir())
             own = sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")

@@ -60,7 +60,7 @@ def read_classes(path: str, key: str) -> ClassList:
     """
     if path == "imagenet":
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
 
         return ClassList(list(IMAGENET_CLASSNAMES), ImageNetInfo("imagenet-1k").label_names())
     lines = read_lines(path, key)

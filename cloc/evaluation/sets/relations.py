@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 from cloc.config import ConfigError, DatasetConfig
 from cloc.data.shards.index import load_manifest
@@ -66,6 +66,15 @@ _TWO = re.compile(
     rf"^(?P<subject>.+?) (?:(?:is|are) )?(?P<wording>{'|'.join(WORDINGS)}) (?P<other>.+)$",
     re.IGNORECASE,
 )
+
+
+class StoredRelation(TypedDict):
+    """``relation`` of a sample's JSON; see :class:`cloc.evaluation.sets.eval_set.RelationItem`."""
+
+    candidates: list[str]
+    answer: int
+    set: str
+    relation: str | None
 
 
 class RelationFiles:
@@ -144,12 +153,11 @@ def _shards(folder: str, limit: int, left_out: Counter[str]) -> Iterator[Relatio
         yield _item(sample.image, stored["candidates"], stored["answer"], stored["set"], stored["relation"])
 
 
-def _is_relation(stored: Any) -> bool:
+def _is_relation(stored: Any) -> TypeGuard[StoredRelation]:
     """Tell whether a sample's ``relation`` is what it should be: candidates, one of them the answer, and two names."""
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or not isinstance(candidates := stored.get("candidates"), list):
         return False
-    candidates, answer = stored.get("candidates"), stored.get("answer")
-    texts = isinstance(candidates, list) and all(isinstance(text, str) for text in candidates)
+    answer, texts = stored.get("answer"), all(isinstance(text, str) for text in candidates)
     names = isinstance(stored.get("set"), str) and isinstance(stored.get("relation"), str | None)
     return texts and names and type(answer) is int and 0 <= answer < len(candidates)
 

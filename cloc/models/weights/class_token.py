@@ -34,7 +34,7 @@ def obstacles_of_open_clip(visual: Any) -> list[str]:
     return found + plain_block(block, "image")
 
 
-def plain_block(block: nn.Module, part: str) -> list[str]:
+def plain_block(block: Any, part: str) -> list[str]:
     """Why open_clip's blocks are not CLIP's."""
     if type(block).__name__ != "ResidualAttentionBlock" or not isinstance(block.ls_1, nn.Identity):
         return [f"the {part} tower's blocks are {type(block).__name__} or scale their branches"]

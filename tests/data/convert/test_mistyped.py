@@ -14,8 +14,7 @@ from cloc.data.convert.conversion import convert
 from cloc.data.convert.formats.files import json_items
 from cloc.data.convert.formats.visual_genome import open_visual_genome
 from cloc.data.sample import parse_sample
-from cloc.evaluation.metrics.classification import frequencies_of
-from cloc.evaluation.sets.class_names import read_lines
+from cloc.evaluation.sets.class_names import frequencies_of, read_lines
 from cloc.evaluation.sets.relations import _read
 from tests.data.convert.test_formats import make_entities, make_genome, make_refcoco, run
 from tests.kit.sources import box, image, jpeg, read_samples, write, write_coco
