@@ -19,7 +19,7 @@ from cloc.evaluation.metrics.metric import RELATIONS, Description, KeyFact, Lack
 from cloc.evaluation.metrics.outcome import Outcomes, outcome
 from cloc.evaluation.model_outputs import Embedded, ModelOutputs, Placed
 from cloc.evaluation.sets.eval_set import EvalSet, Fact, RelationItem
-from cloc.evaluation.sets.relations import OPPOSITE
+from cloc.evaluation.sets.relation_captions import OPPOSITE
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEARNED = 1e-3  # weight of similarity beside overlap: it decides between in front and behind, which overlap cannot
