@@ -14,8 +14,9 @@ from cloc.config import ConfigError, DatasetConfig
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.metrics.relations import fact_score, prefers, relation_outcomes
 from cloc.evaluation.model_outputs import Placed, common_box
+from cloc.evaluation.sets.eval_set import Fact, RelationItem
 from cloc.evaluation.sets.relation_captions import parse_fact
-from cloc.evaluation.sets.relations import Fact, RelationItem, read_relations
+from cloc.evaluation.sets.relations import read_relations
 
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
