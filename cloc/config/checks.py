@@ -102,7 +102,7 @@ def check_overrides(arguments: Sequence[str], schema: type) -> None:
             continue
         cls: Any = schema
         for name in key.split("."):
-            if not is_dataclass(cls):
+            if not (isinstance(cls, type) and is_dataclass(cls)):
                 break
             known = get_type_hints(cls)
             if name not in known:

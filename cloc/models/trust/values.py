@@ -72,7 +72,7 @@ class FolderError(ValueError):
 
 
 @contextmanager
-def building(source: Path, written: str = "") -> Iterator[None]:
+def building(source: Path | str, written: str = "") -> Iterator[None]:
     """While a model of others is built: whatever a library raises becomes a line that names the file.
 
     Where a count is a text, or negative, a constructor raises what it happens to run into.
