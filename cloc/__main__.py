@@ -53,11 +53,11 @@ def _format_options() -> list[Any]:
         switch = option.type is bool
         asked = typer.Option(*([f"--{option.name.replace('_', '-')}"] if switch else []), help=option.help)
         kind, default = (bool, False) if switch else (option.type | None, None)
-        annotation = Annotated[kind, asked]
+        annotation = Annotated[kind, asked]  # type: ignore[valid-type]  # made as the program runs
         parameters.append(
             inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
-    given.__signature__ = inspect.Signature(parameters)
+    given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect looks for
     made = typer.Typer(add_completion=False)
     made.command()(given)
     return typer.main.get_command(made).params
@@ -66,14 +66,15 @@ def _format_options() -> list[Any]:
 class _ConvertCommand(TyperCommand):
     """Asks the formats for their options when it is called or its help is; importing them takes a second."""
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    # Contexts are typed Any: Typer declares the methods with a class of its private click.
+    def get_params(self, ctx: Any) -> list[Any]:
         from cloc.data.convert.formats.registry import FORMATS
 
-        own = super().get_params(ctx)
+        own: list[Any] = super().get_params(ctx)
         own[0].help = f"{', '.join(FORMATS)}; or auto: the one that SOURCE's files tell."
         return [*own[:-1], *_format_options(), own[-1]]  # the last one is --help
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         given = {option.name: ctx.params.pop(option.name) for option in _format_options()}
         ctx.obj = {name: value for name, value in given.items() if value is not None and value is not False}
         return super().invoke(ctx)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloc.data.inputs import Picture, as_boxes, as_phrases, as_pictures, as_texts, is_picture
 from cloc.data.inputs import to_tensor as to_tensor
@@ -68,7 +68,14 @@ class Encoder:
     ) -> None:
         self.model, self.info, self.device, self.name = model.to(device).eval(), info, torch.device(device), name
         self.tokenizer = tokenizer or Tokenizer.of(model.text)
-        self.preprocess = preprocess or Preprocess(view(model.image).resize)
+        self.preprocess = preprocess or Preprocess(view(self._tower).resize)
+
+    @property
+    def _tower(self) -> nn.Module:
+        """The image tower, as what its layers are read of: its protocol does not say that it is a module."""
+        tower = self.model.image
+        assert isinstance(tower, nn.Module), "a model holds modules"
+        return tower
 
     @property
     def image_size(self) -> int:
@@ -173,16 +180,17 @@ class Encoder:
         preprocess = self.preprocess if self.preprocess.whole else PAD
         found, last = as_pictures(pictures), {-1}
         if inner := sorted(set(layers) - last):
-            last.add(taps.depth(self.model.image) - 1)
+            last.add(taps.depth(self._tower) - 1)
             inner = [layer for layer in inner if layer not in last]
         dense: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         if last & set(layers):
             seen = self._see(found, preprocess)
-            dense |= dict.fromkeys(last, (seen.features.tokens, tuple(self.model.grid)))
+            rows, columns = self.model.grid
+            dense |= dict.fromkeys(last, (seen.features.tokens, (rows, columns)))
         if inner:
             views, _ = self._views(found, preprocess)
-            pixels = (views.float() - self.model.mean) / self.model.std
-            dense |= zip(inner, taps.tokens(self.model.image, pixels, inner), strict=True)
+            pixels = (views.float() - self.model.get_buffer("mean")) / self.model.get_buffer("std")
+            dense |= zip(inner, taps.tokens(self._tower, pixels, inner), strict=True)
         return dense[layers[0]] if len(layers) == 1 else [dense[layer] for layer in layers]
 
     def encode_regions(

@@ -46,7 +46,8 @@ def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]
         look(left, waiting)
     heapq.heapify(waiting)
     while waiting:
-        rank, made = waiting[0][0], []
+        rank = waiting[0][0]
+        made: list[tuple[int, int, tuple[str, str]]] = []
         while waiting and waiting[0][0] == rank:  # a pair that this makes waits, even if its own rank is lower
             _, left, pair = heapq.heappop(waiting)
             right = after[left]

@@ -15,6 +15,7 @@ from functools import cache, partial
 import torch
 from PIL import Image, ImageOps
 from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 from torchvision.transforms.v2 import functional as tv
@@ -91,7 +92,8 @@ def pillow_rgb(picture: Image.Image) -> Tensor:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
-    return tv.pil_to_tensor(picture.convert("RGB"))
+    pixels: Tensor = tv.pil_to_tensor(picture.convert("RGB"))
+    return pixels
 
 
 def _by_torchvision(decode: Callable[[Tensor, ImageReadMode], Tensor], data: bytes, size: tuple[int, int]) -> Tensor:
@@ -115,7 +117,7 @@ def _by_pillow(data: bytes) -> Tensor:
             refuse_many_scans(data, picture.width * picture.height)
         elif picture.format == "JPEG2000":
             refuse_costly_jpeg2000(bytes(data))
-        elif picture.format == "TIFF":
+        elif isinstance(picture, TiffImageFile):
             across, down = (int(picture.tag_v2.get(tag, 0)) for tag in _TILE_TAGS)
             refuse_large_tile((across, down), picture.size)
         elif picture.format == "PNG":

@@ -97,8 +97,8 @@ def _is_offset(value: Any) -> bool:
 
 
 def _reshaped(record: Mapping[str, Any]) -> bool:
-    sides = [record.get(name) for name in ("width", "height", "original_width", "original_height")]
-    sides = [to_float(side) if is_number(side) else 0.0 for side in sides]
+    given: list[Any] = [record.get(name) for name in ("width", "height", "original_width", "original_height")]
+    sides = [to_float(side) if is_number(side) else 0.0 for side in given]
     if not all(0 < side < math.inf for side in sides):
         return False
     width, height, original_width, original_height = sides

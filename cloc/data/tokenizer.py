@@ -52,7 +52,7 @@ class Tokenizer:
         return {"name": self.name, "context_length": self.context_length, "clean": self.clean}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        Tokenizer.__init__(self, **state)
 
     @cached_property
     def _backend(self) -> Any:
@@ -110,7 +110,8 @@ class Tokenizer:
             return str
         from open_clip.tokenizer import get_clean_fn
 
-        return get_clean_fn(self.clean)
+        clean: Callable[[str], str] = get_clean_fn(self.clean)
+        return clean
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face tokenizer's files, so that a run folder can be loaded elsewhere."""

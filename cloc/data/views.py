@@ -205,7 +205,8 @@ def _fit(image: Tensor, size: int) -> Tensor:
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialias; decoded pictures stay channels-last, which is the fastest."""
-    return tv.resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    resized: Tensor = tv.resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    return resized
 
 
 def _centered(image: Tensor, size: int) -> np.ndarray:
@@ -252,7 +253,8 @@ def _mirror(boxes: np.ndarray, which: np.ndarray) -> np.ndarray:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    area: np.ndarray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area
 
 
 def _other_side(match: re.Match[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file for reading: a regular one, or a link to one. Never waits for the other end of a pipe.
 
     Raises:
@@ -26,7 +26,7 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
-def open_plain(path: Path) -> BinaryIO | None:
+def open_plain(path: Path) -> FileIO | None:
     """Open a regular file for reading, through no link and waiting for no pipe; None where there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -48,7 +48,8 @@ def gather(tensors: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> tuple[T
     """
     if world_size() == 1 or not any(map(sum, sizes)):
         return tuple(tensors)
-    return _Gather.apply(sizes, *tensors)
+    gathered: tuple[Tensor, ...] = _Gather.apply(sizes, *tensors)
+    return gathered
 
 
 class _Gather(Function):
@@ -83,7 +84,8 @@ def log_sum_exp_over_ranks(partial: Tensor) -> Tensor:
         return partial
     top = partial.detach().clone()
     dist.all_reduce(top, dist.ReduceOp.MAX)
-    return top + _Sum.apply((partial - top).exp()).log()
+    summed: Tensor = _Sum.apply((partial - top).exp())
+    return top + summed.log()
 
 
 class _Sum(Function):

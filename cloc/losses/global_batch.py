@@ -64,6 +64,7 @@ def gather_batch(features: Features, batch: Batch, phrases: bool = True) -> Glob
     captions = (features.text, batch.caption_id, torch.ones_like(batch.caption_id))
     parts, owners = [captions], [batch.caption_id]
     if phrases:
+        assert features.phrase is not None, "a term that needs phrases"  # Need.PHRASES
         owned = batch.region_phrase[valid]
         count = torch.zeros_like(batch.phrase_id).index_add_(0, owned, torch.ones_like(owned))
         used = count > 0  # neither hard negatives nor the text that stands in where there is no region are columns

@@ -41,21 +41,23 @@ class Grounding(Term):
 
     def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`cloc.losses.term.Term.forward`; ``features.grounded`` ``[B,M,4]`` must be there."""
+        grounded = features.grounded
+        assert grounded is not None, "a term that needs grounding"  # Need.GROUNDING
         target, valid, count = batch.boxes, batch.region_valid, gathered.regions
         if self.shared_phrase == "skip":
             valid, count = valid & ~batch.phrase_is_shared, gathered.unshared
         elif self.shared_phrase == "union":
             target = batch.target_boxes
         else:
-            target = _nearest(features.grounded.detach(), batch)
+            target = _nearest(grounded.detach(), batch)
         # Slots without a region get the prediction itself as target: distance and gradient are zero, never NaN.
-        target = torch.where(valid.unsqueeze(-1), target, features.grounded.detach())
+        target = torch.where(valid.unsqueeze(-1), target, grounded.detach())
         if self.box == "l2":
-            distance = (features.grounded - target).square().mean(-1)
+            distance = (grounded - target).square().mean(-1)
         else:
-            flat, goal = features.grounded.flatten(0, 1), target.flatten(0, 1)
+            flat, goal = grounded.flatten(0, 1), target.flatten(0, 1)
             giou = generalized_box_iou_loss(flat, goal, eps=1e-6).unflatten(0, valid.shape)
-            distance = 4 * smooth_l1_loss(features.grounded, target, beta=0.02, reduction="none").mean(-1) + giou
+            distance = 4 * smooth_l1_loss(grounded, target, beta=0.02, reduction="none").mean(-1) + giou
         loss = local_mean(torch.where(valid, distance, 0.0).sum(), count)
         return loss, {"grounded": count}
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from cloc.config.terms import Need
 from cloc.contracts import Batch, Features
 from cloc.losses.contrastive import CONTRASTS, HardNegatives, alike_texts, contrast
-from cloc.losses.global_batch import GlobalBatch, local_mean
+from cloc.losses.global_batch import GlobalBatch, Texts, local_mean
 from cloc.losses.term import Term, check_option
 from cloc.losses.tiles import Conflicts
 
@@ -44,26 +44,31 @@ class RegionContrast(Term):
 
     def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`cloc.losses.term.Term.forward`."""
-        texts, rows = gathered.phrases, features.region[batch.region_valid]
-        rule, statistics = None, {"regions": gathered.regions}
-        if self.conflicts == "cosine":
-            rule = alike_texts(texts, self.threshold)
+        texts = gathered.phrases
+        assert texts is not None and features.region is not None, "a term that needs regions and phrases"  # its needs
+        rows, statistics = features.region[batch.region_valid], {"regions": gathered.regions}
+        rule = self._rule(texts)
+        if rule is not None and rule.limit is not None:
             statistics["cosine_limit"] = rule.limit
-        elif self.conflicts == "exact":
-            rule = Conflicts(texts.own)
-        hard = _hard_negatives(features, batch) if batch.negatives is not None else None
+        hard = None if batch.negatives is None else _hard_negatives(features.phrase, batch.negatives, batch)
         bias = features.biases["region"] if self.contrast == "sigmoid" else None
         loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
         statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
         return local_mean(loss.sum(), gathered.regions), statistics
 
+    def _rule(self, texts: Texts) -> Conflicts | None:
+        if self.conflicts == "cosine":
+            return alike_texts(texts, self.threshold)
+        return Conflicts(texts.own) if self.conflicts == "exact" else None
 
-def _hard_negatives(features: Features, batch: Batch) -> HardNegatives:
+
+def _hard_negatives(phrase: Tensor | None, negatives: Tensor, batch: Batch) -> HardNegatives:
     """Those of the valid regions.
 
     A hard negative is near its region's phrase by design, so the cosine rule does not apply to it; the same text does.
     """
-    place = batch.negatives[batch.region_valid]
+    assert phrase is not None, "a term that needs phrases"  # Need.PHRASES
+    place = negatives[batch.region_valid]
     own = batch.phrase_id[batch.region_phrase[batch.region_valid]]
     index = place.clamp(min=0)
-    return HardNegatives(features.phrase[index], (place >= 0) & (batch.phrase_id[index] != own.unsqueeze(1)))
+    return HardNegatives(phrase[index], (place >= 0) & (batch.phrase_id[index] != own.unsqueeze(1)))

@@ -45,7 +45,7 @@ class Conflicts:
     Attributes:
         own: ``[R]`` the column that holds each row's own text.
         text: ``[K,D]`` text embeddings of the columns, float32, unit norm; None where own texts alone are left out.
-        limit: scalar; texts with a cosine above it are left out.
+        limit: scalar; texts with a cosine above it are left out. There where ``text`` is.
     """
 
     own: Tensor
@@ -64,7 +64,7 @@ class Conflicts:
         place = (own - columns.start).clamp(0, columns.stop - columns.start - 1).unsqueeze(1)
         nothing = floor(logits.dtype)
         logits.scatter_(1, place, logits.gather(1, place).masked_fill_(inside, nothing))
-        if self.text is None:
+        if self.text is None or self.limit is None:
             return own.new_zeros(())
         alike = self.text[own] @ self.text[columns].T > self.limit
         alike.scatter_(1, place, alike.gather(1, place) & ~inside)
@@ -87,7 +87,8 @@ def log_sum_exp(
         Over columns, each counted as often as it stands for one, ``[R]``; over rows ``[K]``; and how many pairs the
         cosine rule left out. About −1e38 (float32) where nothing is left.
     """
-    return _LogSumExp.apply(rows, columns, log_count, conflicts)
+    found: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(rows, columns, log_count, conflicts)
+    return found
 
 
 def sum_softplus(
@@ -105,7 +106,8 @@ def sum_softplus(
     Returns:
         ``[R]``, and how many pairs the cosine rule left out.
     """
-    return _SumSoftplus.apply(rows, columns, bias, count, conflicts)
+    found: tuple[Tensor, Tensor] = _SumSoftplus.apply(rows, columns, bias, count, conflicts)
+    return found
 
 
 def _logits(
@@ -139,7 +141,7 @@ class _LogSumExp(Function):
         rows, columns, log_count, over_columns, over_rows = ctx.saved_tensors
         d_rows, d_columns = torch.zeros_like(rows), torch.zeros_like(columns)
         for r, c in tiles(len(rows), len(columns), rows.device):
-            logits, _ = _logits(rows, columns, log_count[c], ctx.conflicts, r, c)
+            logits = _logits(rows, columns, log_count[c], ctx.conflicts, r, c)[0]
             share = (logits - over_columns[r].unsqueeze(1)).exp_().mul_(by_row[r].unsqueeze(1))
             share += logits.sub_(over_rows[c]).exp_().mul_(by_column[c])
             d_rows[r].addmm_(share, columns[c])
@@ -169,7 +171,7 @@ class _SumSoftplus(Function):
         rows, columns, bias, count = ctx.saved_tensors
         d_rows, d_columns, d_bias = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(bias)
         for r, c in tiles(len(rows), len(columns), rows.device):
-            logits, _ = _logits(rows, columns, bias, ctx.conflicts, r, c)
+            logits = _logits(rows, columns, bias, ctx.conflicts, r, c)[0]
             share = logits.sigmoid_().mul_(by_row[r].unsqueeze(1)).mul_(count[c])
             d_bias += share.sum()
             d_rows[r].addmm_(share, columns[c])

@@ -100,7 +100,9 @@ def convert(
     if chosen.draws:
         chosen.check_options(options)
         job = Job(Path(out), identity, overwrite=overwrite)
-        done = _convert_drawn(chosen.open(**options), job, samples_per_shard, workers, console)
+        drawn = chosen.open(**options)
+        assert isinstance(drawn, DrawnSource), "a format that draws"
+        done = _convert_drawn(drawn, job, samples_per_shard, workers, console)
     elif source is None or not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such source; format {chosen.name!r} reads {chosen.reads}")
     else:
@@ -209,9 +211,11 @@ def _refuse_imbalance(job: Job, report: Report) -> None:
 def _open(format: Format, source: Path, options: Mapping[str, Any], console: Console) -> RecordSource:
     try:
         with console.status("reading annotations"):
-            return format.open(source, **options)
+            opened = format.open(source, **options)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not {format.reads}, as published ({type(error).__name__}: {error})") from error
+    assert isinstance(opened, RecordSource), "a format that does not draw"
+    return opened
 
 
 def _fingerprint(source: Path, opened: RecordSource) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def _build(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[s
     mended: Counter[str] = Counter()
     annotations = _parse(record, recipe, mended)
     given.update(captions=count_captions(annotations), regions=count_regions(annotations) + mended["box_joined"])
+    assert isinstance(record.picture, Path), "a record without a picture says why"  # its fault
     extension, image = _read_picture(record.picture)
     size = _check_picture(image, str(record.picture))
     stated = stated_size(annotations.get("width"), annotations.get("height"))
@@ -162,6 +163,7 @@ def _build(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[s
 
 
 def _build_from_tar(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[str]) -> _Built:
+    assert isinstance(record.picture, TarSlice), "other pictures are files"
     members = _read_members(record.picture)
     annotations = read_object(members["json"], record.key) if "json" in members else {}
     captions = count_captions(annotations, members.get("txt"), record.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def to_json(result: Check) -> dict[str, Any]:
         "usable": result.usable,
         "seconds": round(result.seconds, 3),
         "bad": dict(result.bad),
-        "bad_samples": [one._asdict() for one in tally.bad],
+        "bad_samples": [asdict(one) for one in tally.bad],
         "broken_shards": result.broken,
         "duplicate_keys": result.duplicates,
         "dropped": dropped(tally.mended),

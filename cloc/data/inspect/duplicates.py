@@ -93,9 +93,11 @@ def join(parts: Sequence[Fingerprints]) -> Fingerprints:
     """Join the parts of one set, in order."""
     starts = np.cumsum([0, *(len(part.keys) for part in parts)])
     return Fingerprints(
-        [key for part in parts for key in part.keys],
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("files", "gradients", "captions")),
-        np.concatenate([part.owners + start for part, start in zip(parts, starts[:-1], strict=True)]),
+        keys=[key for part in parts for key in part.keys],
+        files=np.concatenate([part.files for part in parts]),
+        gradients=np.concatenate([part.gradients for part in parts]),
+        captions=np.concatenate([part.captions for part in parts]),
+        owners=np.concatenate([part.owners + start for part, start in zip(parts, starts[:-1], strict=True)]),
     )
 
 
@@ -121,7 +123,11 @@ def gradient_hash(image: Tensor) -> tuple[int, int]:
     light = torch.einsum("chw,c->hw", small.float(), torch.tensor(_LUMA))
     cells = light.view(side, 4, side, 4).mean((1, 3)).numpy()
     right, below = cells[:-1, 1:] > cells[:-1, :-1], cells[1:, :-1] > cells[:-1, :-1]
-    return tuple(int.from_bytes(np.packbits(bits).tobytes(), "big") for bits in (right, below))
+    return _as_number(right), _as_number(below)
+
+
+def _as_number(bits: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def repeated_files(prints: Fingerprints) -> list[list[str]]:
@@ -166,8 +172,9 @@ def shared_pictures(
     matches = [
         Match([ours.keys[i] for i in here], [theirs.keys[i] for i in there], bits) for here, there, bits in pairs
     ]
-    here, there = (sorted({int(i) for match in pairs for i in match[side]}) for side in (0, 1))
-    return matches, here, there
+    in_ours = sorted({int(i) for here, _, _ in pairs for i in here})
+    in_theirs = sorted({int(i) for _, there, _ in pairs for i in there})
+    return matches, in_ours, in_theirs
 
 
 def shared_captions(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[str, str]]:
@@ -211,7 +218,8 @@ def _near(ours: np.ndarray, theirs: np.ndarray, progress: Callable[[int, int], N
 
 
 def _structured(gradients: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(gradients).sum(axis=1, dtype=np.int64) >= FLAT_BITS
+    ones: np.ndarray = np.bitwise_count(gradients).sum(axis=1, dtype=np.int64)
+    return ones >= FLAT_BITS
 
 
 def _groups(values: np.ndarray) -> list[np.ndarray]:

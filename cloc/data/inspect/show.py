@@ -159,7 +159,8 @@ def _original(sample: Sample, picture: Tensor) -> Panel:
 def _seen(sample: Sample, chooser: Chooser, seed: int, place: int) -> Panel:
     candidate = chooser(sample, choices(seed, place))
     item = chooser.choose([candidate])[0]
-    named = [(tuple(box), text, False) for box, text in zip(item.boxes, item.phrases, strict=True)]
+    boxes = zip(item.boxes, item.phrases, strict=True)
+    named = [((x0, y0, x1, y1), text, False) for (x0, y0, x1, y1), text in boxes]
     title = f"view {chooser.view.size}×{chooser.view.size}" + (", mirrored" if candidate.seen.mirrored else "")
     return Panel(title, _pillow(item.image), _marks(named), (item.caption,))
 

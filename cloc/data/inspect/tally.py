@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +29,8 @@ from cloc.data.shards.tars import ShardInfo
 _NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
 
 
-class Bad(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bad:
     """A sample that cannot be used; ``key`` is empty where not even that could be read."""
 
     key: str
@@ -81,7 +81,10 @@ def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
     """Count the samples between the offsets of a part of a shard; ``first`` is the number of its first one."""
     tally, reader = Tally(samples=part.samples), ShardReader(Manifest(folder, (part,), ()))
     areas: list[float] = []
-    files, gradients, captions, owners = [], [], [], []
+    files: list[int] = []  # of fingerprints, as are the next three
+    gradients: list[tuple[int, int]] = []
+    captions: list[int] = []
+    owners: list[int] = []
     for index, stored in enumerate(each_sample(reader), first):
         key = stored.key
         tally.keys += [key] if key else []

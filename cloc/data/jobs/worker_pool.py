@@ -146,7 +146,8 @@ class WorkerPool:
         self, waiting: deque[Numbered], answers: dict[int, _Answer], kills: Counter[int], *, wait: bool
     ) -> None:
         """Take what processes have to say; the calls of those that are gone wait again, before all others."""
-        spoken = {worker.connection: worker for worker in self._workers if not worker.idle}
+        # By Any: what waits for connections is declared to return sockets and numbers too.
+        spoken: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if not worker.idle}
         for ready in connection.wait(list(spoken), None if wait else 0):
             worker = spoken[ready]
             if worker.take(answers):
@@ -177,7 +178,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_work, args=(theirs, initialize))
-        self.prepared, self.task = False, None
+        self.prepared = False
+        self.task: Numbered | None = None
         with shielded({signal.SIGINT}):  # Ctrl-C is the parent's, also while they start
             self.process.start()
         theirs.close()  # else its end would not be seen
@@ -262,7 +264,7 @@ def _work(calls: Connection, initialize: Callable[[], Any] | None) -> None:
             calls.send_bytes(_answer(calls.recv_bytes(), state))
 
 
-def _answer(pickled: bytes, state: tuple[Any, ...]) -> bytes:
+def _answer(pickled: bytes, state: tuple[Any, ...]) -> memoryview:
     """Make one call."""
     try:
         function, call = ForkingPickler.loads(pickled)
@@ -285,5 +287,7 @@ def _portable(error: Exception) -> Exception:
 
 def _die_with_parent() -> None:
     """A kill -9 gives the parent no time to stop its workers."""
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only processes that were started run this"
+    connection.wait([parent.sentinel])
     os._exit(1)

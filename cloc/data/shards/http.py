@@ -51,7 +51,7 @@ class AnswerError(OSError):
         self.again, self.after = again, after
 
 
-class HttpFiles(AsyncFileSystem):
+class HttpFiles(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Files behind ``http://`` and ``https://``, to be read.
 
     Credentials of the URL, and what fsspec's configuration says of HTTP (``headers``, ``client_kwargs``, …), go to the
@@ -243,7 +243,8 @@ class _Body(io.RawIOBase):
         return True
 
     def read(self, size: int = PIECE) -> bytes:
-        return sync(self._system.loop, self._system._pieces, self._answer, size)
+        data: bytes = sync(self._system.loop, self._system._pieces, self._answer, size)
+        return data
 
     def close(self) -> None:
         if not self.closed:

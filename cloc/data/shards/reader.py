@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
@@ -78,7 +78,9 @@ class ShardReader:
             BadSample: as :meth:`read`.
         """
         raw = self.read(*place)
-        return read_sample_members(memoryview(raw) if views else raw)
+        if views:  # whatever reads a member takes the bytes of a view as bytes; a type for both would be all over data
+            return cast(tuple[str, dict[str, bytes]], read_sample_members(memoryview(raw)))
+        return read_sample_members(raw)
 
     def read_sample(
         self, place: Place, source: str | None = None, *, views: bool = False
@@ -114,7 +116,10 @@ class ShardReader:
         """
         shards = self.manifest.shards
         wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
-        spans = [(self.manifest.location(shard), *shards[shard].offsets[index : index + 2]) for shard, index in wanted]
+        spans = [
+            (self.manifest.location(shard), shards[shard].offsets[index], shards[shard].offsets[index + 1])
+            for shard, index in wanted
+        ]
         self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
 
     def _cached(self, shard_index: int) -> bool:

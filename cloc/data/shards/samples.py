@@ -44,6 +44,7 @@ class StoredSample:
             OSError: its shard cannot be read.
         """
         if self.sample is None:
+            assert self.error is not None, "one of the two is there"
             raise self.error
         return self.sample
 
@@ -59,7 +60,8 @@ def each_sample(
         source: as for :meth:`ShardReader.read_sample`.
     """
     for place in reader.manifest.places() if places is None else places:
-        key, members = "", {}
+        key = ""
+        members: Mapping[str, bytes] = {}
         try:
             key, members = reader.read_members(place)
             sample, mended = parse_sample(members, key, reader.manifest.folder.name if source is None else source)

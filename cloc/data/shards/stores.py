@@ -209,7 +209,7 @@ def read_range(url: str, start: int, stop: int, access: Access = Access()) -> by
     system, path = filesystem(url, access)
     seconds = access.timeout + (stop - start) / SLOWEST
     try:
-        data = attempt(
+        data: bytes = attempt(
             url,
             f"bytes {start} to {stop} cannot be read",
             lambda: within(system, seconds, lambda: system.cat_file(path, start=start, end=stop)),

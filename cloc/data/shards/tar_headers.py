@@ -107,7 +107,8 @@ def walk_whole(read: Read, size: int) -> Iterator[Member]:
 
 def _read_member(read: Read, position: int, size: int) -> tuple[Member | None, int]:
     """The member whose first header is at ``position``, None for a global header; and where the next one may start."""
-    first, fields = position, {}
+    first = position
+    fields: dict[str, str] = {}
     for _ in range(_MAX_CHAIN):
         header = _read_header(read(position, BLOCK), position)
         start = position + BLOCK

@@ -14,8 +14,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cloc.config.secrets import public
 from cloc.data.json_values import shown
@@ -122,7 +123,8 @@ def read_sample_members(raw: _Raw) -> tuple[str, dict[str, _Raw]]:
     Raises:
         ShardReadError: the bytes are no tar members, a member is cut off or comes twice, or there are two samples.
     """
-    key, members = "", {}
+    key = ""
+    members: dict[str, _Raw] = {}
     try:
         for member_key, extension, member in sample_members(
             lambda start, count: bytes(raw[start : start + count]), len(raw)
@@ -151,7 +153,7 @@ def split_name(member: Member) -> tuple[str, str]:
     return (name[1], name[2].lower()) if name else ("", "")
 
 
-def open_tar(path: Path) -> tuple[BinaryIO, Read, int]:
+def open_tar(path: Path) -> tuple[BufferedReader, Read, int]:
     """Open a tar: the file, what reads of it, and its size.
 
     Raises:
@@ -236,7 +238,9 @@ def _trusted_offsets(read: Read, size: int) -> list[int]:
             last, end = (key, member.end) if key else (last, end)
     except HeaderError as error:
         # A member that is cut off and of another sample tells that the one before is whole.
-        key, _ = split_name(error.member) if error.member else ("", "")
+        if error.member is None:
+            return offsets
+        key, _ = split_name(error.member)
         return [*offsets, error.member.offset] if key and key != last else offsets
     return [*offsets, end] if offsets else []
 

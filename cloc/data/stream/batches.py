@@ -69,7 +69,9 @@ class _Reading:
     def __init__(self, source: ShardSource, order: GlobalOrder, cache: ShardCache) -> None:
         self.name, self.manifest, self.order = source.name, source.manifest, order
         self.reader = ShardReader(source.manifest, cache=cache)
-        self.read, self.skipped, self.lost = 0, Counter(), set()
+        self.read = 0
+        self.skipped: Counter[str] = Counter()
+        self.lost: set[int] = set()
         self.window: tuple[int, int] | None = None
 
     def look_ahead(self, index: int) -> None:
@@ -91,7 +93,7 @@ class _Reading:
                 self.reader.prefetch(shard)
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[Batch | SharedBatch]):
     """Batches of one rank, for ever.
 
     Args:

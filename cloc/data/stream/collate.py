@@ -178,7 +178,7 @@ class Chooser:
         waits = rng.exponential(size=len(usable))
         if self.choice == "score":
             # The first to come of exponential waits is drawn in proportion to their rates (Efraimidis & Spirakis).
-            scores = [1.0 if regions[i].score is None else regions[i].score for i in usable]
+            scores = [1.0 if (score := regions[i].score) is None else score for i in usable]
             waits /= np.maximum(scores, _LEAST_SCORE)
         picks = rng.random(len(usable)).tolist()
         drawn, phrases = [], []
@@ -203,7 +203,7 @@ class Chooser:
         return [texts[i] for i in rng.permutation(len(texts))[: self.negatives].tolist()]
 
     @staticmethod
-    def _caption(sample: Sample, regions: list[Region], rng: np.random.Generator, stats: Counter[str]) -> str:
+    def _caption(sample: Sample, regions: Sequence[Region], rng: np.random.Generator, stats: Counter[str]) -> str:
         if sample.captions:
             return sample.captions[int(rng.integers(len(sample.captions)))]
         stats["caption_from_phrases"] += 1  # a picture with boxes alone is described by what they hold

@@ -11,9 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
+
+Made = TypeVar("Made")
 
 REPLACEMENTS = 64
 """How many substitutes are tried for one unreadable position before the run stops."""
@@ -43,13 +45,14 @@ def _generator(seed: int, source: int, purpose: int, first: int, second: int = 0
     return np.random.Generator(np.random.Philox(key=[seed, source], counter=[0, first, second, purpose]))
 
 
-class _Recent:
+class _Recent(Generic[Made]):
     """The last few results of a function."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.kept = size, OrderedDict()
+        self.size = size
+        self.kept: OrderedDict[Hashable, Made] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
         if key in self.kept:
             self.kept.move_to_end(key)
         else:
@@ -115,7 +118,9 @@ class GlobalOrder:
         self.seed, self.group_bytes, self.source = seed, group_bytes, source
         self.windows = max(1, min(len(self.samples) // WINDOW_SHARDS, int(self.sizes.sum()) // group_bytes))
         self._stride = 7919 if self.length % 7919 else 7907  # primes: substitutes never come back to the first sample
-        self._passes, self._windows, self._groups = _Recent(2), _Recent(3), _Recent(4)
+        self._passes: _Recent[_Pass] = _Recent(2)
+        self._windows: _Recent[_Window] = _Recent(3)
+        self._groups: _Recent[tuple[np.ndarray, np.ndarray]] = _Recent(4)
 
     def locate(self, position: int, replacement: int = 0) -> tuple[int, int]:
         """Return (shard, index in the shard) of a position of the endless sequence.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from cloc.config import ConfigError, DataConfig, from_fields
 from cloc.config.secrets import public
@@ -166,7 +166,7 @@ def open_sources(config: DataConfig) -> ShardSources:
         ShardError: shards cannot be used, or a URL cannot be opened.
     """
     cache = ShardCache(config.cache_dir, config.cache_bytes, from_fields(Access, config))
-    given = {"train": {"path": config.train}} if isinstance(config.train, str) else config.train
+    given: Any = {"train": {"path": config.train}} if isinstance(config.train, str) else config.train
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"data.train={given!r}: give a folder, a pattern, a URL, or sources NAME: {{path, weight}}")
     for name, source in given.items():
@@ -213,8 +213,8 @@ def open_shards(path: str, cache: ShardCache) -> Manifest:
     wanted: dict[str, list[str]] = {}  # names of each folder; none for all that it holds
     for entry in entries:
         place, query = split_query(entry)
-        folder, _, name = place.rpartition("/") if place.endswith(".tar") else (place.rstrip("/"), "", "")
-        wanted.setdefault((folder or ".") + query, []).extend([name] if name else [])
+        parent, _, name = place.rpartition("/") if place.endswith(".tar") else (place.rstrip("/"), "", "")
+        wanted.setdefault((parent or ".") + query, []).extend([name] if name else [])
     return _join([_open_folder(folder, names, cache) for folder, names in wanted.items()])
 
 
@@ -224,7 +224,7 @@ def _expand(path: str) -> list[str]:
         raise ShardError(f"{path}: the braces name more than {MAX_NAMES:,} shards; name their folder, or fewer")
     try:
         return list(dict.fromkeys(braceexpand(path)))
-    except (UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:  # also of braces without a partner
         message = f"{path}: {public(str(error))}; a pattern looks like shard-{{000000..000009}}.tar"
         raise ShardError(message) from None  # its text holds the path
 
@@ -282,7 +282,8 @@ def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
 
 
 def _ls(system: Any, path: str) -> list[str]:
-    return system.ls(path, detail=False)
+    names: list[str] = system.ls(path, detail=False)
+    return names
 
 
 def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInfo, set[str]]:
@@ -337,10 +338,10 @@ def _join(parts: list[Manifest]) -> Manifest:
         return parts[0]
     if len({bool(part.remote) for part in parts}) > 1:
         raise ShardError("a pattern mixes local and remote shards; make them sources of their own in data.train")
-    places, queries = zip(*(split_query(part.remote or str(part.folder)) for part in parts), strict=True)
+    urls, queries = zip(*(split_query(part.remote or str(part.folder)) for part in parts), strict=True)
     if len(set(queries)) > 1:
         raise ShardError("a pattern mixes folders with other queries; make them sources of their own in data.train")
-    places = [place.split("/") for place in places]
+    places = [url.split("/") for url in urls]
     shared = len(os.path.commonprefix(places))
     root = "/".join(places[0][:shared])
     shards = [

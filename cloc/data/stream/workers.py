@@ -6,11 +6,12 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from cloc.contracts import Batch
+from cloc.data.stream.shared_buffers import SharedBatch
 
 _POLL = 5.0  # seconds between two looks at whether the processes live
 
@@ -19,7 +20,7 @@ class ReaderError(RuntimeError):
     """A reading process is gone, or gives nothing; says what to do."""
 
 
-class Readers(DataLoader):
+class Readers(DataLoader[Batch]):
     """A DataLoader over whole batches that misses a process which is killed or stands still.
 
     Args:
@@ -32,13 +33,16 @@ class Readers(DataLoader):
         ReaderError: while iterating.
     """
 
-    def __init__(self, stream: IterableDataset, workers: int, timeout: float = 0, **options: Any) -> None:
+    def __init__(
+        self, stream: IterableDataset[Batch | SharedBatch], workers: int, timeout: float = 0, **options: Any
+    ) -> None:
         self.patience = timeout
         self.processes: set[BaseProcess] = set()
         poll = (min(_POLL, timeout) if timeout else _POLL) if workers else 0
-        super().__init__(stream, batch_size=None, num_workers=workers, timeout=poll, **options)
+        batches = cast(IterableDataset[Batch], stream)  # a SharedBatch, which a process sends, arrives as a Batch
+        super().__init__(batches, batch_size=None, num_workers=workers, timeout=poll, **options)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # PyTorch names its own, private class
         others = set(multiprocessing.active_children())
         batches = super().__iter__()
         self.processes |= set(multiprocessing.active_children()) - others

@@ -36,8 +36,9 @@ _NO_PARENT = (None, "", "none", "None")
 
 def file_name(image: Mapping[str, Any]) -> str | None:
     """Return a picture's path below the folder of pictures: its name, or in LVIS v1 the last two parts of its URL."""
-    if isinstance(image.get("file_name"), str):
-        return image["file_name"]
+    name = image.get("file_name")
+    if isinstance(name, str):
+        return name
     url = image.get("coco_url")
     return "/".join(urlsplit(url).path.split("/")[-2:]) if isinstance(url, str) else None
 
@@ -194,7 +195,9 @@ def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> Co
         ValueError: an id stands for two pictures or two classes, or two files number their pictures differently; a
             list is none, an item of it is no object, or a class has no text for a name.
     """
-    coco, categories, earlier = CocoFiles(), {}, set()
+    coco = CocoFiles()
+    categories: dict[str, dict[str, Any]] = {}
+    earlier: set[int] = set()
     for path in files:
         images: dict[str, dict[str, Any]] = {}
         collect(images, json_objects(path, "images.item"), path, IMAGES)

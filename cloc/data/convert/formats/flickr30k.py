@@ -80,7 +80,7 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
         {
             "box": _box(item),
             "phrases": list(
-                dict.fromkeys(phrase for name in item.findall("name") for phrase in phrases.get(name.text, ()))
+                dict.fromkeys(phrase for name in item.findall("name") for phrase in phrases.get(name.text or "", ()))
             ),
         }
         for item in boxed

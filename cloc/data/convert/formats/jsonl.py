@@ -35,8 +35,8 @@ def open_jsonl(
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
     records = _records(source, images or source.parent)
-    options = {"boxes": check_kind(boxes), "ignore_crowd_flag": ignore_crowd_flag}
-    return RecordSource(source.stem, (source,), records, total, **options)
+    kind = check_kind(boxes)
+    return RecordSource(source.stem, (source,), records, total, boxes=kind, ignore_crowd_flag=ignore_crowd_flag)
 
 
 def _records(source: Path, root: Path) -> Iterator[Record]:

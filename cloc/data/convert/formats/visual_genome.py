@@ -51,7 +51,7 @@ def open_visual_genome(source: Path, *, split: str | None = None, images: Path |
     remedy = "download it from the Visual Genome site"
     regions = need_file(source / "region_descriptions.json", remedy)
     data = need_file(source / "image_data.json", remedy)
-    files = (regions, data)
+    files: tuple[Path, ...] = (regions, data)
     pictures: dict[str, dict[str, Any]] = {}
     items = ({**item, "image_id": item.get("image_id", item.get("id"))} for item in json_objects(data, "item"))
     collect(pictures, items, data, _PICTURES)
