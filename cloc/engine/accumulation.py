@@ -52,13 +52,14 @@ def _used_phrases(batch: Batch, rows: slice) -> Tensor:
     valid = batch.region_valid[rows]
     used = [value[rows][valid].flatten() for one in fields(batch) if (value := _pointer(batch, one)) is not None]
     every = torch.cat(used)
-    own = every[every >= 0].unique()
+    own: Tensor = every[every >= 0].unique()
     # Without a region one phrase stands in, so that every parameter takes part.
     return own if len(own) else own.new_zeros(1)
 
 
 def _pointer(batch: Batch, one: Field[Any]) -> Tensor | None:
-    return getattr(batch, one.name) if one.metadata.get("into_phrases") else None
+    value: Tensor | None = getattr(batch, one.name) if one.metadata.get("into_phrases") else None
+    return value
 
 
 def _cut(batch: Batch, rows: slice, own: Tensor) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def join(features: Sequence[Features], phrases: Sequence[Tensor], count: int) ->
         phrases: as :func:`split` returns them.
         count: P of the whole batch.
     """
-    joined = {
+    joined: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in features]) if getattr(features[0], name) is not None else None
         for name in FIELDS
     }
@@ -158,4 +159,5 @@ def _weighted(features: Features, gradients: Sequence[Tensor | None], start: int
     """Sum of the features' products with their gradients, from the place ``start`` of the list on."""
     parts = [value for name in FIELDS if (value := getattr(features, name)) is not None]
     own = gradients[start : start + len(parts)]
-    return sum((part * weight).sum() for part, weight in zip(parts, own, strict=True) if weight is not None)
+    found: Tensor = sum((part * weight).sum() for part, weight in zip(parts, own, strict=True) if weight is not None)
+    return found

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloc.engine.moving_average import weights_to_measure
 from cloc.engine.process_group import gather_objects
-from cloc.engine.task import Measure, Reading, Task, TaskBatch
+from cloc.engine.task import Measure, Reading, Task, TaskBatch, as_task
+from cloc.engine.trainer_state import is_log_step
 
 
 def is_due(every: int, seen: int, batch_size: int) -> bool:
@@ -33,10 +34,11 @@ class Cursor(Callback):
     """
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Advance."""
-        module.advance(batch)
+        task = as_task(module)
+        task.advance(batch)
 
 
 class Throughput(Callback):
@@ -56,32 +58,36 @@ class Throughput(Callback):
         """Inverse of :meth:`state_dict`."""
         self.trained = state["trained"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Start the clocks."""
         self.start = self.waiting_since = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Task, batch: TaskBatch, index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: TaskBatch, index: int
+    ) -> None:
         """The batch is here: the wait is over."""
+        task = as_task(module)
         self.waited += time.perf_counter() - self.waiting_since
-        for name in module.peaks & batch.stats.keys():  # no counters: they must not be summed
+        for name in task.peaks & batch.stats.keys():  # no counters: they must not be summed
             self.peaks[name] = max(self.peaks.get(name, 0.0), batch.stats.pop(name))
         self.counts.update(batch.stats)
         self.counts["samples"] += len(batch.keys)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Log once every ``log_every_n_steps``."""
+        task = as_task(module)
         self.steps += 1
         now = time.perf_counter()
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if is_log_step(trainer):
             elapsed = now - self.start
             self.trained += elapsed
-            module.log_dict(
+            task.log_dict(
                 {
-                    "samples_per_second": module.config.batch_size * self.steps / elapsed,
+                    "samples_per_second": task.config.batch_size * self.steps / elapsed,
                     "seconds": self.trained,
-                    **module.health(gather_objects(Reading(self.counts, self.peaks, self.waited / elapsed))),
+                    **task.health(gather_objects(Reading(self.counts, self.peaks, self.waited / elapsed))),
                 }
             )
             self.start, self.waited, self.steps = now, 0.0, 0
@@ -102,15 +108,18 @@ class CompileTime(Callback):
     """
 
     def __init__(self, steps: int = 20) -> None:
-        self.steps, self.times = steps, []
+        self.steps = steps
+        self.times: list[float] = []
         self.start = 0.0
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Task, batch: TaskBatch, index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: TaskBatch, index: int
+    ) -> None:
         """A step begins."""
         self.start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """A step is done."""
         if len(self.times) == self.steps:
@@ -135,7 +144,7 @@ class ProgressLine(Callback):
         self.live: Progress | None = None
         self.last = time.perf_counter()
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Open the bar, at the step a resumed run starts from."""
         if not trainer.is_global_zero:
             return
@@ -148,25 +157,28 @@ class ProgressLine(Callback):
             self.task = self.live.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, text="")
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Advance."""
+        task = as_task(module)
         if not trainer.is_global_zero:
             return
         now, done = time.perf_counter(), trainer.global_step >= trainer.max_steps
         if self.live is not None:
-            self.live.update(self.task, completed=trainer.global_step, text=self._text(trainer, module))
+            self.live.update(self.task, completed=trainer.global_step, text=self._text(trainer, task))
         elif now - self.last >= self.every or done:
             self.last = now
-            share = min(1.0, module.samples_seen / module.config.samples)
+            share = min(1.0, task.samples_seen / task.config.samples)
             text = f"{self.title}  {share:4.0%}  step {trainer.global_step}/{trainer.max_steps}"
-            self.console.print(f"{text}  {self._text(trainer, module)}", highlight=False, soft_wrap=True)
+            self.console.print(f"{text}  {self._text(trainer, task)}", highlight=False, soft_wrap=True)
 
-    def on_train_end(self, trainer: lightning.Trainer, module: Task) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close the bar."""
         self._close()
 
-    def on_exception(self, trainer: lightning.Trainer, module: Task, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
         """Give the terminal back."""
         self._close()
 
@@ -191,22 +203,25 @@ class Evaluate(Callback):
     ) -> None:
         self.every, self.batch_size = every, batch_size
         self.measure, self.throughput, self.at_start = measure, throughput, at_start
-        self.measured_at, self.values = -1, {}  # the last measurement, for what chooses the best checkpoint
+        self.measured_at = -1
+        self.values: dict[str, float] = {}  # the last measurement, for what chooses the best checkpoint
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Task) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Measure what a run starts from; a resumed one has done so."""
+        task = as_task(module)
         if self.at_start and trainer.global_step == 0:
-            self._measure(trainer, module)
+            self._measure(trainer, task)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Task, outputs: Any, batch: TaskBatch, index: int
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: TaskBatch, index: int
     ) -> None:
         """Measure the weights as they are; on several ranks each measures the same."""
+        task = as_task(module)
         left = (trainer.max_steps - trainer.global_step) * self.batch_size
         # The end is always measured; a turn that falls shortly before it would measure the same thing twice.
-        due = left == 0 or (left >= self.every / 2 and is_due(self.every, module.samples_seen, self.batch_size))
+        due = left == 0 or (left >= self.every / 2 and is_due(self.every, task.samples_seen, self.batch_size))
         if self.every and due:
-            self._measure(trainer, module)
+            self._measure(trainer, task)
 
     def _measure(self, trainer: lightning.Trainer, module: Task) -> None:
         mode = module.training

@@ -35,7 +35,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self.columns: list[str] = []
-        self.waiting: list[dict[str, float]] = []
+        self.waiting: list[dict[str, float | None]] = []
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row."""
-        self.waiting.append({name: float(value) for name, value in metrics.items()} | {"step": step})
+        self.waiting.append({**{name: float(value) for name, value in metrics.items()}, "step": step})
         try:
             self._write()
         except OSError as error:
@@ -79,7 +79,7 @@ class MetricsFile(Logger):
     def _write(self) -> None:
         new = {name for row in self.waiting for name in row} - set(self.columns)
         if new or not self.path.is_file():
-            old = []
+            old: list[dict[str, str]] = []
             if self.path.is_file():
                 old, _ = read_rows(self.path)
             self.columns = sorted({*self.columns, *new})
@@ -163,7 +163,7 @@ def build_loggers(config: RunConfig, folder: RunFolder, step: int = 0, samples: 
     if name == "tensorboard":
         clear(make_folder(folder.local, name) / TensorBoardLogger.NAME_HPARAMS_FILE)
         # What an earlier life logged after the checkpoint is not shown.
-        purge = {"purge_step": step} if step else {}
+        purge: dict[str, Any] = {"purge_step": step} if step else {}
         loggers.append(Board(folder.local, name="tensorboard", version="", **purge, **options))
     elif name == "wandb":
         from lightning.pytorch.loggers import WandbLogger
@@ -171,8 +171,9 @@ def build_loggers(config: RunConfig, folder: RunFolder, step: int = 0, samples: 
         if options.get("log_model"):
             raise ConfigError("logger.log_model: checkpoints are not uploaded to W&B; set run_dir to an object store")
         make_folder(folder.local, name)  # W&B's own name for it
-        about = {"name": config.name, "config": {"run": config.name}, "save_dir": folder.local}
-        if rank_zero_only.rank == 0:  # the others log nothing
+        about: dict[str, Any] = {"name": config.name, "config": {"run": config.name}, "save_dir": folder.local}
+        ranked: Any = rank_zero_only  # a function that Lightning gives an attribute
+        if ranked.rank == 0:  # the others log nothing
             about["id"] = _run_id(folder.local / "wandb-id")
         loggers.append(WandbLogger(**about, **options))
     elif name != "csv":

@@ -46,6 +46,7 @@ def end_with_parent(index: int) -> None:
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
+        assert parent is not None  # this process was started by another
         parent.join()
         os._exit(1)
 

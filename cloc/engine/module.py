@@ -28,7 +28,7 @@ from cloc.engine.machine import shield_workers
 from cloc.engine.strategy import prepare
 from cloc.engine.task import OPTIONAL, Measure, Reading, Task
 from cloc.models.build import build_model
-from cloc.models.model import MAX_SCALE
+from cloc.models.model import MAX_SCALE, Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.weights.pretrained import complete
 
@@ -53,6 +53,8 @@ class Pretrain(Task):
     }
     peaks = frozenset({READER_MEMORY})
     heeds = frozenset(OPTIONAL)
+    config: TrainConfig
+    model: Cloc
 
     def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
         super().__init__(config, resolved)
@@ -111,7 +113,8 @@ class Pretrain(Task):
             return accumulated(self.model, self.loss, batch, self.config.trainer.accumulate)
         features = self.model(batch)
         with torch.autocast(self.device.type, enabled=False), record_function("losses"):
-            return self.loss(features, batch)
+            terms: LossTerms = self.loss(features, batch)
+        return terms
 
     def after_step(self) -> None:
         """Clamp the temperatures: one beyond the clamp would have no gradient to come back by."""

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from cloc.engine.strategy import is_sharded
+from cloc.engine.trainer_state import callbacks_of
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -28,15 +29,19 @@ class AveragedWeights(EMAWeightAveraging):
     @property
     def model(self) -> nn.Module:
         """The averaged model."""
-        return self._average_model.module.model
+        assert self._average_model is not None  # Lightning makes it before the first step
+        task: Any = self._average_model.module
+        model: nn.Module = task.model
+        return model
 
 
 def weights_to_measure(trainer: lightning.Trainer, module: Any) -> nn.Module:
     """The model that evaluation in training measures: the average where there is one, whole where it is sharded."""
     if is_sharded(module.model):
         state = get_model_state_dict(module.model, options=StateDictOptions(full_state_dict=True))
-        model = module.blank_model(module.resolved).to(module.device)
+        model: nn.Module = module.blank_model(module.resolved).to(module.device)
         model.load_state_dict(state)
         return model
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]
-    return averages[0].model if averages else module.model
+    averages = [callback for callback in callbacks_of(trainer) if isinstance(callback, AveragedWeights)]
+    trained: nn.Module = module.model
+    return averages[0].model if averages else trained

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cloc.contracts import Batch
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.process_group import gather_objects
+from cloc.engine.trainer_state import is_log_step
 from cloc.files import append
 
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
@@ -43,7 +44,7 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> float:
     if largest:
         norm = nn.utils.clip_grad_norm_(parameters, largest)
     else:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = nn.utils.get_total_norm([grad for parameter in parameters if (grad := parameter.grad) is not None])
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded gradients: of all shards
 
 
@@ -99,7 +100,7 @@ class FiniteGuard(Callback):
             self._report(trainer, module, batch)
         else:
             self.in_a_row = 0
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if is_log_step(trainer):
             module.log("train/skipped_steps", float(self.total))
 
     def _report(self, trainer: lightning.Trainer, module: Any, batch: Batch) -> None:

@@ -120,7 +120,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             if g.optimizer == optimizer
         ]
 
-    adamw = AdamW(of("adamw"), lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
+    first, second = config.betas
+    adamw = AdamW(of("adamw"), lr=config.lr, betas=(first, second), eps=1e-8, fused=True)
     adamw.register_load_state_dict_pre_hook(_keep_settings)
     adamw.register_load_state_dict_post_hook(_lay_out_as_parameters)
     if not of("muon"):

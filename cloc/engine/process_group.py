@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,8 @@ def rank_and_world() -> tuple[int, int]:
 @cache
 def _store(address: str, port: int, rank: int, world: int) -> dist.Store:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    return next(dist.rendezvous("env://", rank, world))[0]
+    store: dist.Store = next(dist.rendezvous("env://", rank, world))[0]
+    return store
 
 
 def _meeting_place() -> dist.Store | None:
@@ -92,7 +93,7 @@ def together(action: Callable[[], T]) -> T:
     for number, text in enumerate(errors):
         if text is not None:
             raise ConfigError(f"process {number} cannot go on: {text}")
-    return result
+    return cast(T, result)  # without an error there is one, and T may be None itself
 
 
 def connect(accelerator: str) -> None:
@@ -147,7 +148,7 @@ def decide(action: Callable[[], T]) -> T:
     result, error = gather_objects((result, error))[0]
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def agree(what: str, value: Any, remedy: str) -> None:
@@ -181,7 +182,7 @@ def share_file(path: Path | None, folder: Path) -> Path | None:
     name, size, digest = gather_objects(first)[0] or (None, 0, "")
     if name is None:
         return None
-    mine = folder / name
+    mine: Path = folder / name
     writes = cluster().local_rank() == 0
     lacking = not mine.is_file() or _size_and_digest(mine) != (size, digest)
     if writes and not lacking and dist.get_rank():  # process 0 has compared its own

@@ -114,14 +114,15 @@ def by_part(events: Iterable[Any]) -> dict[str, float]:
 
 def _part(event: Any) -> str | None:
     while event is not None:
-        if event.name in PARTS:
-            return event.name
+        name: str = event.name
+        if name in PARTS:
+            return name
         event = event.cpu_parent
     return None
 
 
 def _within(event: Any, other: Any) -> bool:
-    return other.time_range.start <= event.time_range.start and event.time_range.end <= other.time_range.end
+    return bool(other.time_range.start <= event.time_range.start and event.time_range.end <= other.time_range.end)
 
 
 def _inside_optimizer(event: Any) -> bool:
@@ -144,8 +145,9 @@ def markdown(seconds: dict[str, float], steps: int) -> str:
 def show(seconds: dict[str, float], steps: int, folder: Path) -> None:
     """Print the table and where the files are."""
     table = Table(title=f"Where {steps} steps went", title_justify="left")
-    for name, justify in (("part", "left"), ("ms a step", "right"), ("share", "right")):
-        table.add_column(name, justify=justify)
+    table.add_column("part", justify="left")
+    for name in ("ms a step", "share"):
+        table.add_column(name, justify="right")
     total = sum(seconds.values())
     for name, value in seconds.items():
         table.add_row(name, f"{value / steps * 1e3:.1f}", f"{value / total:.1%}")

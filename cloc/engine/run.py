@@ -53,6 +53,7 @@ from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.engine.task import Task, TaskData, TaskStream
+from cloc.engine.trainer_state import callbacks_of
 from cloc.files import make_folder
 from cloc.models.weights.digests import weights_digest
 
@@ -121,7 +122,7 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     """The task, its configuration, checked, and the data that it names."""
     kind = task_of(composed)
     config: RunConfig = validate(composed, kind.schema)
-    resolved = OmegaConf.to_container(composed, resolve=True)
+    resolved: Any = OmegaConf.to_container(composed, resolve=True)  # a mapping, as validate has seen
     kind.complete(resolved)
     _quiet_lightning()
     data = kind.open_data(config)
@@ -170,7 +171,7 @@ def _fit(folder: RunFolder, task: Task, stream: TaskStream, stored: Stored | Non
             f"start them with `torchrun --nproc-per-node={trainer.world_size} train.py …` or by srun"
         )
     task.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
-    stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopAtSignal))
+    stop = next(callback for callback in callbacks_of(trainer) if isinstance(callback, StopAtSignal))
     with task.reading(stream) as batches:
         checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
         trainer.fit(task, stop.reading(batches), ckpt_path=checkpoint, weights_only=True)
@@ -226,7 +227,9 @@ def _one_folder_a_job(composed: DictConfig) -> DictConfig:
     run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
     if not RunFolder(run_dir).is_remote:
         make_folder(Path(composed.run_dir), Path(run_dir).name)
-    return OmegaConf.merge(composed, {"run_dir": run_dir})
+    own = OmegaConf.merge(composed, {"run_dir": run_dir})
+    assert isinstance(own, DictConfig)  # what a mapping is merged into
+    return own
 
 
 def _quiet_lightning() -> None:
@@ -271,12 +274,13 @@ def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> li
 def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None) -> lightning.Trainer:
     """Lightning's trainer with our callbacks. Budgets count steps: there are no epochs."""
     config, options, files = task.config, task.config.trainer, CheckpointFiles()
+    precision: Any = precision_of(options.precision, options.accelerator)  # of Lightning's names, which it checks
     return lightning.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=build_strategy(options),
-        precision=precision_of(options.precision, options.accelerator),
+        precision=precision,
         max_steps=(stored.step if stored else 0) + steps_left(config, stored),
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
@@ -302,7 +306,8 @@ def steps_left(config: RunConfig, stored: Stored | None) -> int:
     """Steps from a checkpoint to the end of the budget, in batches of the present size; all of them without one."""
     if stored is None:
         return steps(config)
-    return max(0, -(-(config.samples - stored.info["samples_seen"]) // config.batch_size))
+    seen: int = stored.info["samples_seen"]
+    return max(0, -(-(config.samples - seen) // config.batch_size))
 
 
 def _print_plan(

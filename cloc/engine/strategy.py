@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from cloc.config import ConfigError, TrainerConfig
 from cloc.engine.process_group import rank_and_world
 from cloc.models.model import Cloc
-from cloc.models.protocols import blocks, recompute
+from cloc.models.protocols import as_module, blocks, recompute
 
 # Every parameter takes part in every step (losses/objective.py), so DDP need not search for unused ones.
 DDP_OPTIONS: dict[str, Any] = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
@@ -65,21 +65,27 @@ class Fsdp2(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole state of the optimizer on the first process, empty on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        named = get_optimizer_state_dict(self.model, optimizer, options=options)
+        named: dict[str, Any] = get_optimizer_state_dict(self._own_model(), optimizer, options=options)
         names = [name for group in named.get("param_groups", []) for name in group["params"]]
         return _renamed(named, {name: number for number, name in enumerate(names)}) if names else {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a whole checkpoint and keep this process's shards of it."""
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
-        self.lightning_module.adopt(checkpoint)
+        checkpoint: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        task: Any = self.lightning_module
+        task.adopt(checkpoint)
+        model = self._own_model()
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        set_model_state_dict(model, checkpoint["state_dict"], options=options)
+        names = {parameter: name for name, parameter in model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-            set_optimizer_state_dict(self.model, optimizer, _renamed(state, dict(enumerate(own))), options=options)
+            set_optimizer_state_dict(model, optimizer, _renamed(state, dict(enumerate(own))), options=options)
         return checkpoint
+
+    def _own_model(self) -> nn.Module:
+        assert self.model is not None  # Lightning connects it before it asks for anything
+        return self.model
 
 
 def _renamed(state: dict[str, Any], keys: Mapping[Any, Any]) -> dict[str, Any]:
@@ -123,7 +129,8 @@ def _compile(model: Cloc) -> str:
     said = []
     # Both towers' blocks may be one piece of code, which is compiled for each kind of mask, with and without gradients.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for name, tower, dynamic in (("image", model.image, None), ("text", model.text, True)):
+    towers = ("image", as_module(model.image), None), ("text", as_module(model.text), True)
+    for name, tower, dynamic in towers:
         parts = [part for part in blocks(tower) or [tower] if any(value.requires_grad for value in part.parameters())]
         for part in parts:
             part.compile(dynamic=dynamic)

@@ -51,13 +51,11 @@ class TaskBatch(Protocol):
 
 
 class TaskData(Protocol):
-    """What a task reads, opened.
+    """What a task reads, opened."""
 
-    Attributes:
-        digest: changes with its content.
-    """
-
-    digest: str
+    @property
+    def digest(self) -> str:
+        """Changes with its content."""
 
 
 class TaskStream(Protocol):
@@ -87,7 +85,7 @@ class Reading:
 
 # Options of the trainer that a task itself must see to, each with the value that asks for nothing.
 OPTIONAL = {"accumulate": 1, "compile": False, "checkpoint_activations": False}
-Measure = Callable[[nn.Module], Mapping[str, float]]
+Measure = Callable[[Any], Mapping[str, float]]  # of the model of the task that gives it
 
 
 class Task(lightning.LightningModule):
@@ -342,3 +340,14 @@ class Task(lightning.LightningModule):
             checkpoint["state_dict"] = checkpoint.pop("current_model_state")
         stored = checkpoint["cloc"]["config"]
         checkpoint["optimizer_states"] = [self.regroup(state, stored) for state in checkpoint["optimizer_states"]]
+
+
+def as_task(module: lightning.LightningModule) -> Task:
+    """The module that Lightning hands to a callback, as the task that it is here.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(module, Task):
+        raise TypeError(f"{type(module).__name__} is no task: give a subclass of cloc.engine.task.Task")
+    return module

@@ -36,12 +36,12 @@ def build_model(
     if pretrained:
         config = complete(config, known)
     known, joint_dim = known or {}, config["joint_dim"]
-    towers = {}
+    towers: dict[str, Any] = {}
     for part in ("image", "text"):
         node = config[part] if pretrained else _bare(config[part], part, known.get(part))
         towers[part] = instantiate(node, f"model.{part}", known.get(part), joint_dim=joint_dim)
     shape = {"width": towers["image"].width, "joint_dim": joint_dim, "grid": towers["image"].grid}
-    heads = {
+    heads: dict[str, Any] = {
         part: instantiate(config[part], f"model.{part}", known.get(part), **shape) if config.get(part) else None
         for part in ("prompter", "grounding")
     }

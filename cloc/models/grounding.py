@@ -24,7 +24,8 @@ class MlpHead(nn.Module):
 
     def forward(self, states: Tensor, text: Tensor, local: Tensor, tokens: Tensor) -> Tensor:
         """``[B,K,C]`` → boxes ``[B,K,4]`` xyxy; center and size pass a sigmoid, so that a box is never inverted."""
-        return box_convert(self.mlp(states).float().sigmoid(), "cxcywh", "xyxy")
+        boxes: Tensor = box_convert(self.mlp(states).float().sigmoid(), "cxcywh", "xyxy")
+        return boxes
 
 
 class SpatialHead(nn.Module):
@@ -42,13 +43,15 @@ class SpatialHead(nn.Module):
         grid: rows and columns of tokens.
     """
 
+    centers: Tensor
+
     def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((1,), 2.5))
         self.token_box = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
-        self.correction = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), nn.Linear(width, 4))
-        nn.init.zeros_(self.correction[2].weight)
-        nn.init.zeros_(self.correction[2].bias)
+        self.correction = nn.Sequential(nn.Linear(width + 4, width), nn.GELU(), last := nn.Linear(width, 4))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.register_buffer("centers", token_centers(grid), persistent=False)
 
     def forward(self, states: Tensor, text: Tensor, local: Tensor, tokens: Tensor) -> Tensor:
@@ -71,4 +74,5 @@ class SpatialHead(nn.Module):
             mean = attention @ proposals
         delta = self.correction(torch.cat([states, mean.to(states.dtype)], -1)).float()
         center, size = mean[..., :2] + 0.5 * delta[..., :2].tanh(), (mean[..., 2:] + delta[..., 2:]).sigmoid()
-        return box_convert(torch.cat([center, size], -1), "cxcywh", "xyxy")
+        boxes: Tensor = box_convert(torch.cat([center, size], -1), "cxcywh", "xyxy")
+        return boxes

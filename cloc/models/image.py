@@ -121,7 +121,7 @@ class TimmTower(nn.Module):
         if "img_size" not in kwargs and built_for_one_size(name):
             kwargs["img_size"] = image_size
         self.name, self.options, self.arguments, self.conv_stem = name, dict(options or {}), kwargs, conv_stem
-        self.trunk = create_trunk(name, pretrained is True, kwargs)
+        self.trunk: Any = create_trunk(name, pretrained is True, kwargs)
         projection = load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
         self.image_size, self.joint_dim = image_size, joint_dim
         self.tune_last, self.resize = tune_last, _check_resize(resize)
@@ -140,7 +140,7 @@ class TimmTower(nn.Module):
         if self.is_vit and zero_init:
             _zero_branches(self.trunk.blocks)
         self.width = adapter_width if adapter_depth else trunk_width
-        self.adapter = None
+        self.adapter: Adapter | None = None
         if adapter_depth:
             self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
             if self.fc_norm is not None:  # of the trunk's own pooling, which nothing asks for; DDP would wait for it
@@ -180,7 +180,8 @@ class TimmTower(nn.Module):
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """Patch tokens ``[...,C]`` → joint space ``[...,D]``, as the pooled embedding is projected."""
-        return self.proj(tokens)
+        projected: Tensor = self.proj(tokens)
+        return projected
 
     def train(self, mode: bool = True) -> TimmTower:
         """As usual, but frozen parts stay in evaluation mode (batch-norm statistics, dropout)."""
@@ -200,13 +201,13 @@ class TimmTower(nn.Module):
     @property
     def fc_norm(self) -> nn.Module | None:
         """The norm of a ViT behind its pooling, which its tokens need too."""
-        norm = getattr(self.trunk, "fc_norm", None) if self.is_vit else None
+        norm: nn.Module | None = getattr(self.trunk, "fc_norm", None) if self.is_vit else None
         return None if isinstance(norm, nn.Identity) else norm
 
     @property
     def prefix_tokens(self) -> int:
         """Class and register tokens of the backbone."""
-        return getattr(self.trunk, "num_prefix_tokens", 0)
+        return int(getattr(self.trunk, "num_prefix_tokens", 0))
 
     def class_token_vit(self) -> ClassTokenViT:
         """See :class:`cloc.models.protocols.Declares`."""
@@ -251,10 +252,11 @@ class Adapter(nn.Module):
         tokens = self.proj(self.dropout(self.norm_in(tokens))) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        normalized: Tensor = self.norm(tokens)
+        return normalized
 
 
-def _zero_branches(blocks: nn.Module) -> None:
+def _zero_branches(blocks: Any) -> None:
     for block in blocks:
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(block.mlp.fc2.weight)
@@ -297,11 +299,11 @@ class OpenClipTower(nn.Module):
         from cloc.models.weights.open_clip_towers import open_clip_tower
 
         self.name, self.options = name, dict(options or {})
-        self.visual = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
+        self.visual: Any = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
         self.visual.output_tokens = True
         install(positions, self.visual)
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
-        self.grid = tuple(self.visual.grid_size)
+        self.grid: tuple[int, int] = tuple(self.visual.grid_size)
         self.covered = covered_share(self.grid[0], self.visual.patch_size[0], image_size)
         self.width = self.visual.transformer.width
         self.mean, self.std = tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
@@ -316,11 +318,13 @@ class OpenClipTower(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`TimmTower.forward`."""
-        return self.visual(images)
+        seen: tuple[Tensor, Tensor] = self.visual(images)
+        return seen
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """As :meth:`TimmTower.project_tokens`."""
-        return tokens @ self.visual.proj
+        projected: Tensor = tokens @ self.visual.proj
+        return projected
 
     describes = ("folder", "tag")
     prefix_tokens = 1

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from cloc.contracts import Batch, Features
 from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
-from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, view
+from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, declared, view
 from cloc.models.sanity import check_pixels
 
 MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
@@ -51,6 +51,9 @@ class Cloc(nn.Module):
         ValueError: a grounding head without such a Prompter.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         image: ImageTower,
@@ -66,15 +69,15 @@ class Cloc(nn.Module):
                 "set model.grounding=null or model.prompter=shared"
             )
         self.image, self.text, self.prompter, self.grounding = image, text, prompter, grounding
-        if grounding is None and hasattr(prompter, "phrase_prompt"):
+        if grounding is None and prompter is not None and hasattr(prompter, "phrase_prompt"):
             # Never asked for a phrase; distributed training would wait for its gradient.
-            prompter.phrase_prompt.requires_grad_(False)
+            declared(prompter).phrase_prompt.requires_grad_(False)
         # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
         names = ["global", "region"] if prompter is not None else ["global"]
         scale = 1 / 0.07 if logit_bias is None else 10.0
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(scale))) for name in names})
-        biased = names if logit_bias is not None else []
-        self.biases = nn.ParameterDict({name: nn.Parameter(torch.full((1,), float(logit_bias))) for name in biased})
+        biases = {} if logit_bias is None else dict.fromkeys(names, float(logit_bias))
+        self.biases = nn.ParameterDict({n: nn.Parameter(torch.full((1,), value)) for n, value in biases.items()})
         seen = view(image)
         check_pixels(seen.mean, seen.std)
         self.register_buffer("mean", torch.tensor(seen.mean).view(3, 1, 1) * 255, persistent=False)
@@ -93,7 +96,8 @@ class Cloc(nn.Module):
     @property
     def covered(self) -> float:
         """Share of the view's side under patch tokens, see :mod:`cloc.models.positions.fourier`."""
-        return getattr(self.image, "covered", 1.0)
+        share: float = getattr(self.image, "covered", 1.0)
+        return share
 
     def forward(self, batch: Batch) -> Features:
         """Encode a whole batch; the tower runs once an image, each distinct phrase once a step."""
@@ -109,7 +113,7 @@ class Cloc(nn.Module):
                 region = normalize(self.prompter.boxes(memory, self._onto_grid(batch.boxes)).float(), dim=-1)
                 if self.grounding is not None:
                     own = phrase[batch.region_phrase]
-                    grounded = self._ground(memory, own, image.tokens)
+                    grounded = self._ground(self.prompter, self.grounding, memory, own, image.tokens)
         biases = {name: value.clone() for name, value in self.biases.items()}
         return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
 
@@ -162,11 +166,12 @@ class Cloc(nn.Module):
         """
         if self.prompter is None or self.grounding is None:
             raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
-        return self._ground(self.prompter.memory(image.tokens), text, image.tokens).clamp(0, 1)
+        memory = self.prompter.memory(image.tokens)
+        return self._ground(self.prompter, self.grounding, memory, text, image.tokens).clamp(0, 1)
 
-    def _ground(self, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
-        local = normalize(self.prompter.local(memory).float(), dim=-1)
-        return onto_view(self.grounding(self.prompter.phrases(memory, text), text, local, tokens), self.covered)
+    def _ground(self, prompter: Prompter, head: GroundingHead, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
+        local = normalize(prompter.local(memory).float(), dim=-1)
+        return onto_view(head(prompter.phrases(memory, text), text, local, tokens), self.covered)
 
     def _onto_grid(self, boxes: Tensor) -> Tensor:
         return onto_grid(boxes, self.covered, self.grid[0])

@@ -28,7 +28,8 @@ class BoxPrompt(nn.Module):
     def forward(self, boxes: Tensor) -> Tensor:
         """``[B,K,4]`` → ``[B,K,C]``."""
         center_size = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
-        return self.mlp(torch.cat([fourier(boxes, self.dim), fourier(center_size, self.dim)], -1))
+        prompts: Tensor = self.mlp(torch.cat([fourier(boxes, self.dim), fourier(center_size, self.dim)], -1))
+        return prompts
 
 
 class SharedPrompter(nn.Module):
@@ -47,6 +48,7 @@ class SharedPrompter(nn.Module):
     """
 
     supports_phrases = True
+    positions: Tensor
 
     def __init__(
         self, width: int, joint_dim: int, grid: tuple[int, int], heads: int = 4, mlp_ratio: float = 2.0
@@ -66,8 +68,8 @@ class SharedPrompter(nn.Module):
         self.focus = nn.Parameter(torch.full((heads, 1, 1), 2.0))
         self.norm_mlp = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        nn.init.zeros_(self.mlp[2].weight)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), last := nn.Linear(hidden, width))
+        nn.init.zeros_(last.weight)
         self.norm_out = nn.LayerNorm(width)
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
@@ -85,7 +87,8 @@ class SharedPrompter(nn.Module):
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
         covered = token_overlap(boxes, self.grid)
         bias = self.focus * (covered / covered.amax(-1, keepdim=True).clamp(min=1e-9) + OUTSIDE).log().unsqueeze(1)
-        return self.proj(self._attend(self.box_prompt(boxes), memory, bias))
+        regions: Tensor = self.proj(self._attend(self.box_prompt(boxes), memory, bias))
+        return regions
 
     def phrases(self, memory: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
@@ -93,7 +96,8 @@ class SharedPrompter(nn.Module):
 
     def local(self, memory: tuple[Tensor, Tensor]) -> Tensor:
         """Joint-space embedding ``[B,N,D]`` of each patch token, as a prompt that attends to it alone would read it."""
-        return self.proj(self._finish(self.out(memory[1].transpose(1, 2).flatten(2))))
+        embedded: Tensor = self.proj(self._finish(self.out(memory[1].transpose(1, 2).flatten(2))))
+        return embedded
 
     def _attend(self, prompt: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None = None) -> Tensor:
         keys, values = memory
@@ -104,10 +108,12 @@ class SharedPrompter(nn.Module):
         return self._finish(prompt + self.out((weights @ values).transpose(1, 2).flatten(2)))
 
     def _finish(self, state: Tensor) -> Tensor:
-        return self.norm_out(state + self.mlp(self.norm_mlp(state)))
+        finished: Tensor = self.norm_out(state + self.mlp(self.norm_mlp(state)))
+        return finished
 
     def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = states.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class PaperPrompter(nn.Module):
@@ -147,7 +153,8 @@ class PaperPrompter(nn.Module):
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
         corners = fourier(boxes, self.width // 2).unflatten(-1, (2, self.width))
-        return self.proj(self._encode(self.corner(corners), memory))
+        regions: Tensor = self.proj(self._encode(self.corner(corners), memory))
+        return regions
 
     def phrases(self, memory: Tensor, text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
@@ -155,13 +162,15 @@ class PaperPrompter(nn.Module):
 
     def local(self, memory: Tensor) -> Tensor:
         """Joint-space embedding ``[B,N,D]`` of each patch token, without a prompt."""
-        return self.proj(self.norm_out(memory))
+        embedded: Tensor = self.proj(self.norm_out(memory))
+        return embedded
 
     def _encode(self, prompts: Tensor, tokens: Tensor) -> Tensor:
         images, count = prompts.shape[:2]
         repeated = tokens.unsqueeze(1).expand(-1, count, -1, -1)
         states = self.layer(torch.cat([prompts.to(tokens.dtype), repeated], 2).flatten(0, 1))
-        return self.norm_out(states.mean(1)).unflatten(0, (images, count))
+        averaged: Tensor = self.norm_out(states.mean(1)).unflatten(0, (images, count))
+        return averaged
 
 
 class RoiAlign(nn.Module):
@@ -191,7 +200,8 @@ class RoiAlign(nn.Module):
 
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        return self.proj(roi_tokens(memory, self.grid, boxes))
+        regions: Tensor = self.proj(roi_tokens(memory, self.grid, boxes))
+        return regions
 
 
 def roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
@@ -208,7 +218,8 @@ def roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
     maps = tokens.float().transpose(1, 2).unflatten(2, grid)
     scale = boxes.new_tensor([grid[1], grid[0], grid[1], grid[0]])
     pooled = roi_align(maps, list((boxes * scale).float().unbind(0)), output_size=1, aligned=True)
-    return pooled.flatten(1).unflatten(0, boxes.shape[:2]).to(tokens.dtype)
+    found: Tensor = pooled.flatten(1).unflatten(0, boxes.shape[:2]).to(tokens.dtype)
+    return found
 
 
 def mask_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:

@@ -222,47 +222,69 @@ class TimmModel:
     projection: Tensor
 
 
-def view(tower: nn.Module) -> View:
+# What the functions below are asked about. Python has no type for a module with the attributes of a protocol.
+Part = nn.Module | ImageTower | TextTower | Prompter | GroundingHead
+
+
+def as_module(part: Part) -> nn.Module:
+    """A part as the module that it is, for what PyTorch knows of it.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(part, nn.Module):
+        raise TypeError(f"{type(part).__name__} is no part of a model: give an nn.Module")
+    return part
+
+
+def declared(part: Part) -> Any:
+    """A part as what it says of itself: attributes that are optional, of which ``nn.Module`` has no types."""
+    return part
+
+
+def view(tower: Part) -> View:
     """Pre-processing of an image tower; CLIP's statistics and padding where it says nothing."""
     mean, std = getattr(tower, "mean", CLIP_MEAN), getattr(tower, "std", CLIP_STD)
-    return View(tower.image_size, mean, std, getattr(tower, "resize", "pad"))
+    return View(declared(tower).image_size, mean, std, getattr(tower, "resize", "pad"))
 
 
-def prefix_tokens(tower: nn.Module) -> int:
+def prefix_tokens(tower: Part) -> int:
     """Class and register tokens before the patch tokens inside of an image tower; by default 0."""
-    return getattr(tower, "prefix_tokens", 0)
+    count: int = getattr(tower, "prefix_tokens", 0)
+    return count
 
 
-def architecture(text: nn.Module) -> Any:
+def architecture(text: Part) -> Any:
     """Configuration of transformers that a text tower needs beside its weights; by default None."""
     return getattr(text, "architecture", None)
 
 
-def kind(tower: nn.Module) -> str:
+def kind(tower: Part) -> str:
     """What a tower is, in words; by default its class."""
-    return getattr(tower, "kind", type(tower).__name__)
+    words: str = getattr(tower, "kind", type(tower).__name__)
+    return words
 
 
-def refusals(part: nn.Module, format: str) -> list[str]:
+def refusals(part: Part, format: str) -> list[str]:
     """Why a format of export cannot hold a part; by default it is traced or refused."""
     if hasattr(part, "refuses"):
-        return list(part.refuses(format))
+        return list(declared(part).refuses(format))
     return [] if format in GRAPHS else [f"{type(part).__name__} does not declare that {format} can hold it"]
 
 
-def undecayed(part: nn.Module) -> set[str]:
+def undecayed(part: Part) -> set[str]:
     """Names of a part's parameters that do not decay, whatever their shape; by default tables of positions."""
     if hasattr(part, "no_weight_decay"):
-        return set(part.no_weight_decay())
-    return {name for name, _ in part.named_parameters() if name.endswith(TABLES)}
+        return set(declared(part).no_weight_decay())
+    return {name for name, _ in as_module(part).named_parameters() if name.endswith(TABLES)}
 
 
-def blocks(part: nn.Module) -> list[nn.Module]:
+def blocks(part: Part) -> list[nn.Module]:
     """Blocks in forward order; by default those of the stacks inside, by the names of timm, open_clip, transformers."""
     if hasattr(part, "block_modules"):
-        return list(part.block_modules())
+        return list(declared(part).block_modules())
     found: list[nn.Module] = []
-    for name, child in part.named_children():
+    for name, child in as_module(part).named_children():
         if name in STACKS and isinstance(child, nn.ModuleList | nn.Sequential):
             found += child.children()
         else:
@@ -270,15 +292,15 @@ def blocks(part: nn.Module) -> list[nn.Module]:
     return found
 
 
-def hidden(tower: nn.Module) -> set[str]:
+def hidden(tower: Part) -> set[str]:
     """Names of the parameters inside of a tower's blocks, whose matrices Muon moves; by default told by their name."""
-    names = [name for name, _ in tower.named_parameters()]
+    names = [name for name, _ in as_module(tower).named_parameters()]
     if not hasattr(tower, "block_modules"):
         return {name for name in names if "blocks." in name}
-    return {name for name, place in _declared_places(tower, names).items() if place is not None}
+    return {name for name, place in _declared_places(as_module(tower), names).items() if place is not None}
 
 
-def layers(tower: nn.Module) -> tuple[dict[str, int], int]:
+def layers(tower: Part) -> tuple[dict[str, int], int]:
     """Layer of each parameter, for rates that decay with depth.
 
     By default the blocks are numbered in forward order, through a backbone and an adapter upon it. What feeds a stack
@@ -291,20 +313,22 @@ def layers(tower: nn.Module) -> tuple[dict[str, int], int]:
     Raises:
         ValueError: the tower declares a layer or a block that it does not have.
     """
-    names = [name for name, _ in tower.named_parameters()]
+    module = as_module(tower)
+    names = [name for name, _ in module.named_parameters()]
     if hasattr(tower, "parameter_layers"):
-        own = tower.parameter_layers()
+        own: Mapping[str, int] = declared(tower).parameter_layers()
         last = max(own.values(), default=0)
         if unknown := sorted(own.keys() - names):
             raise ValueError(f"{type(tower).__name__}.parameter_layers() names {unknown[0]!r}, no parameter of it")
         return {name: own.get(name, last) for name in names}, last
-    places = _declared_places(tower, names) if hasattr(tower, "block_modules") else _named_places(names)
+    places = _declared_places(module, names) if hasattr(tower, "block_modules") else _named_places(names)
     numbers = {place: number for number, place in enumerate(dict.fromkeys(filter(None, places.values())), start=1)}
     return {name: _layer(f"tower.{name}", places[name], numbers) for name in names}, len(numbers) + 1
 
 
 def _named_places(names: Sequence[str]) -> dict[str, Place | None]:
-    return {name: found.groups() if (found := BLOCK.match(f"tower.{name}")) else None for name in names}
+    found = {name: BLOCK.match(f"tower.{name}") for name in names}
+    return {name: None if match is None else (match[1], match[2]) for name, match in found.items()}
 
 
 def _declared_places(tower: nn.Module, names: Sequence[str]) -> dict[str, Place | None]:
@@ -328,7 +352,7 @@ def _layer(name: str, place: Place | None, numbers: Mapping[Place, int]) -> int:
     return max(0, min(near) - 1) if INPUT.search(name) else max(near) + 1
 
 
-def recompute(tower: nn.Module) -> list[str]:
+def recompute(tower: Part) -> list[str]:
     """Make a tower recompute its activations in backward; numbers stay the same.
 
     A tower or child that can is told to; else each of its blocks is recomputed, and one without blocks as a whole.
@@ -336,19 +360,19 @@ def recompute(tower: nn.Module) -> list[str]:
     Returns:
         What recomputes, in words; empty for a tower of which nothing is trained.
     """
-    name = type(tower).__name__
-    if not _trained(tower):
+    name, module = type(tower).__name__, as_module(tower)
+    if not _trained(module):
         return []
     if hasattr(tower, "set_grad_checkpointing"):
-        tower.set_grad_checkpointing(True)
+        declared(tower).set_grad_checkpointing(True)
         return [name]
-    done = [f"{name}.{child}" for child, part in tower.named_children() if _trained(part) and _told(part)]
+    done = [f"{name}.{child}" for child, part in module.named_children() if _trained(part) and _told(part)]
     if done:
         return done
-    parts = [block for block in blocks(tower) if _trained(block)] or [tower]
+    parts = [block for block in blocks(module) if _trained(block)] or [module]
     for part in parts:
         part.forward = MethodType(_recomputed, part)  # bound: a copy of the module recomputes itself
-    return [f"{name} as a whole" if parts == [tower] else f"{len(parts)} blocks of {name}"]
+    return [f"{name} as a whole" if parts == [module] else f"{len(parts)} blocks of {name}"]
 
 
 def _recomputed(part: nn.Module, *inputs: Any, **named: Any) -> Any:
@@ -363,9 +387,9 @@ def _trained(part: nn.Module) -> bool:
 def _told(part: nn.Module) -> bool:
     """Whether a module of timm, open_clip or transformers took the order."""
     if hasattr(part, "set_grad_checkpointing"):
-        part.set_grad_checkpointing(True)
+        declared(part).set_grad_checkpointing(True)
     elif hasattr(part, "gradient_checkpointing_enable"):
-        part.gradient_checkpointing_enable({"use_reentrant": False})
+        declared(part).gradient_checkpointing_enable({"use_reentrant": False})
     else:
         return False
     return True

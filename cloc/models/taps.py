@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from cloc.models.positions.learned import Table
+from cloc.models.protocols import Part, declared
 from cloc.models.trunks import find_trunk, grid_of, trunk_of
 
 CLASS = "class"
@@ -55,7 +56,7 @@ class LayerAttention(NamedTuple):
     grid: tuple[int, int]
 
 
-def tokens(tower: nn.Module, images: Tensor, layers: Sequence[int] = (-1,)) -> list[LayerTokens]:
+def tokens(tower: Part, images: Tensor, layers: Sequence[int] = (-1,)) -> list[LayerTokens]:
     """Patch tokens of layers, without class and register tokens.
 
     Args:
@@ -81,7 +82,7 @@ def tokens(tower: nn.Module, images: Tensor, layers: Sequence[int] = (-1,)) -> l
 
 
 def attention(
-    tower: nn.Module, images: Tensor, rows: Sequence[int | str] = (CLASS,), layers: Sequence[int] = (-1,)
+    tower: Part, images: Tensor, rows: Sequence[int | str] = (CLASS,), layers: Sequence[int] = (-1,)
 ) -> list[LayerAttention]:
     """Attention weights of asked query rows, from the queries and keys of the blocks themselves.
 
@@ -107,7 +108,9 @@ def attention(
     found = {}
     for index, module in modules.items():
         above = index >= tap.trunk.depth
-        grid = grid_of(final if above else maps[index])
+        output = final if above else maps[index]
+        assert output is not None  # an adapter's layers are asked for
+        grid = grid_of(output)
         prefix = 0 if above else tap.trunk.prefix
         has_class = tap.trunk.has_class and not above
         places = [_place(row, prefix, has_class, grid[0] * grid[1], type(tower).__name__) for row in rows]
@@ -115,7 +118,7 @@ def attention(
     return [found[index] for index in asked]
 
 
-def depth(tower: nn.Module) -> int:
+def depth(tower: Part) -> int:
     """Number of layers.
 
     Raises:
@@ -125,7 +128,7 @@ def depth(tower: nn.Module) -> int:
     return tap.trunk.depth + len(tap.upper)
 
 
-def blocks(tower: nn.Module) -> list[nn.Module]:
+def blocks(tower: Part) -> list[nn.Module]:
     """Transformer blocks over one sequence of tokens, in forward order.
 
     None for CNNs, for hierarchical models, and for a tower that neither holds a trunk that is known nor declares any.
@@ -137,7 +140,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def around_last(tower: nn.Module) -> Iterator[dict[str, Tensor]]:
+def around_last(tower: Part) -> Iterator[dict[str, Tensor]]:
     """Collect what goes into the last block (``penultimate``) and comes out of it (``last``) while the context is open.
 
     With prefix tokens, of whatever is called inside; nothing for a tower without :func:`blocks`.
@@ -155,11 +158,12 @@ def around_last(tower: nn.Module) -> Iterator[dict[str, Tensor]]:
 class _Tap:
     """A tower's layers: those of its trunk, then the blocks of its adapter."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: Part) -> None:
         self.name, self.trunk = type(tower).__name__, trunk_of(tower)
-        adapter = getattr(tower, "adapter", None)
-        self.adapter = adapter if isinstance(adapter, nn.Module) else None
-        self.upper: list[nn.Module] = [] if self.adapter is None else list(self.adapter.blocks)
+        adapter: Any = getattr(tower, "adapter", None)
+        # Of whatever class, with ``blocks`` and ``pos_embed`` as :class:`cloc.models.image.Adapter` has them.
+        self.adapter: Any = adapter if isinstance(adapter, nn.Module) else None
+        self.upper: list[nn.Module] = [] if self.adapter is None else list(declared(self.adapter).blocks)
 
     def indices(self, layers: Sequence[int]) -> list[int]:
         count = self.trunk.depth + len(self.upper)
@@ -181,13 +185,14 @@ class _Tap:
 
     def attention_module(self, index: int) -> nn.Module:
         """The attention of a layer, of a kind whose queries and keys are known."""
-        own = self.trunk.blocks or [None] * self.trunk.depth
+        own: Sequence[nn.Module | None] = self.trunk.blocks or [None] * self.trunk.depth
         block = [*own, *self.upper][index]
-        module = getattr(block, "attn", None) or getattr(block, "self_attn", None)
+        module: Any = getattr(block, "attn", None) or getattr(block, "self_attn", None)
         if not isinstance(module, nn.MultiheadAttention) and type(module) not in TIMM and not _is_hugging_face(module):
             kind = type(module or block).__name__ if block is not None else "not a block over one sequence of tokens"
             raise ValueError(f"{self.name} has no attention over all patches in layer {index}, which is {kind}")
-        return module
+        attention: nn.Module = module
+        return attention
 
 
 TIMM = (Attention, AttentionRope, EvaAttention)
@@ -231,7 +236,7 @@ def _place(row: int | str, prefix: int, has_class: bool, count: int, name: str) 
     return prefix + row
 
 
-def _weights(module: nn.Module, called: _Call, places: list[int]) -> Tensor:
+def _weights(module: Any, called: _Call, places: list[int]) -> Tensor:
     """``[B,heads,R,P+N]`` of the rows at ``places``."""
     if isinstance(module, nn.MultiheadAttention):
         states = called.states if module.batch_first else called.states.transpose(0, 1)
@@ -241,12 +246,14 @@ def _weights(module: nn.Module, called: _Call, places: list[int]) -> Tensor:
     else:
         query, key = _of_timm(module, called)
     query = query[:, :, places] * query.shape[-1] ** -0.5
-    return (query @ key.transpose(-2, -1)).softmax(-1)
+    weights: Tensor = (query @ key.transpose(-2, -1)).softmax(-1)
+    return weights
 
 
 def _split(states: Tensor, heads: int) -> Tensor:
     """``[B,N,heads·d]`` → ``[B,heads,N,d]``."""
-    return states.unflatten(2, (heads, -1)).transpose(1, 2)
+    apart: Tensor = states.unflatten(2, (heads, -1))
+    return apart.transpose(1, 2)
 
 
 def _packed(states: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> list[Tensor]:
@@ -256,7 +263,7 @@ def _packed(states: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> 
     return [_split(part, heads) for part in made.chunk(2, dim=-1)]
 
 
-def _of_timm(module: nn.Module, called: _Call) -> list[Tensor]:
+def _of_timm(module: Any, called: _Call) -> list[Tensor]:
     """Queries and keys of timm's attention: normalized and turned by rotary positions where it does so."""
     states, heads = called.states, module.num_heads
     if module.qkv is None:

@@ -51,6 +51,13 @@ class ClipText(nn.Module):
         ValueError: a tower with a class token, whose place depends on the padding.
     """
 
+    tower: Any  # open_clip's, which has no types
+    tokenizer: str
+    context_length: int
+    joint_dim: int
+    vocab_size: int
+    frozen: bool
+
     def __init__(
         self,
         joint_dim: Count,
@@ -109,16 +116,18 @@ class ClipText(nn.Module):
         """
         tower = self.tower
         if not self.trims:
-            return tower(torch.cat([_padded(tokens, self.context_length, tower.pad_id) for tokens in groups]))
+            whole: Tensor = tower(torch.cat([_padded(tokens, self.context_length, tower.pad_id) for tokens in groups]))
+            return whole
         rows = Rows(groups, len(tower.attn_mask))
         states = tower.token_embedding(rows.tokens) + embedding(rows.positions, tower.positional_embedding)
         mask = rows.mask(tower.attn_mask, tower.transformer.resblocks[0].attn.num_heads)
         states = tower.transformer(states, attn_mask=mask.to(states.dtype))
         # Without an id of its own, the end-of-text token is the highest.
-        found = [(t == tower.eos_id).int() if tower.pool_type == "eos" else t for t in groups]
+        found = [torch.eq(t, tower.eos_id).int() if tower.pool_type == "eos" else t for t in groups]
         pooled = tower.ln_final(rows.pick(states, [one.argmax(-1) for one in found]))
         projection = tower.text_projection
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        joint: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        return joint
 
 
 class Rows:
@@ -138,7 +147,7 @@ class Rows:
 
     def __init__(self, groups: Sequence[Tensor], limit: int) -> None:
         self.widths = [tokens.shape[1] for tokens in groups]
-        self.length = self._best_length([tuple(tokens.shape) for tokens in groups], limit)
+        self.length = self._best_length([(tokens.shape[0], tokens.shape[1]) for tokens in groups], limit)
         self.shared = [self.length // width for width in self.widths]
         self.counts = [-(-tokens.shape[0] // share) for tokens, share in zip(groups, self.shared, strict=True)]
         device = groups[0].device
@@ -245,6 +254,7 @@ class HuggingFaceText(nn.Module):
         if folder.is_dir():
             check_hugging_face(folder)
             check_folder(folder)
+        self.tower: Any  # of a class of transformers
         safe = without_code(folder)
         with refusing_code(name):
             config = AutoConfig.from_pretrained(str(folder), **safe)
@@ -257,6 +267,7 @@ class HuggingFaceText(nn.Module):
         if getattr(self.tower, "pooler", None) is not None:
             self.tower.pooler = None  # unused: parameters that take no part would stop distributed training
         width = self.tower.config.hidden_size
+        self.proj: nn.Module
         if hidden:
             self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, joint_dim))
         else:
@@ -291,13 +302,15 @@ class HuggingFaceText(nn.Module):
     def forward(self, *groups: Tensor) -> Tensor:
         """Groups of ``[T,L]`` token ids → ``[T,D]`` of all in their order, not yet of unit norm."""
         pool = self._remembered if self.frozen else self._pooled
-        return self.proj(torch.cat([pool(tokens) for tokens in groups]))
+        joint: Tensor = self.proj(torch.cat([pool(tokens) for tokens in groups]))
+        return joint
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         mask = tokens != self.pad_id
         states = self.tower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         weights = mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        pooled: Tensor = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return pooled
 
     @torch.no_grad()
     def _remembered(self, tokens: Tensor) -> Tensor:

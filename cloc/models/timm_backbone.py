@@ -44,7 +44,8 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B,3,H,W]`` → ``[B,N,C]``."""
-        return self.proj(images).flatten(2).transpose(1, 2)
+        maps: Tensor = self.proj(images)
+        return maps.flatten(2).transpose(1, 2)
 
 
 @cache
@@ -63,7 +64,7 @@ def built_for_one_size(name: str) -> bool:
         except (RuntimeError, NotImplementedError):  # a class that reads values while it is built
             found = type(timm.create_model(name, num_classes=0))
     for cls in found.__mro__:
-        taken = inspect.signature(cls.__init__).parameters
+        taken = inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # of this very class, not of its kin
         if "img_size" in taken:
             return taken["img_size"].default is not None
         if not any(argument.kind is argument.VAR_KEYWORD for argument in taken.values()):
@@ -71,8 +72,8 @@ def built_for_one_size(name: str) -> bool:
     return False
 
 
-def create_trunk(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
-    """Build a timm backbone without its classifier.
+def create_trunk(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
+    """Build a timm backbone without its classifier; each class of timm has attributes of its own.
 
     Raises:
         ConfigError: it does not take an option, or not that value; one line, not a trace through the library.
@@ -150,7 +151,7 @@ def trunk_stride(trunk: nn.Module) -> int:
     return int(info[-1]["reduction"]) if info else 0
 
 
-def load_trunk(trunk: nn.Module, path: Path) -> Tensor | None:
+def load_trunk(trunk: Any, path: Path) -> Tensor | None:
     """Load a file or folder into a backbone without its classifier; returns the folder's projection, if it has one."""
     from cloc.models.weights.tower_folders import tower_state
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cloc.models.positions.learned import find_table, is_absolute
+from cloc.models.protocols import Part, as_module
 
 INSIDE = ("trunk", "visual", "tower", "vision_model")  # where towers and models of others hold the trunk
 
@@ -33,7 +34,8 @@ class Trunk:
     def __init__(
         self, module: nn.Module, depth: int, blocks: Sequence[nn.Module] = (), prefix: int = 0, has_class: bool = False
     ) -> None:
-        self.module, self.depth, self.blocks = module, depth, list(blocks)
+        self.module: Any = module  # each library's have attributes of their own
+        self.depth, self.blocks = depth, list(blocks)
         self.prefix, self.has_class = prefix, has_class
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -54,13 +56,14 @@ class Trunk:
 
     @staticmethod
     def _as_maps(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        return patches.transpose(1, 2).unflatten(2, grid)
+        maps: Tensor = patches.transpose(1, 2).unflatten(2, grid)  # PyTorch leaves unflatten without a type
+        return maps
 
 
 class TimmTrunk(Trunk):
     """Any backbone of timm: a ViT's layers are its blocks, others' are the stages of its ``feature_info``."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         vit = is_vit(module)
         super().__init__(
             module,
@@ -111,7 +114,7 @@ class TimmTrunk(Trunk):
                 raise
             raise _bound(self.module, images, size, " ".join(str(error).split())) from error
 
-    def _resized(self, images: Tensor, patches: nn.Module, **asked: Any) -> Any:
+    def _resized(self, images: Tensor, patches: Any, **asked: Any) -> Any:
         """At another size than the backbone was built for."""
         table = find_table(self.module) if self.blocks and is_absolute(self.module) else None
         strict = getattr(patches, "strict_img_size", False)
@@ -128,7 +131,7 @@ class TimmTrunk(Trunk):
 class OpenClipTrunk(Trunk):
     """The ViT and the ResNet that are open_clip's own."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         if hasattr(module, "transformer"):
             blocks = module.transformer.resblocks
             super().__init__(module, len(blocks), blocks, prefix=1, has_class=True)
@@ -141,13 +144,14 @@ class OpenClipTrunk(Trunk):
         own: dict[str, Tensor] = {}
         if self.blocks and tuple(self.module.image_size) != tuple(images.shape[-2:]):
             own = table_for(self.module, self.module.patch_size, images)
-        return call(self.module, "forward_intermediates", own, images, **asked)["image_intermediates"]
+        found: list[Tensor] = call(self.module, "forward_intermediates", own, images, **asked)["image_intermediates"]
+        return found
 
 
 class HuggingFaceTrunk(Trunk):
     """The vision half of a CLIP or SigLIP of transformers."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.has_class = hasattr(module.embeddings, "class_embedding")
         blocks = module.encoder.layers
         super().__init__(module, len(blocks), blocks, int(self.has_class), self.has_class)
@@ -180,7 +184,7 @@ class HuggingFaceTrunk(Trunk):
 class DeclaredTrunk(Trunk):
     """A tower of the user's own that declares its blocks, each ``[B,P+N,C]`` → the same."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         blocks = list(module.block_modules())
         super().__init__(module, len(blocks), blocks, getattr(module, "prefix_tokens", 0))
         self.has_class = self.prefix > 0
@@ -203,7 +207,7 @@ class DeclaredTrunk(Trunk):
         return (rows, columns) if rows * columns == count else (math.isqrt(count), math.isqrt(count))
 
 
-def trunk_of(tower: nn.Module) -> Trunk:
+def trunk_of(tower: Part) -> Trunk:
     """The trunk of an image tower, or of a vision model of timm, open_clip or transformers.
 
     Raises:
@@ -218,9 +222,9 @@ def trunk_of(tower: nn.Module) -> Trunk:
     return found
 
 
-def find_trunk(tower: nn.Module) -> Trunk | None:
+def find_trunk(tower: Part) -> Trunk | None:
     """As :func:`trunk_of`; None where there is none."""
-    inside = tower
+    inside = as_module(tower)
     while (held := _held(inside)) is not None:
         inside = held
     if hasattr(inside, "embeddings") and hasattr(getattr(inside, "encoder", None), "layers"):

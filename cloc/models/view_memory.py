@@ -36,6 +36,7 @@ class ViewMemory:
                 self._kept = rows.new_empty(self.limit, *rows.shape[1:])
             for key, row in zip(new, rows, strict=True):
                 self._kept[self._place(key, needed)] = row
+        assert self._kept is not None  # made with the first picture
         return self._kept[[self._slots[key] for key in keys]].to(images.device)
 
     def _place(self, key: int, needed: Collection[int]) -> int:

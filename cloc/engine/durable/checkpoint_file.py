@@ -106,7 +106,9 @@ def _check_sharded(path: Path) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """Content of a checkpoint, its tensors still on disk; of a sharded one all but the tensors."""
-    return torch.load(path / SHARDED_INFO if path.is_dir() else path, "cpu", weights_only=True, mmap=True)
+    place = path / SHARDED_INFO if path.is_dir() else path
+    content: dict[str, Any] = torch.load(place, "cpu", weights_only=True, mmap=True)
+    return content
 
 
 class CheckpointFiles(CheckpointIO):
@@ -135,7 +137,8 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file into memory, never unpickling freely. Not mapped: the optimizer keeps what it is given."""
-        return torch.load(path, "cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file or folder."""

@@ -28,6 +28,7 @@ from cloc.engine.moving_average import AveragedWeights
 from cloc.engine.nonfinite import not_finite, trained_values
 from cloc.engine.process_group import gather_objects
 from cloc.engine.random_state import random_state, seed_generators, set_random_state
+from cloc.engine.trainer_state import callbacks_of, is_log_step
 from cloc.files import discard, hidden
 
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
@@ -95,7 +96,7 @@ class Checkpoints(Checkpoint):
         if due or self._time(trainer):
             self._save(trainer, module, last, better)
             self.tried = time.monotonic()
-        if self.failed and step % trainer.log_every_n_steps == 0:
+        if self.failed and is_log_step(trainer):
             module.log("train/failed_checkpoints", float(self.failed))
 
     def _time(self, trainer: lightning.Trainer) -> bool:
@@ -139,7 +140,8 @@ class Checkpoints(Checkpoint):
     def _write(self, trainer: lightning.Trainer, name: str) -> str | None:
         """Write a checkpoint, all processes together; why it could not be done, None where it was."""
         part = hidden(self.folder.checkpoints / name)
-        self.files.failure = failure = None
+        failure: BaseException | None = None
+        self.files.failure = None
         try:
             trainer.save_checkpoint(part)
         except CheckpointException as error:  # raised in every process
@@ -183,7 +185,7 @@ class Checkpoints(Checkpoint):
 
 def _weights(trainer: lightning.Trainer, module: Any) -> Iterator[tuple[str, Tensor]]:
     """What a checkpoint holds of the model: what training changes, and its moving average where there is one."""
-    averages = [callback.model for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]
+    averages = [callback.model for callback in callbacks_of(trainer) if isinstance(callback, AveragedWeights)]
     for kind, model in (("", module.model), *(("average of ", average) for average in averages)):
         for name, value in trained_values(model):
             yield f"{kind}{name}", value

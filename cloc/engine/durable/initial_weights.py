@@ -8,6 +8,7 @@ from cloc.config import ConfigError
 from cloc.loading import load
 from cloc.models.model import Cloc
 from cloc.models.positions.learned import stretch_positions
+from cloc.models.protocols import declared
 
 TOWERS = ("image", "text")
 SCALARS = ("log_scales", "biases")
@@ -36,7 +37,12 @@ def take_weights(model: Cloc, source: str) -> str:
     given = load(Path(source).expanduser(), trusted=model.classes).model.state_dict()
     own = model.state_dict()
     taken, fresh, note = [], [], ""
-    if TABLE in own and TABLE in given and model.text.trims and own[TABLE].shape[1:] == given[TABLE].shape[1:]:
+    if (
+        TABLE in own
+        and TABLE in given
+        and declared(model.text).trims
+        and own[TABLE].shape[1:] == given[TABLE].shape[1:]
+    ):
         before, after = len(given[TABLE]), len(own[TABLE])
         note = f"; positions of texts from {before} to {after}" if before != after else ""
         given[TABLE] = stretch_positions(given[TABLE], after)

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
+from cloc.checkpoints import FOLDER as CHECKPOINTS
 from cloc.config import ConfigError, RunConfig
 from cloc.config.secrets import public_tree
 from cloc.engine.agreement import flat, is_within
 from cloc.engine.durable.checkpoint_file import CheckpointError, Stored, inspect, read
-from cloc.engine.durable.run_folder import CHECKPOINTS, RunFolder, locked
+from cloc.engine.durable.run_folder import RunFolder, locked
 from cloc.engine.durable.settings import After
 from cloc.engine.nonfinite import not_finite, trained_values
 from cloc.engine.task import Task
@@ -163,10 +164,11 @@ def _data_before(versions: Path, digest: str) -> str:
     if not versions.is_file():
         return digest
     try:
-        return json.loads(versions.read_bytes())["data"]
+        before: str = json.loads(versions.read_bytes())["data"]
     except (ValueError, TypeError, KeyError):
         console.print(f"{versions} cannot be read: whether the shards have changed is not known. It is written anew")
         return digest
+    return before
 
 
 def changes(task: type[Task], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,6 +203,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     folder.make()
     with open_lock(folder.local / LOCK) as file:
         _take(file.fileno(), folder)
+        assert isinstance(file, TextIOWrapper)  # of a descriptor
         file.reconfigure(errors="replace")  # whatever was written over it
         left = file.read()
         if left:

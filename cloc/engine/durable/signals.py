@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -19,6 +19,7 @@ from cloc.contracts import Batch
 from cloc.data.stream.workers import ReaderError
 from cloc.engine.process_group import gather_objects
 
+T = TypeVar("T")  # a batch of whatever task
 STOPPED = 75  # exit code of a run that a signal stopped after a checkpoint (EX_TEMPFAIL: run it again)
 # Of several at a time the first one counts: the job goes back into the queue, or the user stands waiting.
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,7 +44,7 @@ class StopAtSignal(Callback):
         self.previous: dict[signal.Signals, Any] = {}
         self.held = ExitStack()
 
-    def reading(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def reading(self, loader: Iterable[T]) -> Iterable[T]:
         """The batches of a loader. Where it fails, the step in hand still ends, and is saved.
 
         Lightning fetches a batch ahead: it asks for the one after the next step. In the place of a batch that cannot
@@ -94,7 +95,7 @@ class StopAtSignal(Callback):
 
     def says(self, name: str, trainer: lightning.Trainer) -> str:
         """One line on a run that was stopped, and how it goes on; puts a SLURM job back into the queue at SIGUSR1."""
-        by = "an error in reading" if self.failure is not None else self.received.name
+        by = "an error in reading" if self.failure is not None or self.received is None else self.received.name
         requeued = self.failure is None and self.received == signal.SIGUSR1
         then = requeue() if requeued else "run the same command again to continue"
         saved = f"step {trainer.global_step} of {trainer.max_steps}, which is saved"
@@ -106,12 +107,12 @@ class StopAtSignal(Callback):
         return INTERRUPTED if self.received == signal.SIGINT else STOPPED
 
 
-class _Reading:
-    def __init__(self, stop: StopAtSignal, loader: Iterable[Batch]) -> None:
+class _Reading(Generic[T]):
+    def __init__(self, stop: StopAtSignal, loader: Iterable[T]) -> None:
         self.stop, self.loader = stop, loader
 
-    def __iter__(self) -> Iterator[Batch]:
-        last = None
+    def __iter__(self) -> Iterator[T]:
+        last: T | None = None
         try:
             for last in self.loader:
                 yield last

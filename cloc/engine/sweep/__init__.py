@@ -12,4 +12,5 @@ def __getattr__(name: str) -> type:
     old = f"{__name__}.{name}"
     if present_name(old) == old:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return pkgutil.resolve_name(present_name(old))
+    found: type = pkgutil.resolve_name(present_name(old))
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -30,6 +30,7 @@ from cloc.models.foreign.towers import (
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.positions.resolution import resize_trunk
+from cloc.models.protocols import TextTower
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.weights.digests import EXTRA_CONFIG, check_file, check_folder
 from cloc.models.weights.files import read_state
@@ -210,15 +211,15 @@ def _side(size: Any) -> int:
     return sides.pop()
 
 
-def _joint_dim(identity: str, model: nn.Module) -> int:
+def _joint_dim(identity: str, model: Any) -> int:
     import open_clip
 
     schema, _, folder = identity.partition(":")
     if schema == "local-dir":
-        return read_json(Path(folder) / OPEN_CLIP_CONFIG)["model_cfg"]["embed_dim"]
+        return int(read_json(Path(folder) / OPEN_CLIP_CONFIG)["model_cfg"]["embed_dim"])
     if schema == "hf-hub":
         return int(model.text.output_dim if hasattr(model, "text") else model.text_projection.shape[1])
-    return open_clip.get_model_config(identity)["embed_dim"]
+    return int(open_clip.get_model_config(identity)["embed_dim"])
 
 
 def _open_clip_image(visual: nn.Module, size: int, width: int, preprocess: dict[str, Any]) -> ForeignImage:
@@ -233,11 +234,11 @@ def _open_clip_image(visual: nn.Module, size: int, width: int, preprocess: dict[
     return kind(visual, size, width, preprocess["mean"], preprocess["std"])
 
 
-def _open_clip_text(model: nn.Module, tokenizer: Any, width: int) -> tuple[nn.Module, Any]:
+def _open_clip_text(model: Any, tokenizer: Any, width: int) -> tuple[TextTower, Any]:
     from open_clip.tokenizer import SimpleTokenizer
     from open_clip.transformer import TextTransformer
 
-    tower = getattr(model, "text", None)
+    tower: Any = getattr(model, "text", None)
     plain = type(tokenizer) is SimpleTokenizer and tokenizer.clean_fn.__name__ == SimpleTokenizer().clean_fn.__name__
     causal = isinstance(tower, TextTransformer) and tower.cls_emb is None and tower.attn_mask is not None
     if plain and causal and tower.pool_type in ("argmax", "eos"):
@@ -245,7 +246,14 @@ def _open_clip_text(model: nn.Module, tokenizer: Any, width: int) -> tuple[nn.Mo
     model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
     length = model.context_length
     text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
-    return text, FixedTokenizer(quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer, length)
+    return _as_text_tower(text), FixedTokenizer(
+        quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer, length
+    )
+
+
+def _as_text_tower(text: PaddedText | HuggingFaceJointText) -> TextTower:
+    """A tower that says no ``vocab_size``: only training asks for it, and foreign models are not trained."""
+    return cast(TextTower, text)
 
 
 def load_folder(folder: Path, image_size: int | None = None) -> Foreign:
@@ -297,7 +305,7 @@ def _load_hugging_face(folder: Path, image_size: int | None) -> Foreign:
     text = HuggingFaceJointText(model.text_model, head, length, width)
     info = {"version": f"transformers {transformers.__version__}", "file": str(folder), "samples_seen": 0}
     info["activation"] = vision.hidden_act
-    return Foreign(Cloc(image, text), tokenizer, preprocess, folder.resolve().name, info)
+    return Foreign(Cloc(image, _as_text_tower(text)), tokenizer, preprocess, folder.resolve().name, info)
 
 
 def _processor(folder: Path) -> dict[str, Any]:
@@ -305,7 +313,8 @@ def _processor(folder: Path) -> dict[str, Any]:
     for name in PROCESSORS:
         if (folder / name).is_file():
             stored = read_json(folder / name)
-            return stored.get("image_processor", stored)
+            settings: dict[str, Any] = stored.get("image_processor", stored)
+            return settings
     raise FileNotFoundError(f"{folder}: none of {PROCESSORS}, so it is not known how the model wants its pictures")
 
 

@@ -37,7 +37,8 @@ class FixedTokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """``[T,L]`` int64; a string is one text."""
-        return self.function([shorten(text, self.context_length) for text in as_texts(texts)])
+        rows: Tensor = self.function([shorten(text, self.context_length) for text in as_texts(texts)])
+        return rows
 
 
 class ForeignImage(nn.Module):
@@ -53,13 +54,12 @@ class ForeignImage(nn.Module):
 
     Attributes:
         dense: whether patch tokens can be brought into the joint space.
-        prefix_tokens: class and register tokens before the patch tokens.
         grid: rows and columns of tokens.
         covered: share of the view's side under tokens, see :mod:`cloc.models.positions.fourier`.
         width: C.
     """
 
-    dense, prefix_tokens = True, 0
+    dense = True
 
     def __init__(
         self,
@@ -71,7 +71,8 @@ class ForeignImage(nn.Module):
         projection: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.tower, self.projection = tower.eval(), projection
+        self.tower: Any = tower.eval()  # each library's have attributes of their own
+        self.projection = projection
         self.image_size, self.joint_dim = image_size, joint_dim
         self.mean, self.std = tuple(mean), tuple(std)
         self.grid, self.width = (0, 0), 0
@@ -88,6 +89,15 @@ class ForeignImage(nn.Module):
         """Pixels from a token to the next; 0 where it is not known."""
         return 0
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Class and register tokens before the patch tokens."""
+        return 0
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """``[...,C]`` → ``[...,D]``; a tower that is not ``dense`` has no way to."""
+        raise NotImplementedError(f"{type(self).__name__}: its patch tokens cannot be projected; crop the boxes")
+
 
 class OpenClipImage(ForeignImage):
     """A visual tower of open_clip whose patch tokens cannot be projected: crops only."""
@@ -102,12 +112,15 @@ class OpenClipImage(ForeignImage):
 class OpenClipViT(ForeignImage):
     """open_clip's own ViT."""
 
-    prefix_tokens = 1
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token."""
+        return 1
 
     @property
     def stride(self) -> int:
         """The side of a patch."""
-        return self.tower.patch_size[0]
+        return int(self.tower.patch_size[0])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B,3,H,W]`` → ``[B,D]`` and patch tokens ``[B,N,C]`` after the last norm."""
@@ -117,7 +130,8 @@ class OpenClipViT(ForeignImage):
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """``[...,C]`` → ``[...,D]``."""
-        return tokens @ self.tower.proj
+        projected: Tensor = tokens @ self.tower.proj
+        return projected
 
 
 class OpenClipTimm(ForeignImage):
@@ -147,7 +161,7 @@ class OpenClipTimm(ForeignImage):
     @property
     def prefix_tokens(self) -> int:
         """As the trunk says."""
-        return getattr(self.tower.trunk, "num_prefix_tokens", 0)
+        return int(getattr(self.tower.trunk, "num_prefix_tokens", 0))
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """``[...,C]`` → ``[...,D]``: each token through the head as a picture of that one token."""
@@ -158,7 +172,8 @@ class OpenClipTimm(ForeignImage):
             rows = rows.unsqueeze(1).expand(-1, self.prefix_tokens + 1, -1)
         else:
             rows = rows[:, None, None] if self.channels_last else rows[..., None, None]
-        return self.tower.head(trunk.forward_head(rows)).unflatten(0, tokens.shape[:-1])
+        projected: Tensor = self.tower.head(trunk.forward_head(rows)).unflatten(0, tokens.shape[:-1])
+        return projected
 
 
 class TrimmedText(ClipText):
@@ -169,7 +184,7 @@ class TrimmedText(ClipText):
         joint_dim: D.
     """
 
-    def __init__(self, tower: nn.Module, joint_dim: int) -> None:
+    def __init__(self, tower: Any, joint_dim: int) -> None:
         nn.Module.__init__(self)
         self.tower = tower.eval()
         self.tokenizer, self.context_length, self.joint_dim = "open_clip", tower.context_length, joint_dim
@@ -193,7 +208,8 @@ class PaddedText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` → ``[T,D]``."""
-        return self.encode(self.tower, tokens)
+        embedded: Tensor = self.encode(self.tower, tokens)
+        return embedded
 
 
 class HuggingFaceImage(ForeignImage):
@@ -207,7 +223,7 @@ class HuggingFaceImage(ForeignImage):
     @property
     def stride(self) -> int:
         """The side of a patch."""
-        return self.tower.config.patch_size
+        return int(self.tower.config.patch_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B,3,H,W]`` → ``[B,D]`` and patch tokens ``[B,N,C]`` after the last norm."""
@@ -221,8 +237,10 @@ class HuggingFaceImage(ForeignImage):
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """``[...,C]`` → ``[...,D]``."""
         if self.projection is not None:
-            return self.projection(tokens)
-        return self.tower.head(tokens.flatten(0, -2).unsqueeze(1)).unflatten(0, tokens.shape[:-1])
+            projected: Tensor = self.projection(tokens)
+        else:
+            projected = self.tower.head(tokens.flatten(0, -2).unsqueeze(1)).unflatten(0, tokens.shape[:-1])
+        return projected
 
 
 class HuggingFaceJointText(nn.Module):
@@ -244,5 +262,7 @@ class HuggingFaceJointText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` → ``[T,D]``."""
-        pooled = self.tower(input_ids=tokens).pooler_output
-        return pooled if self.projection is None else self.projection(pooled)
+        pooled: Tensor = self.tower(input_ids=tokens).pooler_output
+        if self.projection is not None:
+            pooled = self.projection(pooled)
+        return pooled

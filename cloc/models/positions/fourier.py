@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cloc.config import ConfigError
 from cloc.models.positions.learned import find_table
+from cloc.models.protocols import Part, declared
 
 OCTAVES = 5.0  # finest wave: 32 half-periods across the picture
 
@@ -54,7 +55,7 @@ def covered_share(cells: int, stride: int, size: int) -> float:
     return cells * stride / size if stride and cells in (size // stride, -(-size // stride)) else 1.0
 
 
-def check_covered(tower: nn.Module) -> None:
+def check_covered(tower: Part) -> None:
     """Refuse to train a tower that leaves a border of its view unseen.
 
     Raises:
@@ -62,7 +63,7 @@ def check_covered(tower: nn.Module) -> None:
     """
     covered = getattr(tower, "covered", 1.0)
     if covered < 1:
-        size, cells = tower.image_size, tower.grid[0]
+        size, cells = declared(tower).image_size, declared(tower).grid[0]
         seen = round(covered * size)
         raise ConfigError(
             f"model.image.image_size={size}: patches of {seen // cells} px cover {seen} px, the right and the lower "

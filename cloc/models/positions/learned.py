@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -35,14 +36,14 @@ class Table:
     """
 
     name: str
-    rows: nn.Parameter
+    rows: Tensor
     grid: tuple[int, int]
     prefix: int
 
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """The rows for another grid, with gradient: bicubic with antialias, as open_clip and timm do."""
         table = self.rows.reshape(1, -1, self.rows.shape[-1])
-        made = resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=self.prefix)
+        made: Tensor = resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=self.prefix)
         return made.reshape(*self.rows.shape[:-2], -1, self.rows.shape[-1])
 
     def fill(self, values: Tensor) -> None:
@@ -55,6 +56,7 @@ class Table:
 
 def find_table(trunk: nn.Module) -> Table | None:
     """The table of a ViT's positions; None where there is none."""
+    grid: Any
     embedding = getattr(getattr(trunk, "embeddings", None), "position_embedding", None)
     if embedding is not None:  # transformers
         side = math.isqrt(len(embedding.weight))
@@ -93,7 +95,7 @@ def resize_positions(table: Tensor, wanted: Tensor) -> Tensor:
     for prefix in (0, 1):
         old_side, side = math.isqrt(count - prefix), math.isqrt(new - prefix)
         if old_side**2 == count - prefix and side**2 == new - prefix:
-            rows = resample_abs_pos_embed(
+            rows: Tensor = resample_abs_pos_embed(
                 table.reshape(1, count, -1), [side, side], [old_side, old_side], num_prefix_tokens=prefix
             )
             return rows.reshape(wanted.shape)

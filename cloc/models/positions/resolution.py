@@ -48,7 +48,7 @@ def _fit(rows: Tensor, wanted: Tensor, table: Table | None) -> Tensor:
 
 
 @torch.no_grad()
-def resize_trunk(trunk: nn.Module, image_size: int) -> None:
+def resize_trunk(trunk: Any, image_size: int) -> None:
     """Bring a vision model of timm, open_clip or transformers to another size of views, where it stands.
 
     Raises:
@@ -67,17 +67,17 @@ def resize_trunk(trunk: nn.Module, image_size: int) -> None:
         raise ConfigError(f"image_size={image_size}: {type(trunk).__name__} is bound to its size; leave image_size out")
 
 
-def _resize_hugging_face(trunk: nn.Module, table: Table, image_size: int) -> None:
+def _resize_hugging_face(trunk: Any, table: Table, image_size: int) -> None:
     parts = trunk.embeddings
     side = image_size // parts.patch_size
     rows = table.resized((side, side))
-    parts.position_embedding = nn.Embedding(*rows.shape, _weight=_frozen_as(table.rows, rows))
+    parts.position_embedding = nn.Embedding(rows.shape[0], rows.shape[1], _weight=_frozen_as(table.rows, rows))
     parts.position_ids = torch.arange(len(rows), device=rows.device).unsqueeze(0)
     parts.image_size, parts.num_patches, parts.num_positions = image_size, side * side, len(rows)
     trunk.config.image_size = image_size
 
 
-def _frozen_as(old: nn.Parameter, new: Tensor) -> nn.Parameter:
+def _frozen_as(old: Tensor, new: Tensor) -> nn.Parameter:
     return nn.Parameter(new.clone(), requires_grad=old.requires_grad)
 
 

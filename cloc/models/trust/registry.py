@@ -35,7 +35,8 @@ PARTS: dict[str, tuple[type, ...]] = {
 }
 NUMBERS = ("joint_dim", "logit_bias")
 OURS = {cls for classes in PARTS.values() for cls in classes}
-FOLDERS = {HuggingFaceText: ("tokenizer", "name")}  # arguments that name a folder, where it is not the tokenizer alone
+# Arguments that name a folder, where it is not the tokenizer alone.
+FOLDERS: dict[type, tuple[str, ...]] = {HuggingFaceText: ("tokenizer", "name")}
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _check_folder(value: Any, key: str, source: Any) -> None:
 def _allowed(cls: type, node: Mapping[str, Any], source: Any) -> Collection[str]:
     if cls is not TimmTower:
         return VISION_OPTIONS if cls is OpenClipTower else TEXT_OPTIONS
-    name = node.get("name")
+    name: Any = node.get("name")
     if not is_word(name) or not timm.is_model(name):
         raise ConfigError(
             f"{source}: model.image.name={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "

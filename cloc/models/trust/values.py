@@ -61,10 +61,8 @@ _MOST = (
 _LARGEST = 2**24
 _OWN = {"vision_cfg": {"width": 768, "layers": 12}, "text_cfg": {"width": 512, "layers": 12}}  # open_clip's defaults
 _WIDTHS, _DEPTHS = ("width", "hidden_size", "embed_dim"), ("depth", "num_hidden_layers", "layers")
-_ROWS = (
-    *("vocab_size", "context_length", "max_position_embeddings", "n_queries", "attn_pooler_queries"),
-    "intermediate_size",
-)
+_COUNTED = ("vocab_size", "context_length", "max_position_embeddings", "n_queries", "attn_pooler_queries")
+_ROWS = (*_COUNTED, "intermediate_size")
 _LEAST_WIDTH = 64
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 

@@ -127,7 +127,7 @@ def open_clip_vision(vit: ClassTokenViT) -> dict[str, Any]:
 
 def timm_model(vit: ClassTokenViT) -> TimmModel:
     """A class-token ViT as a model of timm, which has its computation too."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "img_size": vit.image_size,
         "patch_size": vit.patch_size,
         "embed_dim": vit.width,
@@ -138,5 +138,6 @@ def timm_model(vit: ClassTokenViT) -> TimmModel:
     }
     if vit.activation != "gelu":
         arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
-    own = timm.get_pretrained_cfg(CLIP_NAME).to_dict()
+    known: Any = timm.get_pretrained_cfg(CLIP_NAME)  # its to_dict has no types
+    own = known.to_dict()
     return TimmModel(CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own, vit.state["proj"].T)

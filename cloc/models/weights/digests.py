@@ -28,8 +28,8 @@ _ARCHIVE = b"PK\x03\x04"
 _FOLDER = 0x10  # of a member's attributes
 _REMEDY = "take another checkpoint, or copy it again from where it is whole"
 # What Python's reader says of a damaged archive, whichever byte it is.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, LookupError, ValueError)
-_DAMAGE = (*_DAMAGE, OverflowError)
+_READING = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, LookupError, ValueError)
+_DAMAGE = (*_READING, OverflowError)
 
 
 class DamageError(ValueError):
@@ -108,7 +108,7 @@ def listed(folder: Path) -> dict[str, str]:
         return {}
     try:
         stored = json.loads(file.read_bytes())
-        sums = stored.pop(SUMS, {})
+        sums: dict[str, str] = stored.pop(SUMS, {})
         known = sums.pop(EXTRA_CONFIG, None)
     except (ValueError, AttributeError, TypeError) as error:
         raise DamageError(f"{file} is damaged: {error}; copy the folder again, or export anew") from error
@@ -119,7 +119,7 @@ def listed(folder: Path) -> dict[str, str]:
 
 def with_sums(stored: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Content of an exported folder's ``cloc.json``, with the digests of all files that are there by now."""
-    plain = json.loads(json.dumps(stored))  # as it will be read again
+    plain: dict[str, Any] = json.loads(json.dumps(stored))  # as it will be read again
     return plain | {SUMS: digests(folder) | {EXTRA_CONFIG: _own(plain)}}
 
 

@@ -41,7 +41,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "it would run code" if isinstance(error, UnpicklingError) else "it is damaged, or a TorchScript archive"
         )
         raise ValueError(f"{path} cannot be loaded: {reason}; give a safetensors file") from error
-    return state.get("state_dict", state)
+    found: dict[str, Tensor] = state.get("state_dict", state)
+    return found
 
 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -26,7 +26,7 @@ def text_length(name: str, pretrained: str) -> int:
     """Positions in the text tower of an open_clip tag or weight file."""
     import open_clip
 
-    own = open_clip.get_model_config(name)["text_cfg"].get("context_length", TEXT_LENGTH)
+    own: int = open_clip.get_model_config(name)["text_cfg"].get("context_length", TEXT_LENGTH)
     file = Path(pretrained).expanduser()
     if not file.is_file() or file.suffix in (".npz", ".npy"):  # big_vision's, which open_clip converts
         return own
@@ -35,7 +35,8 @@ def text_length(name: str, pretrained: str) -> int:
             shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118
     else:
         shapes = {key.removeprefix("module."): value.shape for key, value in read_state(file).items()}
-    return next((shapes[key][0] for key in TEXT_TABLES if key in shapes), own)
+    found: int = next((shapes[key][0] for key in TEXT_TABLES if key in shapes), own)
+    return found
 
 
 def open_clip_tower(
@@ -47,7 +48,7 @@ def open_clip_tower(
     image_size: int | None,
     options: dict[str, Any],
     context_length: int | None = None,
-) -> nn.Module:
+) -> Any:
     """Build one tower (``visual`` or ``text``) of an open_clip architecture.
 
     Args:
@@ -59,6 +60,9 @@ def open_clip_tower(
         image_size: side of the view; None for text.
         options: overrides of the tower's configuration.
         context_length: of a text tower; a pretrained one's positions are stretched or cut to it. None for its own.
+
+    Returns:
+        A module of open_clip, which has no types.
 
     Raises:
         ValueError: unknown architecture, or pretrained weights of another joint width.
@@ -75,7 +79,7 @@ def open_clip_tower(
         raise ValueError(f"{name} with {foreign}={fields[foreign]!r}: another library's tower; set {ours} to it")
     quick_gelu = quick_gelu or config.get("quick_gelu", False)  # some architectures are defined with it
     folder = Path(pretrained).expanduser() if pretrained else None
-    if pretrained and not folder.is_dir():
+    if pretrained and folder is not None and not folder.is_dir():
         if options or config["embed_dim"] != joint_dim:
             raise ValueError(
                 f"pretrained {name} has joint width {config['embed_dim']} (model.joint_dim={joint_dim}) and takes no "
@@ -94,7 +98,7 @@ def open_clip_tower(
             weights_only=True,
         )
         tower = getattr(model, part)
-        if part == "text" and context_length not in (None, tower.context_length):
+        if part == "text" and context_length is not None and context_length != tower.context_length:
             _set_length(tower, context_length)
         return tower
     if part == "visual":
@@ -102,7 +106,7 @@ def open_clip_tower(
     else:
         fields = fields | {"context_length": context_length or TEXT_LENGTH}
         tower = _build_text_tower(joint_dim, CLIPTextCfg(**fields), quick_gelu)
-    if pretrained:
+    if folder is not None:
         from cloc.models.weights.tower_folders import tower_state
 
         state = tower_state(folder, part)
@@ -112,7 +116,7 @@ def open_clip_tower(
     return tower
 
 
-def _set_length(tower: nn.Module, length: int) -> None:
+def _set_length(tower: Any, length: int) -> None:
     """Give a causal text tower of open_clip another number of positions."""
     tower.positional_embedding = nn.Parameter(stretch_positions(tower.positional_embedding.data, length))
     tower.num_pos = tower.context_length = length

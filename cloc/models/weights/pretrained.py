@@ -65,7 +65,8 @@ def complete(model: Mapping[str, Any], known: Mapping[str, Mapping[str, type]] |
 
 def _class_of(node: Mapping[str, Any], part: str, known: Mapping[str, Mapping[str, type]] | None) -> type:
     """The class that a tower's node names."""
-    target, found = node.get("_target_"), (known or {}).get(part, {})
+    target: Any = node.get("_target_")
+    found = (known or {}).get(part, {})
     return found[target] if target in found else find_class(target, f"model.{part}._target_")
 
 

@@ -30,7 +30,8 @@ PROJECTION = "projection.safetensors"  # beside an exported timm backbone: the m
 def _section(config: Mapping[str, Any], part: str, folder: Path) -> Mapping[str, Any]:
     key = {"image": "vision", "text": "text"}[part]
     if f"{key}_config" in config:
-        return config[f"{key}_config"]
+        section: Mapping[str, Any] = config[f"{key}_config"]
+        return section
     if config["model_type"].endswith(f"_{key}_model"):
         return config
     raise ConfigError(f"model.{part}.pretrained={folder} holds a {config['model_type']}, which has no {part} tower")
@@ -44,7 +45,8 @@ def _defaults(family: str, part: str) -> dict[str, Any]:
         "clip": {"image": CLIPVisionConfig, "text": CLIPTextConfig},
         "siglip": {"image": SiglipVisionConfig, "text": SiglipTextConfig},
     }
-    return known[family][part]().to_dict()
+    found: dict[str, Any] = known[family][part]().to_dict()
+    return found
 
 
 def tower_state(folder: Path, part: str) -> dict[str, Tensor]:
