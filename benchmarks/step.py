@@ -45,8 +45,9 @@ from cloc.engine.machine import precision_of
 from cloc.engine.optim import build_optimizer
 from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
-from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.model import Cloc
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD
+from cloc.models.temperature import clamp_temperatures
 
 NOUNS = """man woman dog child boy girl ball bike street water horse shirt snow grass beach car wall hat player tree
 bench camera crowd rock field river boat table guitar jacket""".split()
@@ -154,9 +155,7 @@ class Ours:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), OptimConfig().clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            for value in self.model.log_scales.values():
-                value.clamp_(max=math.log(MAX_SCALE))
+        clamp_temperatures(self.model.log_scales)
 
     @staticmethod
     def prepare() -> None:

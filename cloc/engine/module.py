@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -28,8 +27,9 @@ from cloc.engine.machine import shield_workers
 from cloc.engine.strategy import prepare
 from cloc.engine.task import OPTIONAL, Measure, Reading, Task
 from cloc.models.build import build_model
-from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
+from cloc.models.temperature import clamp_temperatures
 from cloc.models.weights.pretrained import complete
 
 PARTS = ("image", "text", "prompter", "grounding")
@@ -117,9 +117,8 @@ class Pretrain(Task):
         return terms
 
     def after_step(self) -> None:
-        """Clamp the temperatures: one beyond the clamp would have no gradient to come back by."""
-        for value in self.model.log_scales.values():
-            value.clamp_(max=math.log(MAX_SCALE))
+        """Clamp the temperatures."""
+        clamp_temperatures(self.model.log_scales)
 
     def begin(self) -> None:
         """The weights of ``init_from``."""

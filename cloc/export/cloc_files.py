@@ -7,7 +7,6 @@ the SHA-256 of all files that were written before it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from torch import Tensor
 from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.files import write_json, write_tensors
-from cloc.models.model import MAX_SCALE, Cloc
+from cloc.models.model import Cloc
 from cloc.models.protocols import view
+from cloc.models.temperature import clamped
 from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
 from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
 
@@ -26,8 +26,7 @@ PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 def clamped_scale(model: Cloc) -> Tensor:
     """Log of the inverse temperature, clamped as in use; a scalar, as other libraries have it."""
-    scale: Tensor = model.log_scales["global"]
-    return scale.detach().float().clamp(max=math.log(MAX_SCALE)).reshape(())
+    return clamped(model.log_scales["global"])
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
 from cloc.files import into_folder, write_file, write_json, write_tensors
 from cloc.models.model import Cloc
-from cloc.models.protocols import ClassTokenViT
+from cloc.models.protocols import ClassTokenViT, declared
 from cloc.models.weights.exported import HF_WEIGHTS
 from cloc.models.weights.layouts import CLIP_VOCABULARY, to_hf
 
@@ -39,7 +39,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """
     from transformers import CLIPModel, CLIPVisionModel
 
-    vit, text = encoder.model.image.class_token_vit(), encoder.model.text.tower
+    vit, text = declared(encoder.model.image).class_token_vit(), declared(encoder.model.text).tower
     processor, tokenizer = _processor(encoder), _tokenizer(encoder)
     model = CLIPModel(_config(encoder.model, vit, tokenizer)).eval()
     state = to_hf(vit.state, "image", vit.layers) | to_hf(text.state_dict(), "text", text.transformer.layers)
@@ -77,7 +77,7 @@ def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
     from transformers import CLIPConfig
 
     image: Any = model.image  # nn.Module knows none of a tower's attributes
-    text: Any = model.text.tower  # open_clip has no types
+    text = declared(model.text).tower
     block = text.transformer.resblocks[0]
     vision = {
         "hidden_size": vit.width,
@@ -95,7 +95,7 @@ def _config(model: Cloc, vit: ClassTokenViT, tokenizer: Any) -> Any:
         "intermediate_size": block.mlp.c_fc.out_features,
         "num_hidden_layers": text.transformer.layers,
         "num_attention_heads": block.attn.num_heads,
-        "hidden_act": model.text.activation,
+        "hidden_act": declared(model.text).activation,
         "layer_norm_eps": text.ln_final.eps,
         "projection_dim": image.joint_dim,
         "vocab_size": text.vocab_size,

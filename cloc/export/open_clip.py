@@ -25,6 +25,7 @@ from cloc.export.verify import (
 )
 from cloc.files import write_json, write_tensors
 from cloc.models import taps
+from cloc.models.protocols import declared
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
 from cloc.models.weights.exported import OPEN_CLIP_WEIGHTS
 from cloc.models.weights.layouts import QUICK
@@ -46,12 +47,12 @@ def write(encoder: Encoder, folder: Path) -> None:
     else:  # beside the weights; open_clip asks for any name here and then looks into the folder
         text |= {"hf_tokenizer_name": "this folder", "tokenizer_kwargs": cleaning}
         encoder.tokenizer.save(folder)
-    vision, weights = model.image.open_clip_vision()
+    vision, weights = declared(model.image).open_clip_vision()
     state = {f"visual.{name}": value for name, value in weights.items()}
     config = {
         "model_cfg": {
             "embed_dim": model.image.joint_dim,
-            "quick_gelu": model.text.activation == QUICK,
+            "quick_gelu": declared(model.text).activation == QUICK,
             "custom_text": True,
             "vision_cfg": vision | {"image_size": model.image.image_size},
             "text_cfg": text,
@@ -64,7 +65,7 @@ def write(encoder: Encoder, folder: Path) -> None:
             "fill_color": PAD_VALUE,
         },
     }
-    state |= {f"text.{name}": value for name, value in model.text.tower.state_dict().items()}
+    state |= {f"text.{name}": value for name, value in declared(model.text).tower.state_dict().items()}
     state["logit_scale"] = clamped_scale(model)
     if model.biases:
         config["model_cfg"]["init_logit_bias"] = node["logit_bias"]

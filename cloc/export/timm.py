@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -21,6 +22,7 @@ from cloc.export.cloc_files import plain, view_stats
 from cloc.export.verify import Probe, Row, compare, original, trunk_tokens
 from cloc.files import write_file, write_tensors
 from cloc.models import taps
+from cloc.models.protocols import declared
 from cloc.models.weights.tower_folders import PROJECTION
 
 
@@ -31,7 +33,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         ExportError: an option of the model that JSON cannot hold.
     """
     tower = encoder.model.image
-    model = tower.timm_model()
+    model = declared(tower).timm_model()
     own, proj = model.config, model.projection
     config = {
         "architecture": model.name,
@@ -62,7 +64,7 @@ def write(encoder: Encoder, folder: Path) -> None:
 @torch.inference_mode()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with taps.around_last(model) as states:
         maps = model.forward_features(probe.pixels)
     pooled = model.forward_head(maps, pre_logits=True) @ load_file(folder / PROJECTION)["weight"].T

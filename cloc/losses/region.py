@@ -6,7 +6,8 @@ from torch import Tensor
 
 from cloc.config.terms import Need
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import CONTRASTS, HardNegatives, alike_texts, contrast
+from cloc.losses.conflicts import alike_texts
+from cloc.losses.contrastive import CONTRASTS, HardNegatives, contrast
 from cloc.losses.global_batch import GlobalBatch, Texts, local_mean
 from cloc.losses.term import Term, check_option
 from cloc.losses.tiles import Conflicts

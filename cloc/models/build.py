@@ -11,7 +11,7 @@ from torch import Tensor
 from cloc.config import ConfigError, instantiate, resolve
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
-from cloc.models.positions.resolution import fit_tables, image_node_at
+from cloc.models.positions.image_size import fit_tables, image_node_at
 from cloc.models.trust.registry import Admitted
 from cloc.models.weights.pretrained import complete
 

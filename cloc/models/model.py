@@ -5,7 +5,6 @@ Composes the towers, the Prompter and the grounding head. A model without Prompt
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,7 @@ from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.prompter import mask_tokens, roi_tokens
 from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, declared, view
 from cloc.models.sanity import check_pixels
-
-MAX_SCALE = 100.0  # CLIP's clamp of the inverse temperature
+from cloc.models.temperature import inverse_temperatures, new_log_scales
 
 
 @dataclass(slots=True)
@@ -72,10 +70,8 @@ class Cloc(nn.Module):
         if grounding is None and prompter is not None and hasattr(prompter, "phrase_prompt"):
             # Never asked for a phrase; distributed training would wait for its gradient.
             declared(prompter).phrase_prompt.requires_grad_(False)
-        # One temperature a contrastive loss, [1] rather than a scalar: sharding refuses 0-dim parameters.
         names = ["global", "region"] if prompter is not None else ["global"]
-        scale = 1 / 0.07 if logit_bias is None else 10.0
-        self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.full((1,), math.log(scale))) for name in names})
+        self.log_scales = new_log_scales(names, logit_bias is not None)
         biases = {} if logit_bias is None else dict.fromkeys(names, float(logit_bias))
         self.biases = nn.ParameterDict({n: nn.Parameter(torch.full((1,), value)) for n, value in biases.items()})
         seen = view(image)
@@ -119,7 +115,7 @@ class Cloc(nn.Module):
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""
-        return {name: value.exp().clamp(max=MAX_SCALE) for name, value in self.log_scales.items()}
+        return inverse_temperatures(self.log_scales)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from cloc.contracts import Batch, Features
-from cloc.losses.contrastive import GlobalContrast, alike_texts, cosine_moments
+from cloc.losses.conflicts import alike_texts, cosine_moments
+from cloc.losses.contrastive import GlobalContrast
 from cloc.losses.gather import gather
 from cloc.losses.global_batch import Texts, gather_batch
 from cloc.losses.grounding import Grounding

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from cloc.models.build import build_model
-from cloc.models.positions.learned import resize_positions
+from cloc.models.positions.resizing import resize_positions
 from cloc.models.weights.pretrained import complete
 
 VISION = {

@@ -16,7 +16,7 @@ from cloc.config import ConfigError
 from cloc.engine.durable.initial_weights import take_weights
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
-from cloc.models.positions.learned import stretch_positions
+from cloc.models.positions.resizing import stretch_positions
 from cloc.models.text import ClipText, HuggingFaceText
 from cloc.models.weights.open_clip_towers import text_length
 from cloc.models.weights.pretrained import complete

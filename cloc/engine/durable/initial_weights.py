@@ -7,7 +7,7 @@ from pathlib import Path
 from cloc.config import ConfigError
 from cloc.loading import load
 from cloc.models.model import Cloc
-from cloc.models.positions.learned import stretch_positions
+from cloc.models.positions.resizing import stretch_positions
 from cloc.models.protocols import declared
 
 TOWERS = ("image", "text")

@@ -29,7 +29,7 @@ from cloc.models.foreign.towers import (
 )
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
-from cloc.models.positions.resolution import resize_trunk
+from cloc.models.positions.image_size import resize_trunk
 from cloc.models.protocols import TextTower
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.weights.digests import EXTRA_CONFIG, check_file, check_folder
@@ -75,7 +75,7 @@ def load_open_clip(name: str, image_size: int | None = None) -> Foreign:
     Args:
         name: ``open_clip:ARCHITECTURE:WEIGHTS``, WEIGHTS a tag of open_clip (downloaded) or a local file; or
             ``open_clip:local-dir:FOLDER`` (asks no network), ``open_clip:hf-hub:REPOSITORY``.
-        image_size: side of other views than its own; see :mod:`cloc.models.positions.resolution`.
+        image_size: side of other views than its own; see :mod:`cloc.models.positions.image_size`.
 
     Raises:
         FolderError: a folder or repository whose configuration holds more than an architecture and a tokenizer.

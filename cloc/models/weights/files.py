@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from cloc.models.positions.learned import resize_positions
+from cloc.models.positions.resizing import resize_positions
 from cloc.models.weights.digests import check_file
 
 TEXT_LENGTH = 77  # CLIP's, of a text tower that starts without weights

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from cloc.models.positions.learned import stretch_positions
+from cloc.models.positions.resizing import stretch_positions
 from cloc.models.weights.digests import check_file
 from cloc.models.weights.files import TEXT_LENGTH, fit_state, read_state
 

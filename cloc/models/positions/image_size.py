@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cloc.config import ConfigError
-from cloc.models.positions.learned import Table, find_table, is_absolute, resize_positions
+from cloc.models.positions.learned import Table, find_table, is_absolute
+from cloc.models.positions.resizing import resize_positions
 
 TABLES = ("pos_embed", "positional_embedding")
 

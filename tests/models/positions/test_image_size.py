@@ -20,7 +20,7 @@ from cloc.encoder import Encoder
 from cloc.export.pipeline import export
 from cloc.models import taps
 from cloc.models.build import build_model
-from cloc.models.positions.resolution import resize_trunk
+from cloc.models.positions.image_size import resize_trunk
 from tests.kit.exporting import CNN, OPEN_CLIP, PAPER, SHARED, SPATIAL, TIMM, make_run
 from tests.models.test_foreign import write_hugging_face
 
