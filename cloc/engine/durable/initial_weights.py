@@ -37,12 +37,8 @@ def take_weights(model: Cloc, source: str) -> str:
     given = load(Path(source).expanduser(), trusted=model.classes).model.state_dict()
     own = model.state_dict()
     taken, fresh, note = [], [], ""
-    if (
-        TABLE in own
-        and TABLE in given
-        and declared(model.text).trims
-        and own[TABLE].shape[1:] == given[TABLE].shape[1:]
-    ):
+    tables = [state[TABLE] for state in (own, given) if TABLE in state]
+    if len(tables) == 2 and declared(model.text).trims and tables[0].shape[1:] == tables[1].shape[1:]:
         before, after = len(given[TABLE]), len(own[TABLE])
         note = f"; positions of texts from {before} to {after}" if before != after else ""
         given[TABLE] = stretch_positions(given[TABLE], after)

@@ -246,9 +246,8 @@ def _open_clip_text(model: Any, tokenizer: Any, width: int) -> tuple[TextTower, 
     model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
     length = model.context_length
     text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
-    return _as_text_tower(text), FixedTokenizer(
-        quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer, length
-    )
+    encode = quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer
+    return _as_text_tower(text), FixedTokenizer(encode, length)
 
 
 def _as_text_tower(text: PaddedText | HuggingFaceJointText) -> TextTower:
