@@ -78,7 +78,8 @@ def write(encoder: Encoder, folder: Path) -> None:
         head = f"{type(model.grounding).__name__}(**shape, **{_arguments(encoder, 'grounding')!r})"
     name = re.sub(r"[^\w .+-]", "_", encoder.name)  # a folder's name is whoever's made it, and this becomes source
     text = [HEADER.format(name=name, version=__version__, octaves=positions.OCTAVES, outside=prompter.OUTSIDE)]
-    text += [inspect.getsource(part) for part in [*parts, RegionSampler]]
+    sources = [inspect.getsource(part) for part in [*parts, RegionSampler]]
+    text += [re.sub(r"^@registered\(.*\)\n", "", source) for source in sources]  # of this package's registry
     text.append(
         BUILD.format(
             shape={"width": model.image.width, "joint_dim": model.image.joint_dim, "grid": tuple(model.grid)},

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from cloc.models.positions.fourier import token_centers
+from cloc.models.registration import registered
 
 
+@registered("grounding")
 class MlpHead(nn.Module):
     """The paper's head: a two-layer GELU perceptron, four outputs (CLOC, Table A).
 
@@ -28,6 +30,7 @@ class MlpHead(nn.Module):
         return boxes
 
 
+@registered("grounding")
 class SpatialHead(nn.Module):
     """Finds the phrase's tokens, and lets them say which box they belong to.
 

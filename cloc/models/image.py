@@ -19,6 +19,7 @@ from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, 
 from cloc.models.positions.encodings import install
 from cloc.models.positions.fourier import covered_share, grid_positions
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD, ClassTokenViT, TimmModel
+from cloc.models.registration import registered
 from cloc.models.timm_backbone import (
     ConvStem,
     built_for_one_size,
@@ -64,6 +65,7 @@ def _check_resize(resize: str) -> str:
     return resize
 
 
+@registered("image")
 class TimmTower(nn.Module):
     """Any timm backbone with a dense feature map, CNN or ViT, and optionally a few transformer blocks upon it.
 
@@ -262,6 +264,7 @@ def _zero_branches(blocks: Any) -> None:
         nn.init.zeros_(block.mlp.fc2.weight)
 
 
+@registered("image")
 class OpenClipTower(nn.Module):
     """The class-token ViT of CLIP as open_clip builds it (B/16, L/14, L/14@336, H/14, …).
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from cloc.models.positions.fourier import fourier, grid_positions
+from cloc.models.registration import registered
 
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 
@@ -32,6 +33,7 @@ class BoxPrompt(nn.Module):
         return prompts
 
 
+@registered("prompter")
 class SharedPrompter(nn.Module):
     """Box and phrase prompts cross-attend to keys and values that are computed once an image.
 
@@ -116,6 +118,7 @@ class SharedPrompter(nn.Module):
         return heads.transpose(1, 2)
 
 
+@registered("prompter")
 class PaperPrompter(nn.Module):
     """One single-head encoder layer over [prompt, patch tokens] for each prompt, then an average (CLOC, App. B.1).
 
@@ -173,6 +176,7 @@ class PaperPrompter(nn.Module):
         return averaged
 
 
+@registered("prompter")
 class RoiAlign(nn.Module):
     """The ablation "- Prompter" (CLOC, Table 2 rows 4, 9, 14): RoI-Align of the token map and a projection.
 

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, pad
 
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
 from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
+from cloc.models.registration import registered
 from cloc.models.trust.values import check_hugging_face
 from cloc.models.weights.class_token import activation
 from cloc.models.weights.digests import check_folder
@@ -27,6 +28,7 @@ Cleaning = Annotated[str, OneOf(*CLEANINGS)]
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
 
 
+@registered("text")
 class ClipText(nn.Module):
     """The text transformer of CLIP or SigLIP as open_clip builds it.
 
@@ -215,6 +217,7 @@ def _padded(tokens: Tensor, length: int, value: int) -> Tensor:
     return pad(tokens, (0, length - tokens.shape[1]), value=value)
 
 
+@registered("text")
 class HuggingFaceText(nn.Module):
     """Any Hugging Face text encoder, mean-pooled over its unmasked tokens, with a projection to the joint space.
 

@@ -23,7 +23,7 @@ from cloc.models.build import build_model
 from cloc.models.image import TimmTower
 from cloc.models.prompter import SharedPrompter
 from cloc.models.text import HuggingFaceText
-from cloc.models.trust.registry import PARTS, name_of, timm_arguments
+from cloc.models.trust.registry import name_of, parts, timm_arguments
 from cloc.models.weights.pretrained import complete
 from tests.kit.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, make_run, save, stored
 from tests.kit.resuming import configure, make_squares
@@ -92,7 +92,7 @@ def refused(path: Path, match: str, kind: type[Exception] = ValueError) -> str:
 # --- which classes a file may name ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", parts())
 @pytest.mark.parametrize(
     "target",
     [
@@ -123,7 +123,7 @@ def test_a_node_that_is_no_node_is_refused(checkpoint: Callable[..., Path], node
 
 
 def test_a_part_stands_at_its_own_place(checkpoint: Callable[..., Path]) -> None:
-    for part, (cls, *_) in PARTS.items():
+    for part, (cls, *_) in parts().items():
         other = "text" if part != "text" else "image"
         refused(checkpoint(**{other: {"_target_": name_of(cls)}}), rf"model\.{other}\._target_")
 

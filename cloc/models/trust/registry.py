@@ -1,14 +1,16 @@
 """The one gate between the configuration that a file of others brings and the model that is built from it.
 
-A checkpoint, an export or a downloaded folder names parts from :data:`PARTS` only, unless the caller passes the class.
-Its values are plain (``folders``), weights come from the file itself, and a tokenizer or encoder from a folder that is
-here: no code runs and no network is asked. A user's own configuration passes no gate (``config.nodes``).
+A checkpoint, an export or a downloaded folder names registered parts only (:func:`parts`), unless the caller passes the
+class. Its values are plain (``values``), weights come from the file itself, and a tokenizer or encoder from a folder
+that is here: no code runs and no network is asked. A user's own configuration passes no gate (``config.nodes``).
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
+import pkgutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +21,15 @@ import open_clip
 import timm
 from torch import nn
 
+from cloc import models
 from cloc.config import ConfigError
 from cloc.config.nodes import present_name
-from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower
-from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
+from cloc.models.registration import registered_classes
 from cloc.models.text import ClipText, HuggingFaceText
 from cloc.models.trust.values import TEXT_OPTIONS, VISION_OPTIONS, check_options, check_plain, check_room, is_word
 
-PARTS: dict[str, tuple[type, ...]] = {
-    "image": (TimmTower, OpenClipTower),
-    "text": (ClipText, HuggingFaceText),
-    "prompter": (SharedPrompter, PaperPrompter, RoiAlign),
-    "grounding": (MlpHead, SpatialHead),
-}
 NUMBERS = ("joint_dim", "logit_bias")
-OURS = {cls for classes in PARTS.values() for cls in classes}
 # Arguments that name a folder, where it is not the tokenizer alone.
 FOLDERS: dict[type, tuple[str, ...]] = {HuggingFaceText: ("tokenizer", "name")}
 
@@ -72,8 +67,8 @@ def admit(model: Any, source: Any, trusted: Sequence[type] = (), held: Path | in
         if not (value is None or isinstance(value, int | float)):
             raise ConfigError(f"{source}: model.{key}={str(value)[:100]!r}: must be a number")
         check_plain(value, f"model.{key}", source)
-    known = {part: {name_of(cls): cls for cls in (*classes, *trusted)} for part, classes in PARTS.items()}
-    for part in PARTS:
+    known = {part: {name_of(cls): cls for cls in (*classes, *trusted)} for part, classes in parts().items()}
+    for part in known:
         node = model.get(part)
         config[part] = _node(node, part, source, known[part], trusted) if node is not None else None
     check_room({key: _described(node) for key, node in config.items()}, held, source)
@@ -87,6 +82,17 @@ def _described(node: Any) -> Any:
         return node
     own = (open_clip.get_model_config(str(node.get("name", "ViT-B-16"))) or {}).get(section, {})
     return {**node, "options": {**own, **(node.get("options") or {})}}
+
+
+def parts() -> dict[str, tuple[type, ...]]:
+    """By part, the classes that a file of others may name: those of this package, and what the user has registered."""
+    for module in pkgutil.iter_modules(models.__path__, "cloc.models."):
+        importlib.import_module(module.name)
+    return registered_classes()
+
+
+def _is_ours(cls: type) -> bool:
+    return any(cls in classes for classes in parts().values())
 
 
 def name_of(cls: type) -> str:
@@ -105,9 +111,10 @@ def _node(node: Any, part: str, source: Any, known: Mapping[str, type], trusted:
         target = next((name_of(cls) for cls in trusted if cls.__name__ == last), None)
     if target is None:
         own = str(node.get("_target_") if isinstance(node, Mapping) else node)[:100]
+        names = ", ".join(cls.__name__ for cls in parts()[part])
         raise ConfigError(
-            f"{source}: {key}._target_={own!r} is not one of {', '.join(cls.__name__ for cls in PARTS[part])}; a file "
-            f"of others names no other class. If you have read that one and trust it, pass it: "
+            f"{source}: {key}._target_={own!r} is not one of {names}; a file of "
+            f"others names no other class. If you have read that one and trust it, pass it: "
             f"cloc.load(PATH, trusted=[{own.rpartition('.')[2]}])"
         )
     found = {**node, "_target_": target} | ({"pretrained": False} if "pretrained" in node else {})
@@ -131,7 +138,7 @@ def check_node(node: Mapping[str, Any], part: str, source: Any, cls: type) -> No
         elif name == "options" and cls in (TimmTower, OpenClipTower, ClipText):
             check_options(value, _allowed(cls, node, source), key, source)
         else:
-            check_plain(value, key, source, texts=cls not in OURS)
+            check_plain(value, key, source, texts=not _is_ours(cls))
 
 
 def _check_folder(value: Any, key: str, source: Any) -> None:

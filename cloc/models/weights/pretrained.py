@@ -13,7 +13,7 @@ from typing import Any
 
 from cloc.config.domains import ConfigError
 from cloc.config.nodes import find_class
-from cloc.models.trust.registry import PARTS, check_node, name_of
+from cloc.models.trust.registry import check_node, name_of, parts
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
 from cloc.models.weights.exported import (
     HF_PROCESSOR,
@@ -116,7 +116,7 @@ def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int, 
     found, width = _describe(folder, part)
     key = f"model.{part}"
     check_room({"joint_dim": joint_dim, part: found}, folder, folder)
-    theirs = next(cls for cls in PARTS[part] if name_of(cls) == found["_target_"])
+    theirs = next(cls for cls in parts()[part] if name_of(cls) == found["_target_"])
     check_node(found, part, folder, theirs)
     if not issubclass(cls, theirs):
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
