@@ -69,18 +69,8 @@ def load(
     file = find(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint at {file}; has the run started, is the path right?")
-    check_archive(file)
-    try:
-        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError) as error:
-        # PyTorch's own message goes on to recommend unpickling without a check.
-        reason = "it would run code" if isinstance(error, UnpicklingError) else "it is damaged or no checkpoint"
-        raise ValueError(f"{file} cannot be loaded: {reason}; it must be a whole file that cloc has written") from error
-    if not isinstance(stored, dict) or "cloc" not in stored:
-        raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
-    info = stored["cloc"]
-    _check_version(file, info["version"])
-    key = "state_dict" if averaged else "current_model_state"
+    stored = _read_checkpoint(file)
+    info, key = stored["cloc"], "state_dict" if averaged else "current_model_state"
     if key not in stored:
         raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
     run = file.parent.parent
@@ -127,6 +117,21 @@ def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
             )
         check_embedded("as loaded", {what: rows})
     return encoder
+
+
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """What a file holds, once it is known to be a whole checkpoint of ours, and of no later version."""
+    check_archive(file)
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError) as error:
+        # PyTorch's own message goes on to recommend unpickling without a check.
+        reason = "it would run code" if isinstance(error, UnpicklingError) else "it is damaged or no checkpoint"
+        raise ValueError(f"{file} cannot be loaded: {reason}; it must be a whole file that cloc has written") from error
+    if not isinstance(stored, dict) or "cloc" not in stored:
+        raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
+    _check_version(file, stored["cloc"]["version"])
+    return stored
 
 
 def _beside(model: Any, folder: Path) -> Any:

@@ -85,22 +85,7 @@ def open_clip_tower(
                 f"pretrained {name} has joint width {config['embed_dim']} (model.joint_dim={joint_dim}) and takes no "
                 f"options (given: {options}); set model.joint_dim={config['embed_dim']} and remove the options"
             )
-        if folder.is_file():
-            check_file(folder)
-        model = open_clip.create_model(
-            name,
-            pretrained=pretrained,
-            force_quick_gelu=quick_gelu,
-            force_image_size=image_size,
-            force_custom_text=True,
-            # open_clip would interpolate the whole table, where it is another than the architecture's.
-            force_context_length=text_length(name, pretrained) if part == "text" else None,
-            weights_only=True,
-        )
-        tower = getattr(model, part)
-        if part == "text" and context_length is not None and context_length != tower.context_length:
-            _set_length(tower, context_length)
-        return tower
+        return _with_weights(part, name, pretrained, quick_gelu, image_size, context_length)
     if part == "visual":
         tower = _build_vision_tower(joint_dim, CLIPVisionCfg(**fields | {"image_size": image_size}), quick_gelu)
     else:
@@ -114,6 +99,32 @@ def open_clip_tower(
             state["positional_embedding"] = stretch_positions(state["positional_embedding"], tower.context_length)
         fit_state(tower, state, str(folder))
     return tower
+
+
+def _with_weights(
+    part: str, name: str, pretrained: str, quick_gelu: bool, image_size: int | None, context_length: int | None
+) -> nn.Module:
+    """One tower of a whole model that open_clip loads: from a tag or a file."""
+    import open_clip
+
+    file = Path(pretrained).expanduser()
+    if file.is_file():
+        check_file(file)
+    model = open_clip.create_model(
+        name,
+        pretrained=pretrained,
+        force_quick_gelu=quick_gelu,
+        force_image_size=image_size,
+        force_custom_text=True,
+        # open_clip would interpolate the whole table, where it is another than the architecture's.
+        force_context_length=text_length(name, pretrained) if part == "text" else None,
+        weights_only=True,
+    )
+    tower: Any = getattr(model, part)
+    if part == "text" and context_length is not None and context_length != tower.context_length:
+        _set_length(tower, context_length)
+    found: nn.Module = tower
+    return found
 
 
 def _set_length(tower: Any, length: int) -> None:
