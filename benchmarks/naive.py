@@ -36,7 +36,9 @@ def naive_loss(model: Cloc, batch: Batch, pad_id: int = 0) -> Tensor:
         memory = model.prompter.memory(image.tokens)
         regions.append(normalize(model.prompter.boxes(memory, batch.boxes[:, slot : slot + 1]).float(), dim=-1))
         texts.append(model.encode_texts(phrases[:, slot]).unsqueeze(1))
-        boxes.append(model._ground(model.prompter.memory(image.tokens), texts[-1], image.tokens))
+        boxes.append(
+            model._ground(model.prompter, model.grounding, model.prompter.memory(image.tokens), texts[-1], image.tokens)
+        )
     scales = model.scales()
     clip = contrast(image.pooled, text, batch.caption_id, scales["global"])
     valid = batch.region_valid
