@@ -78,7 +78,7 @@ def precision_of(name: str, accelerator: str) -> str:
 
 
 def without_requeue() -> list[Any]:
-    """Under SLURM, a plugin that keeps Lightning from saving and requeueing on its own: ``saving`` does."""
+    """Under SLURM, a plugin that keeps Lightning from saving and requeueing on its own: ``signals`` does."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if isinstance(cluster(), SLURMEnvironment) else []

@@ -1,6 +1,6 @@
 """HTTP as a file system of fsspec that trusts no server: answers are bounded, redirects stay, silence ends.
 
-Stands below ``remote`` at the start of ``data → models → losses → evaluation → engine``. fsspec's own file system reads
+Stands below ``cache`` at the start of ``data → models → losses → evaluation → engine``. fsspec's own file system reads
 whatever a server sends, follows it wherever it leads, waits for ever, and calls every failure "not found".
 """
 

@@ -1,6 +1,6 @@
 """Reads stores behind URLs through fsspec: which are opened, how often they are asked, how long they are waited for.
 
-Stands below ``remote`` at the start of ``data → models → losses → evaluation → engine``. No answer that is longer than
+Stands below ``cache`` at the start of ``data → models → losses → evaluation → engine``. No answer that is longer than
 what was asked for is used, no store is waited for without end, and no error tells credentials.
 """
 

@@ -1,4 +1,4 @@
-"""The run folder: one process at a time writes it, and it may lie in an object store (beside ``runtime``).
+"""The run folder: one process at a time writes it, and it may lie in an object store (beside ``checkpointing``).
 
 A remote folder (``s3://bucket/runs/x``, any URL of fsspec) has a local copy for the files that grow. Checkpoints are
 written there and uploaded; all other files go with each of them.

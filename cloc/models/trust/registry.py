@@ -14,6 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ def _described(node: Any) -> Any:
 
 def parts() -> dict[str, tuple[type, ...]]:
     """By part, the classes that a file of others may name: those of this package, and what the user has registered."""
-    for module in pkgutil.iter_modules(models.__path__, "cloc.models."):
-        importlib.import_module(module.name)
+    _import_ours()
     return registered_classes()
 
 
-def _is_ours(cls: type) -> bool:
-    return any(cls in classes for classes in parts().values())
+@cache
+def _import_ours() -> None:
+    for module in pkgutil.iter_modules(models.__path__, "cloc.models."):
+        importlib.import_module(module.name)
 
 
 def name_of(cls: type) -> str:
@@ -138,7 +140,7 @@ def check_node(node: Mapping[str, Any], part: str, source: Any, cls: type) -> No
         elif name == "options" and cls in (TimmTower, OpenClipTower, ClipText):
             check_options(value, _allowed(cls, node, source), key, source)
         else:
-            check_plain(value, key, source, texts=not _is_ours(cls))
+            check_plain(value, key, source, texts=not cls.__module__.startswith("cloc."))
 
 
 def _check_folder(value: Any, key: str, source: Any) -> None:

@@ -3,7 +3,7 @@
 An archive of PyTorch (``.ckpt``, ``.pt``, ``.bin``) holds a CRC-32 of each of its members, which PyTorch itself does
 not look at. Safetensors and JSON hold none; ``cloc.json`` of an exported folder lists the SHA-256 of all files beside
 it. Of other libraries' safetensors, and of exports of earlier versions, no checksum is known, and nothing is compared.
-Stands below ``weights``, ``exported`` and ``engine.checkpoint``. Files are read in pieces, once.
+Stands below ``files``, ``exported`` and the engine's checkpoints. Files are read in pieces, once.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from cloc.data.inspect.check import check
 from cloc.data.jobs.report import Report
 from cloc.data.sample import parse_box, parse_sample
 from cloc.data.shards.index import load_manifest
-from tests.kit.sources import read_samples
+from tests.kit.sources import read_samples, write
 
 QUIET = Console(quiet=True)
 WIDTH, HEIGHT = 40, 20
@@ -32,15 +32,6 @@ def jpeg(size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, (200, 50, 50)).save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def write(path: Path, content: Any) -> Path:
-    """Bytes as they are, text as UTF-8, anything else as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(content, bytes | str):
-        content = json.dumps(content)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def run(format: str, source: Path, out: Path, **options: Any) -> tuple[Report, dict[str, Sample]]:

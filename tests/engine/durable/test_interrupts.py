@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.resuming import Command, assert_same, make_squares, newest_step, overrides, weights
+from tests.kit.resuming import Command, assert_same, newest_step, overrides, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(3600)]
 
 BUDGET = ["samples=640", "trainer.checkpoint_every=1000000", "data.workers=1", "name=squares"]
 STEPS = 80
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 def rows(folder: Path) -> int:

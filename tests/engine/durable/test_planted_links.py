@@ -36,7 +36,7 @@ from cloc.export.pipeline import export
 from cloc.files import LinkError
 from tests.engine.sweep.test_sweep import TOP1, job
 from tests.kit.exporting import make_run
-from tests.kit.resuming import configure, make_squares
+from tests.kit.resuming import configure
 
 QUIET = Console(quiet=True)
 
@@ -198,12 +198,6 @@ def test_the_lock_of_a_run(kind: str, downloaded: Path, mine: Path) -> None:
     with pytest.raises(LinkError, match=r"run\.lock is .*remove it"), locked(RunFolder(str(downloaded))):
         pass
     assert untouched(mine)
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 def test_training_in_a_folder_of_links(squares: Path, downloaded: Path, mine: Path) -> None:

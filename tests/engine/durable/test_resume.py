@@ -24,17 +24,11 @@ from cloc.engine.module import Pretrain
 from cloc.engine.nonfinite import flag_nonfinite
 from cloc.files import discard
 from cloc.losses.objective import ClocLoss
-from tests.kit.resuming import assert_same, configure, make_squares, newest_step, weights
+from tests.kit.resuming import assert_same, configure, newest_step, weights
 
 STEPS = 8
 BUDGET = ["samples=64", "trainer.checkpoint_every=16"]  # a checkpoint after steps 2, 4, 6 and 8
 LOSSES = ("samples", "loss", "loss/global", "loss/region", "loss/grounding", "lr", "step", "data/regions")
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from tests.kit.resuming import (
     assert_same,
     configure,
     killed_in_the_middle,
-    make_squares,
     members,
     newest_step,
     slow_writes,
@@ -33,12 +32,6 @@ from tests.kit.resuming import (
 pytestmark = pytest.mark.distributed
 
 BUDGET = ["samples=96", "trainer.checkpoint_every=16"]
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="module")

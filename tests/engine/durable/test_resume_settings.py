@@ -27,15 +27,9 @@ from cloc.engine.durable.settings import After
 from cloc.engine.module import Pretrain
 from cloc.engine.optim import build_optimizer, optim_config, rate, set_rate
 from cloc.engine.random_state import set_random_state
-from tests.kit.resuming import ROOT, assert_same, configure, make_squares, weights
+from tests.kit.resuming import ROOT, assert_same, configure, weights
 
 START = ["samples=32", "trainer.checkpoint_every=16"]  # four steps of 8
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="module")

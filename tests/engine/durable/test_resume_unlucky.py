@@ -19,16 +19,10 @@ from cloc.engine.durable.checkpoint_file import point
 from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import Board, read_rows
 from cloc.engine.sweep.jobs import last_metrics
-from tests.kit.resuming import assert_same, configure, make_squares, newest_step, weights
+from tests.kit.resuming import assert_same, configure, newest_step, weights
 
 BUDGET = ["samples=64", "trainer.checkpoint_every=16"]  # a checkpoint after steps 2, 4, 6 and 8
 NOISE = bytes(range(256)) * 8
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
-    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="module")
