@@ -1,4 +1,4 @@
-"""What the processes of a run must have in common, compared before anything is built (between ``process_group`` and ``run``).
+"""What the processes of a run must have in common, compared before anything is built (above ``process_group``).
 
 Each process is started by a command of its own, on a machine of its own. Settings that differ would train another model
 than any of the commands says, or leave processes waiting for each other. Credentials may differ: they are not compared.

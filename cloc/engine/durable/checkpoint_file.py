@@ -1,4 +1,4 @@
-"""Checkpoint files: written aside, synced, then given their name; found by content (below ``checkpointing``, ``resume``).
+"""Checkpoint files: written aside, synced, then given their name; found by content (below ``checkpointing``).
 
 A name that :func:`cloc.checkpoints.list_checkpoints` returns belongs to a checkpoint that was complete when it got the
 name. What can happen to it afterwards (a disk that lies, a copy that broke off) is found by :func:`inspect` before it

@@ -1,4 +1,4 @@
-"""What ends a run before its time, and how it ends whole: signals, and reading that fails (beside ``checkpointing``)."""
+"""What ends a run before its time, and how it ends whole: signals, reading that fails (beside ``checkpointing``)."""
 
 from __future__ import annotations
 
