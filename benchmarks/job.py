@@ -31,7 +31,7 @@ from cloc.config import DataConfig, validate
 from cloc.contracts import Batch
 from cloc.data.shards.index import index_folder, write_manifest
 from cloc.data.stream.batches import Stream
-from cloc.data.stream.collate import make_chooser
+from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.sources import open_sources
 from cloc.data.tokenizer import Tokenizer
 

@@ -42,7 +42,7 @@ from cloc.data.shards.index import index_folder, load_manifest, write_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.stream.batches import Stream, make_loader
-from cloc.data.stream.collate import Chooser
+from cloc.data.stream.region_sampling import Chooser
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import View
 

@@ -39,7 +39,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import naive_loss, padded
 from cloc.config import OptimConfig
 from cloc.contracts import Batch
-from cloc.data.stream.collate import Item, collate
+from cloc.data.stream.collate import collate
+from cloc.data.stream.region_sampling import Item
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.machine import precision_of
 from cloc.engine.optim import build_optimizer

@@ -166,7 +166,7 @@ def data_show(
         raise ValueError(f"{' '.join(overrides)}: these change the view; add --view")
     from cloc.config import data_config
     from cloc.data.inspect.show import show
-    from cloc.data.stream.collate import make_chooser
+    from cloc.data.stream.region_sampling import make_chooser
 
     chooser = make_chooser(data_config(overrides or []), image_size) if view else None
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
@@ -185,7 +185,7 @@ def data_bench(
     """Measure samples a second, and where the time goes."""
     from cloc.config import data_config
     from cloc.data.inspect.bench import bench, print_bench
-    from cloc.data.stream.collate import make_chooser
+    from cloc.data.stream.region_sampling import make_chooser
     from cloc.data.tokenizer import Tokenizer
 
     chooser = make_chooser(data_config(overrides or []), image_size)

@@ -10,7 +10,7 @@ from typing import Any
 from cloc.config import ConfigError, TrainConfig
 from cloc.config.terms import Need, terms_of, weights_of
 from cloc.data.stream.batches import READER_MEMORY, Stream
-from cloc.data.stream.collate import make_chooser
+from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.sources import ShardSources, open_sources
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.durable.run_folder import RunFolder

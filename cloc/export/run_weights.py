@@ -6,11 +6,10 @@ with exactly these weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cloc.checkpoints import find, list_checkpoints
@@ -18,6 +17,7 @@ from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.loading import load
 from cloc.models.build import build_model
+from cloc.models.weights.averages import average, blend
 from cloc.models.weights.pretrained import TOWERS
 
 
@@ -112,16 +112,6 @@ def _averaged(run: Path, choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
     return average(states), [file.name for file in files]
 
 
-def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of state dicts, summed in float64; counters are those of the first."""
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in states[0].items()
-    }
-
-
 def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:
     """Weights of the base under our names; of another library's folder, those that a run would start with."""
     found = load(base, trusted=trusted)
@@ -138,40 +128,3 @@ def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, T
     config = {"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers}
     model = build_model(config, known=known)
     return {name: value for name, value in model.state_dict().items() if name.startswith(("image.", "text."))}
-
-
-def blend(
-    base: Mapping[str, Tensor], run: Mapping[str, Tensor], alpha: float, name: Path
-) -> tuple[dict[str, Tensor], list[str]]:
-    """``(1 - alpha) · base + alpha · run``.
-
-    Args:
-        base: state dict of the base model.
-        run: of the run.
-        alpha: share of the run.
-        name: of the base, for messages.
-
-    Returns:
-        The blend, and the parts (``prompter``, …) that the base does not have and that stay the run's.
-
-    Raises:
-        ExportError: the towers differ.
-    """
-    wrong = [
-        weight
-        for weight, value in run.items()
-        if (weight in base and base[weight].shape != value.shape)
-        or (weight not in base and weight.startswith(("image.", "text.")))
-    ]
-    if wrong:
-        raise ExportError(
-            f"--base {name} has other towers: {len(wrong)} weights differ, the first is {wrong[0]}; give the model "
-            "that the run was fine-tuned from"
-        )
-    mixed = {
-        weight: torch.lerp(base[weight].double(), value.double(), alpha).to(value.dtype)
-        if weight in base and value.is_floating_point()
-        else value
-        for weight, value in run.items()
-    }
-    return mixed, sorted({weight.partition(".")[0] for weight in run if weight not in base})

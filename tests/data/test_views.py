@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cloc.config import DataConfig
 from cloc.contracts import Batch, Region, Sample
-from cloc.data.stream.collate import Chooser, collate, make_chooser
+from cloc.data.stream.collate import collate
+from cloc.data.stream.region_sampling import Chooser, make_chooser
 from cloc.data.tokenizer import Tokenizer, text_id
 from cloc.data.views import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from cloc.config import ConfigError, DatasetConfig
 from cloc.evaluation.sets.class_images import load_images
-from cloc.evaluation.sets.class_names import ClassList, join, names_of, read_classes, renumber
+from cloc.evaluation.sets.class_matching import match_folders, match_labels, names_of
+from cloc.evaluation.sets.class_names import ClassList, read_classes
 
 NAMES = ["tench, Tinca tinca", "great white shark", "hen", "cock", "sports-car"]
 SYNSETS = ["n01440764", "n01484850", "n01514859", "n01514668", "n04285008"]
@@ -32,9 +33,9 @@ LISTED = ClassList(NAMES, SYNSETS)
 def test_folders_are_joined_by_name_synset_or_number(folders: list[str], expected: list[int] | None) -> None:
     if expected is None:
         with pytest.raises(ConfigError, match="folders 0 to 10 for 5 classes"):
-            join(folders, LISTED, "datasets.x.classes")
+            match_folders(folders, LISTED, "datasets.x.classes")
         return
-    assert join(folders, LISTED, "datasets.x.classes") == expected
+    assert match_folders(folders, LISTED, "datasets.x.classes") == expected
 
 
 @pytest.mark.parametrize(
@@ -50,22 +51,22 @@ def test_folders_are_joined_by_name_synset_or_number(folders: list[str], expecte
 )
 def test_what_cannot_be_joined_is_refused(folders: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        join(folders, LISTED, "datasets.x.classes")
+        match_folders(folders, LISTED, "datasets.x.classes")
 
 
 def test_a_name_of_two_classes_needs_a_synset_or_a_number() -> None:
     twice = ClassList(["missile", "hen", "missile"], SYNSETS[:3])
     with pytest.raises(ConfigError, match=r"'missile' may be any of classes \[0, 2\]"):
-        join(["hen", "missile"], twice, "key")
-    assert join(["n01514859", "n01440764"], twice, "key") == [2, 0]
+        match_folders(["hen", "missile"], twice, "key")
+    assert match_folders(["n01514859", "n01440764"], twice, "key") == [2, 0]
     assert twice.repeated == ["missile"]
 
 
 def test_numbered_labels_follow_the_names_that_both_sides_know() -> None:
-    assert renumber(["hen", "cock"], LISTED, "key") == [2, 3]
-    assert renumber(["a", "b"], LISTED, "key") == [0, 1]  # other words, in the order of the numbers
+    assert match_labels(["hen", "cock"], LISTED, "key") == [2, 3]
+    assert match_labels(["a", "b"], LISTED, "key") == [0, 1]  # other words, in the order of the numbers
     with pytest.raises(ConfigError, match="has 'cock' at another number than the set, and lacks 'a'"):
-        renumber(["a", "cock"], LISTED, "key")
+        match_labels(["a", "cock"], LISTED, "key")
 
 
 @pytest.mark.parametrize("form", ["words.txt", "tabs.txt", "index.json"])

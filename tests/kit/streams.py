@@ -19,7 +19,7 @@ from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream import batches as stream_module
 from cloc.data.stream.batches import Stream
-from cloc.data.stream.collate import Chooser
+from cloc.data.stream.region_sampling import Chooser
 from cloc.data.stream.sources import ShardSources
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import View

@@ -26,8 +26,9 @@ from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import ShardError
 from cloc.data.stream.batches import Stream, make_loader
-from cloc.data.stream.collate import Candidate, Chooser, collate
+from cloc.data.stream.collate import collate
 from cloc.data.stream.order import choices
+from cloc.data.stream.region_sampling import Candidate, Chooser
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.views import new_views
 

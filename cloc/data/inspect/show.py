@@ -26,8 +26,8 @@ from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import each_sample
 from cloc.data.shards.tars import ShardError
-from cloc.data.stream.collate import Chooser
 from cloc.data.stream.order import choices
+from cloc.data.stream.region_sampling import Chooser
 from cloc.files import make_folder, write_file
 
 Box = tuple[float, float, float, float]

@@ -27,8 +27,10 @@ from cloc.data.decode import decoder
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.stream.collate import Candidate, Chooser, Item, collate
-from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, Mixture, choices
+from cloc.data.stream.collate import collate
+from cloc.data.stream.mixture import Mixture
+from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, choices
+from cloc.data.stream.region_sampling import Candidate, Chooser, Item
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
 from cloc.data.stream.sources import ShardSource, ShardSources
 from cloc.data.stream.workers import Readers

@@ -14,7 +14,8 @@ from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.evaluation.cache import digest_of
 from cloc.evaluation.reduce import Ranks
-from cloc.evaluation.sets.class_names import ClassList, join, names_of, read_classes, read_lines, remarks, renumber
+from cloc.evaluation.sets.class_matching import match_folders, match_labels, names_of
+from cloc.evaluation.sets.class_names import ClassList, read_classes, read_lines, remarks
 from cloc.evaluation.sets.eval_set import EvalSet, ImageSet
 from cloc.files import read_file
 
@@ -69,7 +70,7 @@ def _classes(name: str, config: DatasetConfig, found: ImageSet) -> tuple[ClassLi
     else:
         classes = read_classes(config.classes, key)
         # Folders are joined where they are read: their own names may be numbers or synsets.
-        own = renumber(found.classes, classes, key) if found.classes else range(len(classes.names))
+        own = match_labels(found.classes, classes, key) if found.classes else range(len(classes.names))
         labels = [own[label] if 0 <= label < len(own) else label for label in found.labels]
     if max(labels) >= len(classes.names) or min(labels) < 0:
         raise ConfigError(f"{key}: {len(classes.names)} names for labels {min(labels)} to {max(labels)}")
@@ -96,7 +97,7 @@ def _folder(folder: Path, name: str, config: DatasetConfig) -> ImageSet:
     names = [] if config.classes else names_of(found.classes, f"datasets.{name}.images")
     if config.classes and labels:
         key = f"datasets.{name}.classes"
-        numbers = join(found.classes, read_classes(config.classes, key), key)
+        numbers = match_folders(found.classes, read_classes(config.classes, key), key)
         labels = [numbers[label] for label in labels]
     return ImageSet(lambda i: decode_rgb(read_file(Path(found.samples[i][0]))), labels, names, digest_of(stats))
 

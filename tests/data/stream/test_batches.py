@@ -25,8 +25,8 @@ from cloc.data.shards.tars import ShardInfo
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream import batches as stream_module
 from cloc.data.stream.batches import SkipLimitError, Stream, make_loader
-from cloc.data.stream.collate import Chooser
 from cloc.data.stream.order import REPLACEMENTS
+from cloc.data.stream.region_sampling import Chooser
 from cloc.data.stream.sources import ShardSource, ShardSources, open_sources
 from tests.kit.streams import (
     CHOOSER,

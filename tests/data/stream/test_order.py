@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloc.data.stream.order import GROUP_PIECES, REPLACEMENTS, WINDOW_SHARDS, GlobalOrder, Mixture, choices, rank_share
+from cloc.data.stream.mixture import Mixture
+from cloc.data.stream.order import GROUP_PIECES, REPLACEMENTS, WINDOW_SHARDS, GlobalOrder, choices, rank_share
 
 LAYOUTS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5000)), min_size=1, max_size=40).filter(
     lambda shards: any(samples for samples, _ in shards)
