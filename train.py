@@ -36,7 +36,7 @@ def main(config: DictConfig) -> float | None:
         if checked.evaluation.every or _in_sweep():  # else it would be told hours later
             require("eval")
     from cloc.data.shards.tars import ShardError
-    from cloc.data.stream.batches import SkipLimitError
+    from cloc.data.stream.skip_limits import SkipLimitError
     from cloc.data.stream.workers import ReaderError
     from cloc.engine.durable.checkpoint_file import CheckpointError
     from cloc.engine.run import train

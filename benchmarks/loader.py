@@ -44,7 +44,7 @@ from cloc.data.shards.reader import ShardReader
 from cloc.data.stream.batches import Stream, make_loader
 from cloc.data.stream.region_sampling import Chooser
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import View
+from cloc.data.transforms import View
 
 WIDTH, HEIGHT = 500, 375
 QUALITY = 75  # Pillow's default: 55 KB a picture

@@ -18,7 +18,7 @@ from cloc.data.inputs import Picture, as_boxes, as_phrases, as_pictures, as_text
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import to_picture, to_view
+from cloc.data.transforms import to_picture, to_view
 from cloc.models import taps
 from cloc.models.model import Cloc, ImageFeatures
 from cloc.models.protocols import view

@@ -13,7 +13,7 @@ from torch import Tensor
 import cloc
 from cloc.config import ConfigError
 from cloc.data.decode import decode_rgb
-from cloc.data.views import to_view
+from cloc.data.transforms import to_view
 from cloc.encoder import Encoder, cut, to_tensor
 from cloc.loading import load
 from cloc.models.build import build_model

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cloc.data.views import PAD_VALUE, resize_pad
+from cloc.data.transforms import PAD_VALUE, resize_pad
 
 MODES = {"longest": "pad", "shortest": "crop", "squash": "squash"}  # open_clip's names → ours
 INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}

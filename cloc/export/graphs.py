@@ -80,7 +80,7 @@ class _Ground(nn.Module):
 
 
 def _roi_tokens(tokens: Tensor, grid: tuple[int, int], boxes: Tensor) -> Tensor:
-    """As :func:`cloc.models.prompter.roi_tokens`, with the picture's number in a column: a list would fix the batch."""
+    """``region_pooling.roi_tokens`` with the picture's number in a column: a list of boxes would fix the batch."""
     images, count = boxes.shape[:2]
     maps = tokens.transpose(1, 2).unflatten(2, grid)
     scaled = boxes * boxes.new_tensor([grid[1], grid[0], grid[1], grid[0]])

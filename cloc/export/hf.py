@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cloc.data.tokenizer import open_tokenizer
-from cloc.data.views import PAD_VALUE
+from cloc.data.transforms import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.export.cloc_files import clamped_scale, plain, view_stats

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cloc.data.tokenizer import without_code
-from cloc.data.views import PAD_VALUE
+from cloc.data.transforms import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import (

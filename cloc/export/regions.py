@@ -23,7 +23,7 @@ from cloc.export.cloc_files import plain
 from cloc.export.region_module import RegionSampler
 from cloc.export.verify import Probe, Row, compare, original
 from cloc.files import write_file
-from cloc.models import prompter
+from cloc.models import prompter, region_pooling
 from cloc.models.positions import fourier as positions
 from cloc.models.protocols import view
 
@@ -71,7 +71,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         positions.token_centers,
         positions.grid_positions,
     ]
-    parts += [prompter.BoxPrompt, prompter.token_overlap, prompter._overlap, type(model.prompter)]
+    parts += [prompter.BoxPrompt, region_pooling.token_overlap, region_pooling._overlap, type(model.prompter)]
     head = "None"
     if model.grounding is not None:
         parts.append(type(model.grounding))

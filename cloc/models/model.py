@@ -15,8 +15,8 @@ from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
 from cloc.models.positions.fourier import onto_grid, onto_view
-from cloc.models.prompter import mask_tokens, roi_tokens
 from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, declared, view
+from cloc.models.region_pooling import mask_tokens, roi_tokens
 from cloc.models.sanity import check_pixels
 from cloc.models.temperature import inverse_temperatures, new_log_scales
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from cloc.config import validate
 from cloc.contracts import Batch
 from cloc.data.stream.sources import open_sources
-from cloc.data.views import PAD_VALUE
+from cloc.data.transforms import PAD_VALUE
 from cloc.engine.module import Pretrain
 from tests.kit.paths import ROOT
 from tests.kit.streams import make_manifest

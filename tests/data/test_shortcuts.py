@@ -22,7 +22,7 @@ from cloc.data.sample import parse_box
 from cloc.data.shards.tar_headers import _read_header
 from cloc.data.shards.tars import ShardReadError, read_sample_members
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import _resize
+from cloc.data.transforms import _resize
 
 
 @pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])

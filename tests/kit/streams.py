@@ -22,7 +22,7 @@ from cloc.data.stream.batches import Stream
 from cloc.data.stream.region_sampling import Chooser
 from cloc.data.stream.sources import ShardSources
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import View
+from cloc.data.transforms import View
 
 COUNT = 23  # samples in shards of 5: the last one is smaller, and a global batch of 8 crosses the seam of a pass
 TOKENIZER = Tokenizer("open_clip", 16)

@@ -18,7 +18,8 @@ from cloc.models.build import build_model
 from cloc.models.grounding import MlpHead, SpatialHead
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.model import Cloc
-from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter, mask_tokens, roi_tokens
+from cloc.models.prompter import PaperPrompter, RoiAlign, SharedPrompter
+from cloc.models.region_pooling import mask_tokens, roi_tokens
 from cloc.models.text import ClipText, HuggingFaceText, Rows
 from cloc.models.view_memory import ViewMemory
 

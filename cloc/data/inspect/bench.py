@@ -30,7 +30,7 @@ from cloc.data.stream.collate import collate
 from cloc.data.stream.order import choices
 from cloc.data.stream.region_sampling import Candidate, Chooser
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import new_views
+from cloc.data.transforms import new_views
 
 STAGES = ("read", "parse", "decode", "view", "choose", "tokenize", "collate")
 _WARM = 8

@@ -7,7 +7,6 @@ integer, the cursor, which travels in each batch.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import sys
@@ -21,7 +20,6 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cloc.config.secrets import public
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.decode import decoder
 from cloc.data.shards.cache import ShardCache
@@ -32,10 +30,11 @@ from cloc.data.stream.mixture import Mixture
 from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, choices
 from cloc.data.stream.region_sampling import Candidate, Chooser, Item
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
+from cloc.data.stream.skip_limits import UNREADABLE_SHARD, SkipLimit
 from cloc.data.stream.sources import ShardSource, ShardSources
 from cloc.data.stream.workers import Readers
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.views import new_views
+from cloc.data.transforms import new_views
 
 READER_MEMORY = "reader_memory_bytes"
 """Entry of ``Batch.stats`` that is no counter: the most memory that the reading process has had."""
@@ -45,12 +44,6 @@ TOGETHER = 64
 
 FETCHING = "fetching ahead"
 """Name of the threads that do."""
-
-_LOG = logging.getLogger(__name__)
-
-
-class SkipLimitError(RuntimeError):
-    """More samples or shards were left out than the configuration allows."""
 
 
 class _ParsedSample(NamedTuple):
@@ -66,14 +59,12 @@ class _ParsedSample(NamedTuple):
 
 
 class _Reading:
-    """One source as a worker reads it: its order, its files, and what was left out so far."""
+    """One source as a worker reads it: its order, its files, and what was left out of it so far."""
 
-    def __init__(self, source: ShardSource, order: GlobalOrder, cache: ShardCache) -> None:
+    def __init__(self, source: ShardSource, order: GlobalOrder, cache: ShardCache, max_skip_share: float) -> None:
         self.name, self.manifest, self.order = source.name, source.manifest, order
         self.reader = ShardReader(source.manifest, cache=cache)
-        self.read = 0
-        self.skipped: Counter[str] = Counter()
-        self.lost: set[int] = set()
+        self.skips = SkipLimit(source, max_skip_share)
         self.window: tuple[int, int] | None = None
 
     def look_ahead(self, index: int) -> None:
@@ -132,10 +123,12 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             data = ShardSources((ShardSource("train", data, 1),), ShardCache())
         self.tokenizer, self.chooser = tokenizer, chooser
         orders = data.orders(seed)
-        self.sources = [_Reading(part, order, data.cache) for part, order in zip(data.parts, orders, strict=True)]
+        self.sources = [
+            _Reading(part, order, data.cache, max_skip_share) for part, order in zip(data.parts, orders, strict=True)
+        ]
         self.mixture = Mixture([part.weight for part in data.parts])
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.cursor, self.max_skip_share = cursor, max_skip_share
+        self.cursor = cursor
         self.cache, self.damaged = data.cache, 0  # shards of the cache that a batch has counted
 
     def __iter__(self) -> Iterator[Batch | SharedBatch]:
@@ -210,19 +203,17 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         source = self.sources[number]
         source.look_ahead(index)
         for replacement in tries:
-            source.read += 1
+            source.skips.read += 1
             try:
                 sample, counts = self.read(position, replacement)
                 decode = decoder(sample.image)
             except (BadSample, OSError) as error:
                 self._leave_out(source, error, stats)
                 if not isinstance(error, BadSample):
-                    self._lose(source, source.order.locate(index, replacement)[0], error)
+                    source.skips.lose_shard(source.order.locate(index, replacement)[0], error)
                 continue
             return _ParsedSample(position, number, sample, decode, counts, choices(self.seed, position), tries)
-        raise SkipLimitError(
-            f"{_where(source)}: position {position}: {REPLACEMENTS} samples in a row unusable ({dict(source.skipped)})"
-        )
+        raise source.skips.no_substitute(position, REPLACEMENTS)
 
     def _view(self, parsed: _ParsedSample, out: Tensor, stats: Counter[str]) -> Candidate:
         """Decode and transform the picture, or that of the next substitute, into its row of the batch."""
@@ -241,38 +232,11 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             return candidate
 
     def _leave_out(self, source: _Reading, error: Exception, stats: Counter[str]) -> None:
-        reason = error.reason if isinstance(error, BadSample) else "unreadable_shard"
+        reason = error.reason if isinstance(error, BadSample) else UNREADABLE_SHARD
         stats[f"skipped/{reason}"] += 1
         if len(self.sources) > 1:
             stats[f"skipped_from/{source.name}"] += 1
-        source.skipped[reason] += 1
-        self._check_skips(source, error)
-
-    def _lose(self, source: _Reading, shard: int, error: Exception) -> None:
-        """A shard is one loss, however many samples it held: the run goes on while few are lost."""
-        if shard in source.lost:
-            return
-        source.lost.add(shard)
-        _LOG.warning("samples of other shards take the places of an unreadable one: %s", error)
-        if len(source.lost) > max(1, self.max_skip_share * len(source.manifest.shards)):
-            raise SkipLimitError(
-                f"{_where(source)}: {len(source.lost)} of {len(source.manifest.shards)} shards cannot be read, more "
-                f"than data.max_skip_share={self.max_skip_share}; last: {error}. Restore them, or raise the limit."
-            )
-
-    def _check_skips(self, source: _Reading, last: Exception) -> None:
-        skipped = source.skipped.total() - source.skipped["unreadable_shard"]
-        # A single bad sample among the first few hundred is no share worth stopping for.
-        if skipped > max(3, self.max_skip_share * max(source.read, 500)):
-            raise SkipLimitError(
-                f"{_where(source)}: {skipped} of {source.read} samples left out ({dict(source.skipped)}), more than "
-                f"data.max_skip_share={self.max_skip_share}; last: {last}. Run `python -m cloc data check "
-                f"{source.manifest.folder}`, or raise data.max_skip_share."
-            )
-
-
-def _where(source: _Reading) -> str:
-    return f"data.train {source.name!r} ({public(source.manifest.remote) or source.manifest.folder})"
+        source.skips.leave_out(reason, error)
 
 
 def peak_memory() -> int:

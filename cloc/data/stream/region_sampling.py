@@ -16,7 +16,7 @@ from torch import Tensor
 from cloc.config import DataConfig, from_fields
 from cloc.contracts import Region, Sample
 from cloc.data.decode import decoder
-from cloc.data.views import View, ViewedPicture, mirror_text
+from cloc.data.transforms import View, ViewedPicture, mirror_text
 
 _LEAST_SCORE = 1e-6  # a region of score 0 is drawn where nothing else is left
 

@@ -20,7 +20,7 @@ from cloc.data.inspect.show import COLORS, Mark, _tags, show
 from cloc.data.shards.tars import ShardError
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream.region_sampling import Chooser
-from cloc.data.views import View
+from cloc.data.transforms import View
 from tests.kit.streams import make_manifest
 
 

@@ -24,9 +24,10 @@ from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.tars import ShardInfo
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream import batches as stream_module
-from cloc.data.stream.batches import SkipLimitError, Stream, make_loader
+from cloc.data.stream.batches import Stream, make_loader
 from cloc.data.stream.order import REPLACEMENTS
 from cloc.data.stream.region_sampling import Chooser
+from cloc.data.stream.skip_limits import SkipLimitError
 from cloc.data.stream.sources import ShardSource, ShardSources, open_sources
 from tests.kit.streams import (
     CHOOSER,

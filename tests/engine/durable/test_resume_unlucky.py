@@ -13,7 +13,8 @@ import pytest
 
 import cloc
 from cloc.checkpoints import find, list_checkpoints, pointed
-from cloc.data.stream.batches import SkipLimitError, Stream
+from cloc.data.stream.batches import Stream
+from cloc.data.stream.skip_limits import SkipLimitError
 from cloc.engine import run
 from cloc.engine.durable.checkpoint_file import point
 from cloc.engine.durable.signals import StopAtSignal

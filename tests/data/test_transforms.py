@@ -19,7 +19,7 @@ from cloc.contracts import Batch, Region, Sample
 from cloc.data.stream.collate import collate
 from cloc.data.stream.region_sampling import Chooser, make_chooser
 from cloc.data.tokenizer import Tokenizer, text_id
-from cloc.data.views import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
+from cloc.data.transforms import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 
 GROUND, PAINT = (20, 40, 160), (250, 200, 10)
 SLACK = 1.5  # pixels of the view: interpolation blurs an edge, halfway between the colors is where it was
