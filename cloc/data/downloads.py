@@ -1,0 +1,186 @@
+"""The one way to what a library downloads: where it cannot be had, that is told within seconds, in a line.
+
+Libraries try again for a minute where nothing answers, and end with a page of their own frames. Here a server is looked
+for first; where there is none, what lies in the library's cache is taken, and for what does not the command is named
+that brings it. Serves the tokenizer, and the weights and configurations of ``models``.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+PATIENCE = 5.0  # seconds for a server to be found, names and proxies included
+_ATTEMPT = 2.0  # for one of its addresses
+_KNOWN = 60.0  # for which an answer holds
+_PORTS = {"http": 80, "https": 443}
+_LIBRARIES = ("httpx", "requests", "urllib3", "huggingface_hub", "urllib")  # whose errors are those of a network
+_answers: dict[str, tuple[float, str | None]] = {}
+_one_offline = threading.RLock()  # the hub's library has one switch for all threads
+
+
+class DownloadError(OSError):
+    """What is not here cannot be fetched; says what, from where, why, and the command that brings it."""
+
+
+@contextmanager
+def from_hub(what: str, *repositories: str | Path) -> Iterator[None]:
+    """While a library reads repositories of the Hugging Face hub, from its cache or its server.
+
+    Args:
+        what: names them, in an error.
+        repositories: ``OWNER/NAME`` each; a folder that is here asks nobody.
+
+    Raises:
+        DownloadError: one is neither here nor to be had.
+    """
+    wanted = [str(one) for one in repositories if not Path(one).expanduser().is_dir()]
+    if not wanted:
+        yield
+        return
+    from huggingface_hub import constants
+
+    _check_names(what, wanted)
+    reason = _offline(constants)
+    with _told(what, wanted, reason, _remedy(wanted, constants)), _switched_off(constants) if reason else nullcontext():
+        yield
+
+
+@contextmanager
+def from_url(what: str, url: str, kept: Path) -> Iterator[None]:
+    """While a library reads what it downloads from a URL.
+
+    Args:
+        what: names it, in an error.
+        url: of the file.
+        kept: where the library keeps it.
+
+    Raises:
+        DownloadError: it is neither here nor to be had.
+    """
+    if kept.is_file():
+        yield
+        return
+    remedy = f"on a machine with a network run `curl -L -O {url}`, then copy the file to {kept} here"
+    with _told(what, [url], None, remedy):
+        reason = unreachable(url)
+        if reason:
+            raise ConnectionError(reason)
+        yield
+
+
+def unreachable(url: str) -> str | None:
+    """Why nothing answers at a URL's server, or at the proxy on the way to it; None where something does."""
+    place = _asked(url)
+    when, answer = _answers.get(place, (0.0, None))
+    if not when or time.monotonic() - when > _KNOWN:
+        answer = _probed(place)
+        _answers[place] = time.monotonic(), answer
+    return answer
+
+
+def _asked(url: str) -> str:
+    """URL of whom a connection is opened to."""
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if proxy and "://" in proxy and not proxy_bypass(parts.hostname or "") else url
+
+
+def _probed(url: str) -> str | None:
+    """As :func:`unreachable`. In a thread: looking up a name has no limit of its own."""
+    parts, found = urlsplit(url), ["no answer in time"]
+    origin = f"{parts.scheme}://{(parts.netloc).rpartition('@')[2]}"
+
+    def connect() -> None:
+        try:
+            addresses = socket.getaddrinfo(
+                parts.hostname, parts.port or _PORTS.get(parts.scheme, 443), 0, socket.SOCK_STREAM
+            )
+            found[0] = _first_answer(addresses)
+        except (OSError, ValueError) as error:
+            found[0] = getattr(error, "strerror", None) or str(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return f"{origin} cannot be reached: {found[0]}" if found[0] else None
+
+
+def _first_answer(addresses: Sequence[Any]) -> str:
+    """Empty where one of a server's addresses takes a connection, else why the last one does not."""
+    said = "it has no address"
+    for family, kind, protocol, _, address in sorted(addresses, key=lambda one: one[0] != socket.AF_INET):
+        try:
+            with socket.socket(family, kind, protocol) as connection:
+                connection.settimeout(_ATTEMPT)
+                connection.connect(address)
+                return ""
+        except OSError as error:
+            said = error.strerror or str(error)
+    return said
+
+
+def _offline(constants: Any) -> str | None:
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
+
+
+@contextmanager
+def _switched_off(constants: Any) -> Iterator[None]:
+    """The hub's library asks no server and takes what lies in its cache."""
+    with _one_offline:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+def _check_names(what: str, wanted: list[str]) -> None:
+    for name in wanted:
+        if name.count("/") > 1 or name.startswith(("/", ".", "~")):
+            raise FileNotFoundError(f"{what}: {name} is no folder here, and no repository of a hub has such a name")
+
+
+def _remedy(wanted: list[str], constants: Any) -> str:
+    from huggingface_hub.file_download import repo_folder_name
+
+    commands = " && ".join(f"hf download {name}" for name in wanted)
+    folders = ", ".join(repo_folder_name(repo_id=name, repo_type="model") for name in wanted)
+    return (
+        f"on a machine with a network run `{commands}`, then copy {folders} from its cache to "
+        f"{constants.HF_HUB_CACHE} here (HF_HOME names another place)"
+    )
+
+
+@contextmanager
+def _told(what: str, wanted: list[str], reason: str | None, remedy: str) -> Iterator[None]:
+    """Turn what a library raises where it could not download into one line."""
+    try:
+        yield
+    except DownloadError:
+        raise
+    except Exception as error:
+        cause = _of_network(error)
+        if cause is None and not (reason and isinstance(error, OSError)):
+            raise
+        if type(cause).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
+            reason, remedy = "its hub knows none of that name", "correct it, or `hf auth login` where it is private"
+        said = reason or " ".join(str(cause).split())[:200]
+        raise DownloadError(f"{what}: {' and '.join(wanted)} cannot be fetched ({said}); {remedy}") from error
+
+
+def _of_network(error: BaseException | None) -> BaseException | None:
+    """The error of a network, or of a cache without one, that an error comes from; None where there is none."""
+    while error is not None:
+        library = type(error).__module__.partition(".")[0].rstrip("0123456789")
+        if isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or library in _LIBRARIES:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
