@@ -7,6 +7,7 @@ that brings it. Serves the tokenizer, and the weights and configurations of ``mo
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ _KNOWN = 60.0  # for which an answer holds
 _PORTS = {"http": 80, "https": 443}
 _LIBRARIES = ("httpx", "requests", "urllib3", "huggingface_hub", "urllib")  # whose errors are those of a network
 _answers: dict[str, tuple[float, str | None]] = {}
+_met: set[str] = set()  # servers that have answered
 _one_offline = threading.RLock()  # the hub's library has one switch for all threads
 
 
@@ -49,7 +51,7 @@ def from_hub(what: str, *repositories: str | Path) -> Iterator[None]:
 
     _check_names(what, wanted)
     reason = _offline(constants)
-    with _told(what, wanted, reason, _remedy(wanted, constants)), _switched_off(constants) if reason else nullcontext():
+    with _told(what, reason, _remedy(wanted, constants)), _switched_off(constants) if reason else nullcontext():
         yield
 
 
@@ -69,11 +71,32 @@ def from_url(what: str, url: str, kept: Path) -> Iterator[None]:
         yield
         return
     remedy = f"on a machine with a network run `curl -L -O {url}`, then copy the file to {kept} here"
-    with _told(what, [url], None, remedy):
+    with _told(what, None, remedy):
         reason = unreachable(url)
         if reason:
             raise ConnectionError(reason)
         yield
+
+
+def refuse_unreachable(url: str) -> None:
+    """Tell at once that shards on the hub (``hf://…``) cannot be had. Later, its server may be silent for a while.
+
+    Raises:
+        DownloadError: nothing answers there.
+    """
+    from huggingface_hub import constants
+
+    if constants.ENDPOINT in _met:
+        return
+    if reason := _offline(constants):
+        kind, _, rest = url.removeprefix("hf://").partition("/")
+        kinds = {"datasets": " --repo-type dataset", "spaces": " --repo-type space"}
+        parts = (rest if kind in kinds else f"{kind}/{rest}").split("/")
+        command = f"hf download {'/'.join(parts[:2])}{kinds.get(kind, '')} --local-dir FOLDER"
+        raise DownloadError(
+            f"{url} cannot be read ({reason}); on a machine with a network run `{command}`, and give the folder"
+        )
+    _met.add(constants.ENDPOINT)
 
 
 def unreachable(url: str) -> str | None:
@@ -133,13 +156,16 @@ def _offline(constants: Any) -> str | None:
 
 @contextmanager
 def _switched_off(constants: Any) -> Iterator[None]:
-    """The hub's library asks no server and takes what lies in its cache."""
+    """The hub's library asks no server and takes what lies in its cache; nobody logs what will be told in a line."""
     with _one_offline:
         before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        logged = logging.root.manager.disable
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
             constants.HF_HUB_OFFLINE = before
+            logging.disable(logged)
 
 
 def _check_names(what: str, wanted: list[str]) -> None:
@@ -160,7 +186,7 @@ def _remedy(wanted: list[str], constants: Any) -> str:
 
 
 @contextmanager
-def _told(what: str, wanted: list[str], reason: str | None, remedy: str) -> Iterator[None]:
+def _told(what: str, reason: str | None, remedy: str) -> Iterator[None]:
     """Turn what a library raises where it could not download into one line."""
     try:
         yield
@@ -168,12 +194,17 @@ def _told(what: str, wanted: list[str], reason: str | None, remedy: str) -> Iter
         raise
     except Exception as error:
         cause = _of_network(error)
-        if cause is None and not (reason and isinstance(error, OSError)):
+        if cause is None and not (reason and _is_missing(error)):
             raise
         if type(cause).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
             reason, remedy = "its hub knows none of that name", "correct it, or `hf auth login` where it is private"
         said = reason or " ".join(str(cause).split())[:200]
-        raise DownloadError(f"{what}: {' and '.join(wanted)} cannot be fetched ({said}); {remedy}") from error
+        raise DownloadError(f"{what} cannot be fetched ({said}); {remedy}") from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a library that was told to ask nobody says that it lacks a file, in whichever way."""
+    return isinstance(error, OSError) or "could not be loaded" in str(error) or "Failed" in str(error)
 
 
 def _of_network(error: BaseException | None) -> BaseException | None:
