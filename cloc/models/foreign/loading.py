@@ -27,6 +27,7 @@ from cloc.models.foreign.towers import (
     OpenClipViT,
     PaddedText,
     TrimmedText,
+    pooled_of,
 )
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
@@ -253,9 +254,11 @@ def _open_clip_text(model: Any, tokenizer: Any, width: int) -> tuple[TextTower, 
     causal = isinstance(tower, TextTransformer) and tower.cls_emb is None and tower.attn_mask is not None
     if plain and causal and tower.pool_type in ("argmax", "eos"):
         return TrimmedText(tower, width), Tokenizer("open_clip", tower.context_length)
-    model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
+    for part in ("visual", "text_decoder"):  # encode_text does not need them, and nothing is counted twice
+        if hasattr(model, part):
+            setattr(model, part, nn.Identity())
     length = model.context_length
-    text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
+    text = PaddedText(model, lambda whole, tokens: pooled_of(whole.encode_text(tokens)), length, width)
     encode = quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer
     return _as_text_tower(text), FixedTokenizer(encode, length)
 
