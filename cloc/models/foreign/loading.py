@@ -310,13 +310,14 @@ def _load_hugging_face(folder: Path, image_size: int | None) -> Foreign:
     if size != own:
         check_covered(image)
     length = model.config.text_config.max_position_embeddings
-    tokenizer: Any = Tokenizer(str(folder.resolve()), length, siglip_cleaning(folder) if siglip else None)
+    clean = siglip_cleaning(folder) if siglip else None
+    tokenizer: Any = Tokenizer(str(folder.resolve()), length, clean)
     head = None if siglip else model.text_projection
     if siglip:  # trained on texts padded to the full length, without a mask
         tokenizer = FixedTokenizer(_padded(tokenizer, length), length)
     text = HuggingFaceJointText(model.text_model, head, length, width)
     info = {"version": f"transformers {transformers.__version__}", "file": str(folder), "samples_seen": 0}
-    info["activation"] = vision.hidden_act
+    info |= {"activation": vision.hidden_act, "texts": clean}
     return Foreign(Cloc(image, _as_text_tower(text)), tokenizer, preprocess, folder.resolve().name, info)
 
 
