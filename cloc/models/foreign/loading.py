@@ -27,7 +27,6 @@ from cloc.models.foreign.towers import (
     OpenClipViT,
     PaddedText,
     TrimmedText,
-    pooled_of,
 )
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
@@ -104,6 +103,8 @@ def load_open_clip(name: str, image_size: int | None = None) -> Foreign:
         stem = Path(weights).name.rsplit(".", 1)[0] if Path(weights).is_file() else weights
         identity, title = architecture, f"{architecture}/{stem}"
     model = model.eval().requires_grad_(False)
+    if hasattr(model, "text_decoder"):
+        model.text_decoder = nn.Identity()  # of CoCa: it writes captions
     preprocess = open_clip.get_model_preprocess_cfg(model)
     width = _joint_dim(identity, model)
     own = _side(preprocess["size"])
@@ -254,11 +255,9 @@ def _open_clip_text(model: Any, tokenizer: Any, width: int) -> tuple[TextTower, 
     causal = isinstance(tower, TextTransformer) and tower.cls_emb is None and tower.attn_mask is not None
     if plain and causal and tower.pool_type in ("argmax", "eos"):
         return TrimmedText(tower, width), Tokenizer("open_clip", tower.context_length)
-    for part in ("visual", "text_decoder"):  # encode_text does not need them, and nothing is counted twice
-        if hasattr(model, part):
-            setattr(model, part, nn.Identity())
+    model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
     length = model.context_length
-    text = PaddedText(model, lambda whole, tokens: pooled_of(whole.encode_text(tokens)), length, width)
+    text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
     encode = quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer
     return _as_text_tower(text), FixedTokenizer(encode, length)
 

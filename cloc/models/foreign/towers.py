@@ -213,8 +213,7 @@ class PaddedText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` → ``[T,D]``."""
-        embedded: Tensor = self.encode(self.tower, tokens)
-        return embedded
+        return pooled_of(self.encode(self.tower, tokens))
 
 
 class HuggingFaceImage(ForeignImage):
