@@ -22,7 +22,23 @@ PATIENCE = 5.0  # seconds for a server to be found, names and proxies included
 _ATTEMPT = 2.0  # for one of its addresses
 _KNOWN = 60.0  # for which an answer holds
 _PORTS = {"http": 80, "https": 443}
-_LIBRARIES = ("httpx", "requests", "urllib3", "huggingface_hub", "urllib")  # whose errors are those of a network
+_LIBRARIES = (
+    "httpx",
+    "httpcore",
+    "requests",
+    "urllib3",
+    "huggingface_hub",
+    "urllib",
+)  # whose errors are those of a network
+_LOG_IN = "correct the name, or `hf auth login` where it is private"
+_ABSENT = {  # errors of the hub's library that no network mends
+    "RepositoryNotFoundError": ("the hub has no such repository", _LOG_IN),
+    "GatedRepoError": ("its owner asks who reads it", "ask for it on its page, then `hf auth login`"),
+    **dict.fromkeys(
+        ("RemoteEntryNotFoundError", "EntryNotFoundError"),
+        ("the repository lacks a file that is needed", "name one that the library reads"),
+    ),
+}
 _answers: dict[str, tuple[float, str | None]] = {}
 _met: set[str] = set()  # servers that have answered
 _one_offline = threading.RLock()  # the hub's library has one switch for all threads
@@ -169,9 +185,15 @@ def _switched_off(constants: Any) -> Iterator[None]:
 
 
 def _check_names(what: str, wanted: list[str]) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public all the same
+
     for name in wanted:
-        if name.count("/") > 1 or name.startswith(("/", ".", "~")):
-            raise FileNotFoundError(f"{what}: {name} is no folder here, and no repository of a hub has such a name")
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            said = f"{what}: {name[:200]} is no folder here, and no repository of a hub has such a name"
+            raise FileNotFoundError(said) from error
 
 
 def _remedy(wanted: list[str], constants: Any) -> str:
@@ -196,8 +218,8 @@ def _told(what: str, reason: str | None, remedy: str) -> Iterator[None]:
         cause = _of_network(error)
         if cause is None and not (reason and _is_missing(error)):
             raise
-        if type(cause).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
-            reason, remedy = "its hub knows none of that name", "correct it, or `hf auth login` where it is private"
+        if type(cause).__name__ in _ABSENT:
+            reason, remedy = _ABSENT[type(cause).__name__]
         said = reason or " ".join(str(cause).split())[:200]
         raise DownloadError(f"{what} cannot be fetched ({said}); {remedy}") from error
 

@@ -97,7 +97,7 @@ def test_what_was_brought_is_taken(nowhere: Path, monkeypatch: pytest.MonkeyPatc
     assert Tokenizer("a/words").encode("a chick")[0] == (2, 4, 5, 3)
 
 
-@pytest.mark.parametrize("name", ["data/openmoji/tokenizer", "no/such/encoder"])
+@pytest.mark.parametrize("name", ["data/openmoji/tokenizer", "no/such/encoder", "two words"])
 def test_a_path_that_is_not_there_is_no_name_of_a_hub(name: str) -> None:
     for load in (lambda: Tokenizer(name).encode("x"), lambda: HuggingFaceText(8, name)):
         with pytest.raises(FileNotFoundError, match=f"{name} is no folder here") as caught:
@@ -129,7 +129,7 @@ def test_other_errors_pass_and_those_of_a_network_are_told(monkeypatch: pytest.M
             except ConnectionError as error:
                 raise RuntimeError("a long story") from error
     missing = type("RepositoryNotFoundError", (ConnectionError,), {})
-    with pytest.raises(DownloadError, match="its hub knows none of that name.*hf auth login"), from_hub("x", "a/b"):
+    with pytest.raises(DownloadError, match="the hub has no such repository.*hf auth login"), from_hub("x", "a/b"):
         raise OSError("a long story") from missing("404")
 
 
