@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from cloc import __version__
-from cloc.checkpoints import find
+from cloc.checkpoints import FOLDER, find
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.encoder import Encoder
 from cloc.models.build import build_trained
 from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
 from cloc.models.sanity import SanityError, check_embedded, check_model
 from cloc.models.trust.registry import admit
+from cloc.models.trust.text_files import text_files
 from cloc.models.trust.values import building
 from cloc.models.weights.digests import check_archive
 from cloc.models.weights.exported import is_exported, read_exported
@@ -73,13 +74,16 @@ def load(
     info, key = stored["cloc"], "state_dict" if averaged else "current_model_state"
     if key not in stored:
         raise ValueError(f"{file} holds one set of weights: the run was trained without an average (trainer.ema=0)")
-    run = file.parent.parent
+    # One that was copied out of its run folder stands for itself.
+    run = file.parent.parent if file.parent.name == FOLDER else file.with_suffix("")
     weights = {name.removeprefix("model."): value for name, value in stored[key].items()}
-    source = f"{file}, written by cloc {info['version']}"
-    admitted = admit(_beside(info["config"]["model"], run / "text"), source, trusted, file.stat().st_size)
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
-    with building(file, f"it was written by cloc {info['version']}, "):
-        model, config = build_trained(admitted, weights, file, image_size)
+    source = f"{file}, written by cloc {info['version']}"
+    with text_files(stored, file) as text:
+        admitted = admit(text.model(info["config"]["model"]), source, trusted, file.stat().st_size)
+        with building(file, f"it was written by cloc {info['version']}, "):
+            model, config = build_trained(admitted, weights, file, image_size)
+    text.give(model.text)
     info = info | {"code": __version__, "file": str(file), "run": str(run)}
     info["config"] = info["config"] | {"model": info["config"]["model"] | config}
     info["averaged"] = averaged and "current_model_state" in stored  # Lightning's name for what is beside an average
@@ -132,14 +136,6 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} was not written by cloc (it has no 'cloc' entry: {str(list(stored)[:5])[:100]})")
     _check_version(file, stored["cloc"]["version"])
     return stored
-
-
-def _beside(model: Any, folder: Path) -> Any:
-    """A stored model with the tokenizer and the architecture of its text tower that a run folder carries."""
-    found = {"tokenizer": "tokenizer_config.json", "name": "config.json"}
-    own = {key: str(folder) for key, name in found.items() if (folder / name).is_file()}
-    text = model.get("text") if isinstance(model, dict) else None
-    return model | {"text": text | own} if own and isinstance(text, dict) else model
 
 
 def _check_version(file: Path, version: str) -> None:

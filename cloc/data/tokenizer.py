@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from cloc.data.bpe import quicken
+from cloc.data.downloads import from_hub
 from cloc.data.inputs import as_texts
-from cloc.files import into_folder
+from cloc.files import into_folder, private_folder, write_file
 
 CACHED_TEXTS = 1 << 15  # about 15 MB in each worker
+ARCHITECTURE = "config.json"  # of an encoder, which may lie among its tokenizer's files
 CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's names
 
 
@@ -30,26 +32,36 @@ class Tokenizer:
         clean: what is done to a text first, by open_clip's names: ``whitespace``, ``lower``, or ``canonicalize`` (lower
             case without punctuation: SigLIP and SigLIP 2). None for ``lower`` with open_clip's encoding, and for
             nothing beyond the tokenizer's own with others.
+        files: content by name of a Hugging Face tokenizer's folder that is not on disk, as a checkpoint carries it.
 
     Raises:
         FileNotFoundError: ``name`` looks like a path and is not there.
     """
 
-    def __init__(self, name: str = "open_clip", context_length: int = 77, clean: str | None = None) -> None:
-        if name != "open_clip" and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    def __init__(
+        self,
+        name: str = "open_clip",
+        context_length: int = 77,
+        clean: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        place = None if files is not None or name == "open_clip" else name
+        if place and place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
             raise FileNotFoundError(
                 f"model.text.tokenizer={name!r}: no such folder; give a tokenizer folder or 'open_clip'"
             )
-        self.name, self.context_length, self.clean = name, context_length, clean
+        self.name, self.context_length, self.clean, self.files = name, context_length, clean, files
         self._cached = lru_cache(CACHED_TEXTS)(self._encode)
 
     @classmethod
     def of(cls, tower: Any) -> Tokenizer:
         """That of a text tower, which names it."""
-        return cls(tower.tokenizer, tower.context_length, getattr(tower, "clean", None))
+        files = getattr(tower, "tokenizer_files", None)
+        return cls(tower.tokenizer, tower.context_length, getattr(tower, "clean", None), files)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "context_length": self.context_length, "clean": self.clean}
+        names = ("name", "context_length", "clean", "files")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Tokenizer.__init__(self, **state)
@@ -63,7 +75,21 @@ class Tokenizer:
             if self.clean in (None, "lower"):
                 backend.clean_fn = partial(_clean, thorough=backend.clean_fn)
             return backend
-        return open_tokenizer(self.name)
+        return self.open()
+
+    def open(self, **options: Any) -> Any:
+        """The tokenizer of transformers, but for open_clip's own.
+
+        Args:
+            options: as for :func:`open_tokenizer`.
+
+        Raises:
+            ValueError: see there.
+        """
+        if self.files is None:
+            return open_tokenizer(self.name, **options)
+        with private_folder(self.files) as folder:
+            return open_tokenizer(self.name, folder, **options)
 
     @property
     def vocab_size(self) -> int:
@@ -115,9 +141,14 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face tokenizer's files, so that a run folder can be loaded elsewhere."""
-        if self.name != "open_clip":
-            with into_folder(folder.parent, folder.name) as room:
+        if self.name == "open_clip":
+            return
+        own = {name: content for name, content in (self.files or {}).items() if name != ARCHITECTURE}
+        with into_folder(folder.parent, folder.name) as room:
+            if not own:
                 self._backend.save_pretrained(str(room))
+            for name, content in own.items():
+                write_file(room / name, content)
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Tokenize texts to ``[T,L]`` int64, padded to the longest of them; a string is one text."""
@@ -133,20 +164,33 @@ def shorten(text: str, context_length: int) -> str:
     return text if len(text) <= limit else text.lstrip()[:limit]
 
 
-def open_tokenizer(name: str, **options: Any) -> Any:
+def open_tokenizer(name: str, folder: Path | None = None, **options: Any) -> Any:
     """A tokenizer of transformers, none of whose own code runs.
 
     Args:
         name: folder, which then asks no network, or hub name.
+        folder: where its files lie, if not there.
         options: further arguments of ``AutoTokenizer.from_pretrained``.
 
     Raises:
-        ValueError: it is a Python file of the folder or repository.
+        ValueError: it is a Python file of the folder or repository, or no tokenizer.
+        DownloadError: a hub name that is neither here nor to be had.
     """
     from transformers import AutoTokenizer
 
-    with refusing_code(name):
-        return AutoTokenizer.from_pretrained(str(Path(name).expanduser()), **without_code(name), **options)
+    place = folder or Path(name).expanduser()
+    with refusing_code(name), from_hub(f"the tokenizer {name!r}", place):
+        try:
+            return AutoTokenizer.from_pretrained(str(place), **without_code(place), **options)
+        except (OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # of what is damaged, each part of the library has an error of its own
+            if "trust_remote_code" in str(error):
+                raise
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(
+                f"{name}: no tokenizer that transformers reads ({said}); copy or export it again"
+            ) from error
 
 
 def without_code(name: str | Path) -> dict[str, bool]:

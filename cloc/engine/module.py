@@ -126,8 +126,8 @@ class Pretrain(Task):
             self.notes.append(take_weights(self.model, self.config.init_from))
 
     def save_beside(self, folder: Path) -> None:
-        """Tokenizer and architecture of a Hugging Face text tower: the run loads anywhere."""
-        pretrain_data.save_text_files(self.model.text, folder)
+        """Tokenizer and architecture of a Hugging Face text tower: run and checkpoints load anywhere."""
+        self.beside = pretrain_data.save_text_files(self.model.text, folder)
 
     def measurement(self) -> Measure | None:
         """A small suite on the sets of ``evaluation.data``."""

@@ -18,6 +18,7 @@ from cloc.engine.task import Reading
 from cloc.files import into_folder
 from cloc.models.model import Cloc
 from cloc.models.protocols import architecture, view
+from cloc.models.trust.text_files import DIGEST, FOLDER, KEY, carried
 
 
 def open_data(config: TrainConfig) -> ShardSources:
@@ -59,7 +60,7 @@ def check_vocabulary(text: Any) -> None:
 
 
 def check_tokenizer(text: Any, folder: RunFolder, changed: Mapping[str, str]) -> None:
-    """Compare a tokenizer that lies elsewhere than before with the one that the run has kept.
+    """Compare a tokenizer with the one that the run has kept: another may lie at the same path by now.
 
     Args:
         text: the text tower.
@@ -69,25 +70,33 @@ def check_tokenizer(text: Any, folder: RunFolder, changed: Mapping[str, str]) ->
     Raises:
         ConfigError: it is another one.
     """
-    kept, given = folder.local / "text", text.tokenizer
+    kept, given = folder.local / FOLDER, text.tokenizer
     moved = [changed[key] for key in ("model.text.tokenizer", "model.text.name") if key in changed]
-    if not moved:
+    known = (kept / "tokenizer_config.json").is_file()
+    if not moved and (given == "open_clip" or not known):
         return
-    same = given != "open_clip" and kept.is_dir() and Tokenizer(str(kept)).digest == Tokenizer(given).digest
+    same = given != "open_clip" and known and Tokenizer(str(kept)).digest == Tokenizer(given).digest
     if not same:
+        how = "; ".join(moved) or f"{given} holds other words than {kept}"
         raise ConfigError(
-            f"{folder.location} was trained with another tokenizer ({'; '.join(moved)}); restore it, or give another "
-            "run_dir"
+            f"{folder.location} was trained with another tokenizer ({how}); restore it, or give another run_dir"
         )
 
 
-def save_text_files(text: Any, folder: Path) -> None:
-    """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights."""
-    if text.tokenizer != "open_clip":
-        Tokenizer.of(text).save(folder / "text")
-    if (needed := architecture(text)) is not None:
-        with into_folder(folder, "text") as room:
+def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
+    """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights.
+
+    Returns:
+        What each checkpoint holds of them, by its keys.
+    """
+    tokenizer, needed = Tokenizer.of(text), architecture(text)
+    tokenizer.save(folder / FOLDER)  # nothing for open_clip's own
+    if needed is not None:
+        with into_folder(folder, FOLDER) as room:
             needed.save_pretrained(room)
+    if tokenizer.name == "open_clip" and needed is None:
+        return {}
+    return {KEY: carried(folder / FOLDER), DIGEST: tokenizer.digest}
 
 
 def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:

@@ -104,6 +104,7 @@ class Task(lightning.LightningModule):
         cursor: of the last batch that was trained.
         notes: what was settled on the way, in words, for the plan.
         skipped: whether the last step was left out.
+        beside: what a checkpoint holds besides the engine's own, by key; set by :meth:`save_beside`.
         terms: of the last step.
 
     Raises:
@@ -124,6 +125,7 @@ class Task(lightning.LightningModule):
         self.counters: dict[str, float] = {}
         self.terms: dict[str, Tensor] = {}
         self.skipped = False
+        self.beside: dict[str, Any] = {}
         self.notes: list[str] = []
         for name, off in OPTIONAL.items():
             value = getattr(config.trainer, name)
@@ -179,7 +181,7 @@ class Task(lightning.LightningModule):
         """Take the weights that a new run starts from, where the configuration names any."""
 
     def save_beside(self, folder: Path) -> None:
-        """Write into the run folder what weights and configuration do not hold."""
+        """Write into the run folder what weights and configuration do not hold. Called in the first process."""
 
     def measurement(self) -> Measure | None:
         """What measures the model while it trains, larger is better: metrics by name; None for nothing."""
@@ -321,6 +323,7 @@ class Task(lightning.LightningModule):
             "samples_seen": self.samples_seen,
             "counters": self.counters,
         }
+        checkpoint.update(self.beside)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue where the stored batch ended, with the settings of this configuration."""

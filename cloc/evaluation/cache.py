@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cloc.data.tokenizer import Tokenizer
 from cloc.encoder import Encoder
 from cloc.evaluation.reduce import Ranks
 from cloc.files import make_folder, write_tensors
@@ -71,10 +72,17 @@ def model_digest(encoder: Encoder) -> str:
         "model": encoder.info.get("config", {}).get("model", encoder.info.get("file")),
         "activation": encoder.info.get("activation"),
         "view": repr((encoder.preprocess, seen.size, seen.mean, seen.std)),
-        "tokenizer": str(model.text.tokenizer),
+        "tokenizer": _words(encoder),
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def _words(encoder: Encoder) -> str:
+    """What the tokenizer is; where one lies says nothing of it."""
+    tokenizer = encoder.tokenizer
+    own = isinstance(tokenizer, Tokenizer) and tokenizer.name != "open_clip"
+    return tokenizer.digest if own else str(encoder.model.text.tokenizer)
 
 
 def digest_of(*values: Any) -> str:

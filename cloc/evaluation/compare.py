@@ -181,6 +181,8 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
     }
     if "activation" in encoder.info:
         facts["activation"] = encoder.info["activation"]
+    if texts := encoder.info.get("texts") or getattr(encoder.tokenizer, "clean", None):
+        facts["texts"] = texts
     run = Path(encoder.info.get("run", ""))
     seconds = [float(row["seconds"]) for row in _history(run) if row.get("seconds")]
     if seconds:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.nn.functional import normalize, pad
 from torchvision.ops import roi_align
 
@@ -159,7 +160,26 @@ def _graph(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.export.export(module.eval(), (), kwargs=examples, dynamic_shapes=free, strict=strict)
+    drop_unused(program)
     return Graph(name, tuple(inputs), outputs, program)
+
+
+def drop_unused(program: ExportedProgram) -> None:
+    """Take out, in place, the weights that a program does not compute with: a trace holds all of the module's."""
+    signature, graph = program.graph_signature, program.graph
+    unused = {node.name: node for node in graph.nodes if node.op == "placeholder" and not node.users}
+    stored = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+    gone = [spec for spec in signature.input_specs if spec.kind in stored and spec.arg.name in unused]
+    for spec in gone:
+        graph.erase_node(unused[spec.arg.name])
+    signature.input_specs = [spec for spec in signature.input_specs if spec not in gone]
+    kept = {spec.target for spec in signature.input_specs}
+    for name in program.state_dict.keys() - kept:  # a strict trace has no inputs for them, and stores them all the same
+        del program.state_dict[name]
+    for name in program.constants.keys() & ({spec.target for spec in gone} - kept):
+        del program.constants[name]
+    program.graph_module.recompile()
+    program.validate()
 
 
 @contextmanager

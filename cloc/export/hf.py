@@ -165,7 +165,7 @@ def _tokenizer(encoder: Encoder) -> Any:
 
     length = encoder.model.text.context_length
     if encoder.tokenizer.name != "open_clip":
-        return open_tokenizer(encoder.tokenizer.name, model_max_length=length)
+        return encoder.tokenizer.open(model_max_length=length)
     vocabulary, merges = _vocabulary()
     pairs: Any = merges  # as the tokenizer takes them; its annotation knows lines of a file alone
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=length)

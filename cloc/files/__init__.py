@@ -15,7 +15,7 @@ What others named is read through :func:`open_file`, which takes files alone: op
 from __future__ import annotations
 
 from cloc.files.basics import PART, LinkError, create, hidden, publish, settle, sync_folder
-from cloc.files.folders import discard, hidden_folder, into_folder, make_folder, remove_parts
+from cloc.files.folders import discard, hidden_folder, into_folder, make_folder, private_folder, remove_parts
 from cloc.files.in_place import append, clear, host_lock, open_lock, reopen
 from cloc.files.reading import open_file, open_plain, read_file
 from cloc.files.whole import Content, new_path, open_new, write_file, write_json, write_link, write_tensors
@@ -38,6 +38,7 @@ __all__ = [
     "open_lock",
     "open_new",
     "open_plain",
+    "private_folder",
     "publish",
     "read_file",
     "remove_parts",

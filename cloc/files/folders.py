@@ -1,15 +1,16 @@
-"""Folders: made without following links below what the user named, filled under a hidden name, removed."""
+"""Folders: made without following links below what the user named, filled under a hidden name, private, removed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloc.files.basics import PART, LinkError, hidden, refuse_other, settle, sync_folder
+from cloc.files.basics import PART, LinkError, create, hidden, refuse_other, settle, sync_folder
 
 
 def make_folder(root: Path, *names: str, private: bool = False) -> Path:
@@ -84,3 +85,22 @@ def remove_parts(folder: Path, names: str) -> None:
     """Remove what killed processes left of files matching a pattern; for the one process that writes them."""
     for part in folder.glob(f".{names}.*{PART}"):
         discard(part)
+
+
+@contextmanager
+def private_folder(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder of some files, for libraries that read nothing else; nobody else may look into it.
+
+    Args:
+        files: content by name.
+
+    Raises:
+        LinkError: a name that leads out of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="cloc-") as made:
+        for name, content in files.items():
+            if name in ("", ".", "..") or "/" in name:
+                raise LinkError(f"{name!r} is no name of a file, and nothing is written there")
+            with create(Path(made) / name) as file:
+                file.write(content)
+        yield Path(made)

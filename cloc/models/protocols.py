@@ -65,8 +65,8 @@ class TextTower(Protocol):
         joint_dim: D.
         vocab_size: rows of its table.
 
-    May have besides: ``clean``, see :class:`cloc.data.tokenizer.Tokenizer`, and ``architecture``
-    (:func:`architecture`).
+    May have besides: ``clean`` and ``tokenizer_files`` (``files``), see :class:`cloc.data.tokenizer.Tokenizer`, and
+    ``architecture`` (:func:`architecture`).
     """
 
     tokenizer: str

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
+from cloc.data.downloads import from_hub
 from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
 from cloc.models.registration import registered
 from cloc.models.trust.values import check_hugging_face
@@ -259,7 +260,7 @@ class HuggingFaceText(nn.Module):
             check_folder(folder)
         self.tower: Any  # of a class of transformers
         safe = without_code(folder)
-        with refusing_code(name):
+        with refusing_code(name), from_hub(f"model.text.name={name!r}", folder):
             config = AutoConfig.from_pretrained(str(folder), **safe)
             if pretrained:
                 self.tower = AutoModel.from_pretrained(str(folder), config=config, dtype=torch.float32, **safe)

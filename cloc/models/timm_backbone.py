@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc.config.domains import ConfigError
+from cloc.models.weights.downloads import timm_weights
 from cloc.models.weights.files import fit_state, read_state
 
 
@@ -57,7 +58,8 @@ def built_for_one_size(name: str) -> bool:
     Args:
         name: of the model.
     """
-    with torch.random.fork_rng(devices=[]):  # whatever is drawn here, the weights that follow stay the same
+    # Whatever is drawn here, the weights that follow stay the same.
+    with torch.random.fork_rng(devices=[]), timm_weights(name, False):
         try:
             with torch.device("meta"):
                 found = type(timm.create_model(name, num_classes=0))
@@ -79,7 +81,8 @@ def create_trunk(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any
         ConfigError: it does not take an option, or not that value; one line, not a trace through the library.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        with timm_weights(name, pretrained):
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, AssertionError) as error:
         said = " ".join(str(error).split()) or "a value that it does not allow"
         raise ConfigError(f"model.image.options={dict(options)}: {name}: {said}; correct or remove it") from error

@@ -149,6 +149,7 @@ def write_siglip(folder: Path, **tokenizer: Any) -> None:
 def test_siglip_2_reads_texts_as_in_its_training(tmp_path: Path) -> None:
     write_siglip(tmp_path / "siglip2", do_lower_case=True)
     model = cloc.load(tmp_path / "siglip2")
+    assert model.info["texts"] == "canonicalize"
     embedded = model.encode_text(WORDS)
     for row in embedded:
         torch.testing.assert_close(row, embedded[1])

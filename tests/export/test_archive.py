@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from cloc.export.archive import MODEL, is_expression, is_guard
+from cloc.export.graphs import drop_unused
 from cloc.export.torch import load_program
 
 WITNESS = "RAN"
@@ -35,6 +36,36 @@ class Program(nn.Module):
             kept = self.linear(tokens) + self.shift * torch.tensor([0.5, 1, 2, 3])
         rows = torch.cat([kept, boxes], 1)
         return nn.functional.gelu(rows.reshape(-1, 4), approximate="tanh").unflatten(0, (rows.shape[0], -1))
+
+
+class Part(nn.Module):
+    """One part of a larger model, with more than it computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = Program()
+        self.other = nn.Linear(300, 300)
+        self.register_buffer("idle", torch.ones(90_000))
+        self.register_buffer("unsaved", torch.ones(90_000), persistent=False)
+
+    def forward(self, tokens: Tensor, boxes: Tensor) -> Tensor:
+        found: Tensor = self.whole(tokens, boxes)
+        return found
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_program_holds_the_weights_that_it_uses(strict: bool, tmp_path: Path) -> None:
+    examples = {"tokens": torch.rand(2, 3, 4), "boxes": torch.rand(2, 5, 4)}
+    part = Part()
+    program = torch.export.export(part, (), kwargs=examples, strict=strict)
+    drop_unused(program)
+    file = tmp_path / "part.pt2"
+    torch.export.save(program, file, extra_files={"outputs": '["rows"]', "inputs": '["tokens", "boxes"]'})
+    assert file.stat().st_size < 100_000
+    again = load_program(file)[0]
+    assert set(again.state_dict) == {"whole.linear.weight", "whole.linear.bias", "whole.shift"}
+    assert not again.constants.keys() & {"idle", "unsaved"}
+    torch.testing.assert_close(again.module()(**examples), part(**examples))
 
 
 class Payload:

@@ -166,6 +166,12 @@ def test_programs_hold_every_part(texts: dict[str, Any], tmp_path: Path) -> None
         tokens = image(images=torch.zeros(batch, 3, 64, 64, dtype=torch.uint8))[1]
         assert regions(tokens=tokens, boxes=torch.rand(batch, count, 4)).shape == (batch, count, 32)
     assert load_program(programs / "ground.pt2")[1] == ("boxes",)
+    for name in ("image", "text", "regions", "ground"):
+        program, size = load_program(programs / f"{name}.pt2")[0], (programs / f"{name}.pt2").stat().st_size
+        inputs = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
+        used = {inputs[node.name] for node in program.graph.nodes if node.users and node.name in inputs}
+        assert set(program.state_dict) <= used
+        assert size < 500_000 + 4.4 * sum(value.numel() for value in program.state_dict.values())
     with pytest.raises(ValueError, match="is an export to torch"):
         cloc.load(str(programs))
 

@@ -90,6 +90,11 @@ def _change(stored: dict[str, Any], rng: random.Random) -> str:
         new = rng.choice((value[:0], value.reshape(-1), value.to(torch.int8), "a text", None))
         stored["state_dict"][name] = new
         return f"{name} is another"
+    if oddity < 0.4:
+        name = rng.choice(("tokenizer.json", "tokenizer_config.json", "config.json", *STRINGS))
+        content = torch.tensor(list(rng.randbytes(9)), dtype=rng.choice((torch.uint8, torch.uint8, torch.int64)))
+        stored["text_files"] = rng.choice(({name: content}, {name: content[None]}, {name: "{}"}, [name], name))
+        return f"carries {name}"
     model = stored["cloc"]["config"]["model"]
     if oddity < 0.55:
         part, target = rng.choice(("image", "text", "prompter", "grounding")), rng.choice(TARGETS)

@@ -35,6 +35,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         | {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 96}
     },
     "toy-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
+    "toy-coca": {
+        "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": TEXT | {"attn_pooler_heads": 2},
+        "custom_text": True,
+    },
     "toy-last": {"vision_cfg": VIT, "text_cfg": TEXT | {"pool_type": "last", "no_causal_mask": True}},
 }
 DENSE = ("toy-vit", "toy-vit-quickgelu", "toy-vit-avg", "toy-map", "toy-conv", "toy-last")

@@ -20,6 +20,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from cloc.config.secrets import public
+from cloc.data.downloads import refuse_unreachable
 from cloc.data.shards.tars import ShardError, ShardReadError
 
 T = TypeVar("T")
@@ -75,6 +76,7 @@ def filesystem(url: str, access: Access = Access()) -> tuple[Any, str]:
     """Return the fsspec file system of a path or URL, and the path in it.
 
     Raises:
+        DownloadError: it lies on the Hugging Face hub, and nothing answers there.
         ShardError: it is a shell command, a chain of file systems, of a protocol that fsspec does not know, or the
             protocol's package is missing (the message holds the pip command).
     """
@@ -94,6 +96,8 @@ def filesystem(url: str, access: Access = Access()) -> tuple[Any, str]:
     except ValueError as error:
         message = f"{url}: {error}; give a path, or a URL such as s3://, gs://, hf:// or https://"
         raise ShardError(message) from None  # its text may hold the URL
+    if url.startswith("hf://"):
+        refuse_unreachable(public(url))
     if web:
         from cloc.data.shards.http import HttpFiles
 

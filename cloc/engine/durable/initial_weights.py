@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloc.config import ConfigError
+from cloc.data.tokenizer import Tokenizer
+from cloc.encoder import Encoder
 from cloc.loading import load
 from cloc.models.model import Cloc
 from cloc.models.positions.resizing import stretch_positions
@@ -31,11 +33,12 @@ def take_weights(model: Cloc, source: str) -> str:
         Which parts were taken and which start fresh, in words.
 
     Raises:
-        ConfigError: a part of the source has another architecture.
+        ConfigError: a part of the source has another architecture, or its texts another tokenizer.
         FileNotFoundError: the source is not there.
     """
-    given = load(Path(source).expanduser(), trusted=model.classes).model.state_dict()
-    own = model.state_dict()
+    found = load(Path(source).expanduser(), trusted=model.classes)
+    _check_words(model, found, source)
+    given, own = found.model.state_dict(), model.state_dict()
     taken, fresh, note = [], [], ""
     tables = [state[TABLE] for state in (own, given) if TABLE in state]
     if len(tables) == 2 and declared(model.text).trims and tables[0].shape[1:] == tables[1].shape[1:]:
@@ -44,11 +47,11 @@ def take_weights(model: Cloc, source: str) -> str:
         given[TABLE] = stretch_positions(given[TABLE], after)
     for part in PARTS:
         names = {name for name in own if name.startswith(f"{part}.")}
-        found = {name for name in given if name.startswith(f"{part}.")}
+        theirs = {name for name in given if name.startswith(f"{part}.")}
         if part in SCALARS:  # each loss has its own; those of other losses do not hinder
-            found &= names
-        if names and (found or part in TOWERS):
-            _check_fit(source, part, {n: own[n].shape for n in names}, {n: given[n].shape for n in found})
+            theirs &= names
+        if names and (theirs or part in TOWERS):
+            _check_fit(source, part, {n: own[n].shape for n in names}, {n: given[n].shape for n in theirs})
             taken.append(part)
         elif names:
             fresh.append(part)
@@ -57,6 +60,17 @@ def take_weights(model: Cloc, source: str) -> str:
     missing = [name for name in own if name not in given]
     fresh += [name for part in SCALARS if part in taken for name in missing if name.startswith(f"{part}.")]
     return f"{', '.join(taken)} from {source}{note}" + (f"; {', '.join(fresh)} fresh" if fresh else "")
+
+
+def _check_words(model: Cloc, found: Encoder, source: str) -> None:
+    """Rows of a table of words mean nothing to a tokenizer that numbers them otherwise, however well they fit."""
+    ours, theirs = Tokenizer.of(model.text), found.tokenizer
+    both = isinstance(theirs, Tokenizer) and "config" in found.info  # of cloc's own; others have other towers
+    if both and {ours.name, theirs.name} != {"open_clip"} and ours.digest != theirs.digest:
+        raise ConfigError(
+            f"init_from={source}: its text tower was trained with another tokenizer than model.text.tokenizer="
+            f"{ours.name!r}; set that to text/ of its run"
+        )
 
 
 def _check_fit(source: str, part: str, own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cloc.data.bpe import quicken
+from cloc.data.downloads import from_hub
 from cloc.data.preprocess import Preprocess, from_hugging_face, from_open_clip
 from cloc.data.tokenizer import Tokenizer, refusing_code, without_code
 from cloc.models.foreign.towers import (
@@ -33,6 +34,7 @@ from cloc.models.positions.image_size import resize_trunk
 from cloc.models.protocols import TextTower
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
 from cloc.models.weights.digests import EXTRA_CONFIG, check_file, check_folder
+from cloc.models.weights.downloads import open_clip_weights
 from cloc.models.weights.files import read_state
 from cloc.models.weights.pretrained import siglip_cleaning
 
@@ -90,15 +92,19 @@ def load_open_clip(name: str, image_size: int | None = None) -> Foreign:
         check_folder(Path(weights))
     if architecture in ("local-dir", "hf-hub"):
         _check_configuration(rest)
-        model = open_clip.create_model(rest, require_pretrained=True, weights_only=True)
+        with open_clip_weights(rest):
+            model = open_clip.create_model(rest, require_pretrained=True, weights_only=True)
         identity, title = rest, weights.rstrip("/").rpartition("/")[2]
     else:
         quick = _check_weights(architecture, weights, name)
         custom = {"force_custom_text": True, "force_quick_gelu": quick, "weights_only": True}
-        model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True, **custom)
+        with open_clip_weights(architecture, weights):
+            model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True, **custom)
         stem = Path(weights).name.rsplit(".", 1)[0] if Path(weights).is_file() else weights
         identity, title = architecture, f"{architecture}/{stem}"
     model = model.eval().requires_grad_(False)
+    if hasattr(model, "text_decoder"):
+        model.text_decoder = nn.Identity()  # of CoCa: it writes captions
     preprocess = open_clip.get_model_preprocess_cfg(model)
     width = _joint_dim(identity, model)
     own = _side(preprocess["size"])
@@ -134,13 +140,17 @@ def _check_configuration(identity: str) -> None:
         stored = read_json(Path(place) / OPEN_CLIP_CONFIG)
         check_open_clip(stored.get("model_cfg", {}), Path(place) / OPEN_CLIP_CONFIG)
         return
-    config = open_clip.get_model_config(identity)
+    with open_clip_weights(identity):
+        config = open_clip.get_model_config(identity)
     check_open_clip(config, identity, hub=True)
     name = config.get("text_cfg", {}).get("hf_model_name")
     if name:
         from transformers import AutoConfig
 
-        with refusing_code(name):  # open_clip opens it without saying that its code is not run
+        with (
+            refusing_code(name),
+            from_hub(f"{PREFIX}{identity}", name),
+        ):  # open_clip opens it without saying that its code is not run
             AutoConfig.from_pretrained(name, **without_code(name))
 
 
@@ -148,10 +158,12 @@ def _open_clip_tokenizer(identity: str) -> Any:
     """open_clip's tokenizer of a model; of one that transformers reads, no code runs and a folder asks no network."""
     import open_clip
 
-    config = open_clip.get_model_config(identity) or {}
-    safe = without_code(identity.removeprefix("local-dir:")) if config["text_cfg"].get("hf_tokenizer_name") else {}
-    with refusing_code(identity):
-        return open_clip.get_tokenizer(identity, **safe)
+    with open_clip_weights(identity):
+        config = open_clip.get_model_config(identity) or {}
+    folder, name = identity.removeprefix("local-dir:"), config["text_cfg"].get("hf_tokenizer_name")
+    repositories = [name] if name and folder == identity else []
+    with refusing_code(identity), from_hub(f"the tokenizer of {PREFIX}{identity}", *repositories):
+        return open_clip.get_tokenizer(identity, **without_code(folder) if name else {})
 
 
 def _check_weights(architecture: str, weights: str, name: str) -> bool:
@@ -297,13 +309,14 @@ def _load_hugging_face(folder: Path, image_size: int | None) -> Foreign:
     if size != own:
         check_covered(image)
     length = model.config.text_config.max_position_embeddings
-    tokenizer: Any = Tokenizer(str(folder.resolve()), length, siglip_cleaning(folder) if siglip else None)
+    clean = siglip_cleaning(folder) if siglip else None
+    tokenizer: Any = Tokenizer(str(folder.resolve()), length, clean)
     head = None if siglip else model.text_projection
     if siglip:  # trained on texts padded to the full length, without a mask
         tokenizer = FixedTokenizer(_padded(tokenizer, length), length)
     text = HuggingFaceJointText(model.text_model, head, length, width)
     info = {"version": f"transformers {transformers.__version__}", "file": str(folder), "samples_seen": 0}
-    info["activation"] = vision.hidden_act
+    info |= {"activation": vision.hidden_act, "texts": clean}
     return Foreign(Cloc(image, _as_text_tower(text)), tokenizer, preprocess, folder.resolve().name, info)
 
 

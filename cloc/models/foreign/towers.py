@@ -20,6 +20,11 @@ from cloc.models.text import ClipText
 from cloc.models.timm_backbone import trunk_stride
 
 
+def pooled_of(seen: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The embedding that a tower of open_clip returns, alone or before its tokens (CoCa's towers return both)."""
+    return seen[0] if isinstance(seen, tuple) else seen
+
+
 class FixedTokenizer:
     """A tokenizer whose texts are all padded to one length, for towers whose result depends on the padding.
 
@@ -106,7 +111,7 @@ class OpenClipImage(ForeignImage):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B,3,H,W]`` → ``[B,D]`` and no token ``[B,0,0]``."""
-        return self.tower(images), images.new_zeros(len(images), 0, 0)
+        return pooled_of(self.tower(images)), images.new_zeros(len(images), 0, 0)
 
 
 class OpenClipViT(ForeignImage):
@@ -208,8 +213,7 @@ class PaddedText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[T,L]`` → ``[T,D]``."""
-        embedded: Tensor = self.encode(self.tower, tokens)
-        return embedded
+        return pooled_of(self.encode(self.tower, tokens))
 
 
 class HuggingFaceImage(ForeignImage):

@@ -149,7 +149,7 @@ def _check_folder(value: Any, key: str, source: Any) -> None:
     if not isinstance(value, str) or not os.path.isdir(os.path.expanduser(value)):
         raise ConfigError(
             f"{source}: {key}={str(value)[:100]!r} is no folder here, and loading a file never asks a hub; load the "
-            "whole run folder, whose text/ holds it, or put that folder there"
+            "whole run folder, whose text/ holds it, or copy its text/ beside the checkpoint"
         )
 
 

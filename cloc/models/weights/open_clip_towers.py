@@ -10,6 +10,7 @@ from torch import nn
 
 from cloc.models.positions.resizing import stretch_positions
 from cloc.models.weights.digests import check_file
+from cloc.models.weights.downloads import open_clip_weights
 from cloc.models.weights.files import TEXT_LENGTH, fit_state, read_state
 
 TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
@@ -110,16 +111,17 @@ def _with_weights(
     file = Path(pretrained).expanduser()
     if file.is_file():
         check_file(file)
-    model = open_clip.create_model(
-        name,
-        pretrained=pretrained,
-        force_quick_gelu=quick_gelu,
-        force_image_size=image_size,
-        force_custom_text=True,
-        # open_clip would interpolate the whole table, where it is another than the architecture's.
-        force_context_length=text_length(name, pretrained) if part == "text" else None,
-        weights_only=True,
-    )
+    with open_clip_weights(name, pretrained):
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=quick_gelu,
+            force_image_size=image_size,
+            force_custom_text=True,
+            # open_clip would interpolate the whole table, where it is another than the architecture's.
+            force_context_length=text_length(name, pretrained) if part == "text" else None,
+            weights_only=True,
+        )
     tower: Any = getattr(model, part)
     if part == "text" and context_length is not None and context_length != tower.context_length:
         _set_length(tower, context_length)

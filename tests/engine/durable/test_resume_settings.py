@@ -15,6 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import cloc
 from cloc.checkpoints import list_checkpoints
 from cloc.config import ConfigError, TrainConfig, validate
 from cloc.data.stream.sources import open_sources
@@ -225,6 +226,18 @@ def test_a_tokenizer_may_move_but_not_change(again: Path, squares: Path, tmp_pat
     write_word_tokenizer(["blue green red white a square and"], tmp_path / "other")
     with pytest.raises(ConfigError, match=r"another tokenizer \(model\.text\.tokenizer: "):
         run.train(configure(squares, again, *START, "samples=48", f"model.text.tokenizer={tmp_path / 'other'}"))
+    write_word_tokenizer(["blue green red white a square and"], tmp_path / "moved")  # the path stays, the words do not
+    with pytest.raises(ConfigError, match=r"another tokenizer \(.*moved holds other words than"):
+        run.train(configure(squares, again, *START, "samples=48", f"model.text.tokenizer={tmp_path / 'moved'}"))
+
+
+def test_a_checkpoint_of_a_run_carries_its_tokenizer(again: Path, tmp_path: Path) -> None:
+    whole = cloc.load(again)
+    shutil.copy(whole.info["file"], tmp_path / "model.ckpt")
+    alone = cloc.load(tmp_path / "model.ckpt")
+    assert (
+        alone.tokenizer.files and alone.tokenizer("a red square").tolist() == whole.tokenizer("a red square").tolist()
+    )
 
 
 def leaves(schema: Any, prefix: str = "") -> Iterator[str]:
