@@ -314,8 +314,8 @@ def open_visual(module: Any, name: str, size: int, config: Mapping[str, Any]) ->
     if isinstance(module, VisionTransformer) and module.pool_type in ("tok", "avg"):
         return ViT(module, name, size, config)
     raise ConfigError(
-        f"model.image.name={name!r}: open_clip's {type(module).__name__} gives no pooled picture with patch tokens; give "
-        f"another architecture, or a backbone of timm with model.image._target_={TIMM_TOWER}"
+        f"model.image.name={name!r}: open_clip's {type(module).__name__} gives no pooled picture with patch tokens; "
+        f"give another architecture, or a backbone of timm with model.image._target_={TIMM_TOWER}"
     )
 
 

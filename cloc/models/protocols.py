@@ -132,20 +132,13 @@ class Declares(Protocol):
         """Names of own parameters without weight decay, besides vectors and tables of embeddings (timm's method)."""
 
     def parameter_layers(self) -> Mapping[str, int]:
-        """Layer of own parameters by name, 0 for what feeds the first block; those not named are in the last.
-
-        An empty mapping leaves it to the blocks.
-        """
+        """Layer of own parameters by name, 0 before the first block, others in the last; empty: as blocks say."""
 
     def block_modules(self) -> Sequence[nn.Module]:
         """Blocks in forward order, each called once a pass: compiled, sharded and recomputed one at a time."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in backward instead of keeping them (timm's and open_clip's method).
-
-        Raises:
-            AssertionError: it has no way to; its blocks are recomputed then.
-        """
+        """Recompute activations in backward (timm's and open_clip's method); AssertionError: block by block, then."""
 
     def refuses(self, format: str) -> list[str]:
         """Why a format of export cannot hold the part, one reason each; empty where it can.

@@ -164,14 +164,14 @@ def _check_folder(value: Any, key: str, source: Any) -> None:
 def _allowed(cls: type, node: Mapping[str, Any], source: Any) -> Collection[str]:
     if cls is ClipText:
         return TEXT_OPTIONS
-    name: Any = node.get("name")
+    key, name = "name", node.get("name")
     if cls is OpenClipTower:
-        name = (node.get("options") or {}).get("timm_model_name")
-        if name is None:
+        if "timm_model_name" not in (options := node.get("options") or {}):
             return VISION_OPTIONS
-    if not is_word(name) or not timm.is_model(name):
+        key, name = "options.timm_model_name", options["timm_model_name"]
+    if not isinstance(name, str) or not is_word(name) or not timm.is_model(name):
         raise ConfigError(
-            f"{source}: model.image.name={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "
+            f"{source}: model.image.{key}={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "
             "file of others fetches none"
         )
     return VISION_OPTIONS | TIMM_OPTIONS if cls is OpenClipTower else timm_arguments(name)
