@@ -286,7 +286,8 @@ def blocks(part: Part) -> list[nn.Module]:
     found: list[nn.Module] = []
     for name, child in as_module(part).named_children():
         if name in STACKS and isinstance(child, nn.ModuleList | nn.Sequential):
-            found += child.children()
+            for one in child.children():  # Twins' are lists, which nothing calls
+                found += one.children() if isinstance(one, nn.ModuleList) else [one]
         else:
             found += blocks(child)
     return found

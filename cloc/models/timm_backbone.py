@@ -212,6 +212,7 @@ def probe(trunk: Any, name: str, size: int, pools: bool) -> Probed:
     trunk.eval()
     try:
         maps = trunk.forward_features(torch.zeros(1, 3, size, size))
+        pools = pools and "pre_logits" in inspect.signature(trunk.forward_head).parameters
         pooled_width = trunk.forward_head(maps, pre_logits=True).shape[-1] if pools else 0
     except REFUSALS as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -262,7 +263,7 @@ def _computes(name: str, size: int) -> bool:
         with torch.random.fork_rng(devices=[]):
             trunk: Any = timm.create_model(name, num_classes=0, **options).eval()
         maps = trunk.forward_features(torch.zeros(1, 3, size, size))
-        trunk.forward_head(maps, pre_logits=True)
+        trunk.forward_head(maps)
     except REFUSALS:
         return False
     return True
