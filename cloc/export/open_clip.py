@@ -81,7 +81,11 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
 
     model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
     trunk = getattr(model.visual, "trunk", None)
-    if trunk is None:
+    states: dict[str, Tensor] = {}
+    if hasattr(model.visual, "attnpool"):  # CLIP's ResNet
+        found = model.visual.forward_intermediates(probe.pixels, indices=1)
+        pooled, tokens = found["image_features"], found["image_intermediates"][0].flatten(2).transpose(1, 2)
+    elif trunk is None:
         model.visual.output_tokens = True
         with taps.around_last(model.visual) as states:
             pooled, tokens = model.visual(probe.pixels)

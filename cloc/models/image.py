@@ -16,30 +16,28 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
+from cloc.models.open_clip_visual import open_visual
 from cloc.models.positions.encodings import install
 from cloc.models.positions.fourier import covered_share, grid_positions
-from cloc.models.protocols import CLIP_MEAN, CLIP_STD, ClassTokenViT, TimmModel
+from cloc.models.protocols import ClassTokenViT, TimmModel, blocks
 from cloc.models.registration import registered
 from cloc.models.timm_backbone import (
     ConvStem,
+    as_channels_last,
     built_for_one_size,
+    check_name,
     create_trunk,
+    depth_of_parameters,
     load_trunk,
+    prefix_of,
     probe,
     tokens_of,
     trunk_stride,
     without_part,
 )
 from cloc.models.view_memory import ViewMemory
-from cloc.models.weights.class_token import (
-    activation,
-    describe_open_clip,
-    describe_timm,
-    obstacles_of_open_clip,
-    timm_model,
-)
+from cloc.models.weights.class_token import describe_timm
 from cloc.models.weights.other_formats import (
-    reasons_of_open_clip,
     reasons_of_timm,
     timm_activation,
     timm_in_open_clip,
@@ -118,21 +116,22 @@ class TimmTower(nn.Module):
         kwargs: dict[str, Any] = dict(options or {})
         if "checkpoint_path" in kwargs:  # timm before 1.0.31 unpickles it
             raise ValueError("model.image.options.checkpoint_path: give the file as model.image.pretrained")
+        check_name(name)
         if conv_stem:
             kwargs["embed_layer"] = ConvStem
         if "img_size" not in kwargs and built_for_one_size(name):
             kwargs["img_size"] = image_size
         self.name, self.options, self.arguments, self.conv_stem = name, dict(options or {}), kwargs, conv_stem
-        self.trunk: Any = create_trunk(name, pretrained is True, kwargs)
+        self.trunk: Any = create_trunk(name, pretrained is True, kwargs, image_size)
         projection = load_trunk(self.trunk, Path(pretrained).expanduser()) if isinstance(pretrained, str) else None
         self.image_size, self.joint_dim = image_size, joint_dim
         self.tune_last, self.resize = tune_last, _check_resize(resize)
         if remember and tune_last != 0:
             raise ValueError(f"model.image.remember={remember} needs a frozen backbone; set model.image.tune_last=0")
         self.memory = ViewMemory(remember) if remember else None
-        self.trunk.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and GPU
+        as_channels_last(self.trunk)
         self.is_vit = hasattr(self.trunk, "blocks") and hasattr(self.trunk, "num_prefix_tokens")
-        self.grid, trunk_width, pooled_width = probe(self.trunk, name, image_size, pools=not adapter_depth)
+        self.grid, trunk_width, pooled_width, _ = probe(self.trunk, name, image_size, pools=not adapter_depth)
         # A head that widens (EfficientViT's) is none to pool with: one matrix takes both to the joint space.
         self.pools = pooled_width == trunk_width
         self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
@@ -145,13 +144,11 @@ class TimmTower(nn.Module):
         self.adapter: Adapter | None = None
         if adapter_depth:
             self.adapter = Adapter(trunk_width, adapter_width, adapter_depth, self.grid, adapter_dropout)
-            if self.fc_norm is not None:  # of the trunk's own pooling, which nothing asks for; DDP would wait for it
-                self.fc_norm.requires_grad_(False)
         self.proj = nn.Linear(self.width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
         if projection is not None and projection.shape == self.proj.weight.shape:
             self.proj.weight.data.copy_(projection)
-        unasked = [] if adapter_depth or self.pools else without_part(self.trunk, image_size)
+        unasked = [] if self.pools else without_part(self.trunk, image_size)  # DDP would wait for their gradients
         self._freeze()
         for parameter in unasked:
             parameter.requires_grad_(False)
@@ -209,7 +206,14 @@ class TimmTower(nn.Module):
     @property
     def prefix_tokens(self) -> int:
         """Class and register tokens of the backbone."""
-        return int(getattr(self.trunk, "num_prefix_tokens", 0))
+        return prefix_of(self.trunk)
+
+    def parameter_layers(self) -> dict[str, int]:
+        """As timm groups them, where no stack of blocks tells; see :class:`cloc.models.protocols.Declares`."""
+        if self.adapter is not None or blocks(self.trunk):
+            return {}
+        depths = {f"trunk.{name}": depth for name, depth in depth_of_parameters(self.trunk).items()}
+        return depths | {"proj.weight": max(depths.values(), default=0) + 1} if depths else {}
 
     def class_token_vit(self) -> ClassTokenViT:
         """See :class:`cloc.models.protocols.Declares`."""
@@ -266,7 +270,10 @@ def _zero_branches(blocks: Any) -> None:
 
 @registered("image")
 class OpenClipTower(nn.Module):
-    """The class-token ViT of CLIP as open_clip builds it (B/16, L/14, L/14@336, H/14, …).
+    """An image tower of open_clip: CLIP's class-token ViT (B/16, L/14, H/14, …), its ResNet, CoCa's ViT, timm's.
+
+    Architectures upon a backbone of timm (SigLIP, EVA-02, MobileCLIP, ConvNeXt, …) keep the pooling and projection that
+    open_clip gives them; :class:`TimmTower` is the same backbone with a projection of ours.
 
     Args:
         joint_dim: D; must equal the architecture's own.
@@ -277,7 +284,7 @@ class OpenClipTower(nn.Module):
         quick_gelu: take CLIP's approximate GELU; tags and folders say by themselves whether they need it, files do not.
         options: overrides of open_clip's vision configuration (``width``, ``layers``, ``patch_size``, …).
         resize: ``pad`` or ``squash``, as :class:`TimmTower` has it.
-        mean: of the pixels, per channel; None takes CLIP's.
+        mean: of the pixels, per channel; None takes that of the architecture's published weights, or CLIP's.
         std: as ``mean``.
         frozen: keep the whole tower as it is, projection included.
         positions: as :class:`TimmTower` has it.
@@ -299,17 +306,17 @@ class OpenClipTower(nn.Module):
     ) -> None:
         super().__init__()
         prefer_plain_attention()
-        from cloc.models.weights.open_clip_towers import open_clip_tower
+        from cloc.models.weights.open_clip_towers import open_clip_tower, pixel_statistics, vision_config
 
         self.name, self.options = name, dict(options or {})
         self.visual: Any = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
-        self.visual.output_tokens = True
-        install(positions, self.visual)
+        self.inside = open_visual(self.visual, name, image_size, vision_config(name, self.options))
+        install(positions, getattr(self.visual, "trunk", self.visual))
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)
-        self.grid: tuple[int, int] = tuple(self.visual.grid_size)
-        self.covered = covered_share(self.grid[0], self.visual.patch_size[0], image_size)
-        self.width = self.visual.transformer.width
-        self.mean, self.std = tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
+        self.grid, self.width, self.prefix_tokens = self.inside.grid, self.inside.width, self.inside.prefix
+        self.covered = covered_share(self.grid[0], self.inside.stride, image_size)
+        own_mean, own_std = pixel_statistics(name)
+        self.mean, self.std = tuple(mean or own_mean), tuple(std or own_std)
         self.frozen = frozen
         if frozen:
             self.requires_grad_(False)
@@ -321,42 +328,49 @@ class OpenClipTower(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`TimmTower.forward`."""
-        seen: tuple[Tensor, Tensor] = self.visual(images)
-        return seen
+        return self.inside.encode(images)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """As :meth:`TimmTower.project_tokens`."""
-        projected: Tensor = tokens @ self.visual.proj
-        return projected
+        return self.inside.project(tokens)
 
+    # What it declares of itself, see cloc.models.protocols.Declares.
     describes = ("folder", "tag")
-    prefix_tokens = 1
 
     @property
     def kind(self) -> str:
         """What the tower is, in words."""
-        return "ViT of open_clip" if obstacles_of_open_clip(self.visual) else "class-token ViT of open_clip"
+        return self.inside.kind
 
     @property
-    def activation(self) -> str:
-        """Of its perceptrons, in the words of transformers."""
-        return activation(self.visual.transformer.resblocks[0].mlp.gelu)
+    def activation(self) -> str | None:
+        """Of its perceptrons, in the words of transformers; None upon a backbone of timm."""
+        return self.inside.activation
+
+    def block_modules(self) -> Sequence[nn.Module]:
+        """See :class:`cloc.models.protocols.Declares`, as all below."""
+        return self.inside.blocks()
+
+    def parameter_layers(self) -> dict[str, int]:
+        """Depths by name where no stack of blocks tells."""
+        return {f"visual.{name}": depth for name, depth in self.inside.parameter_layers().items()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As the library inside does it."""
+        self.inside.recompute(enable)
 
     def refuses(self, format: str) -> list[str]:
-        """See :class:`cloc.models.protocols.Declares`, as the next three."""
-        return reasons_of_open_clip(self.visual, format)
+        """Why a format cannot hold the tower."""
+        return self.inside.refuses(format)
 
     def class_token_vit(self) -> ClassTokenViT:
         """The tower as CLIP's class-token ViT."""
-        return describe_open_clip(self.visual, self.image_size)
+        return self.inside.class_token_vit()
 
     def timm_model(self) -> TimmModel:
         """The tower as a model of timm."""
-        return timm_model(self.class_token_vit())
+        return self.inside.timm_model()
 
     def open_clip_vision(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Its ``vision_cfg`` and weights in open_clip."""
-        import open_clip
-
-        arch = open_clip.get_model_config(self.name)["vision_cfg"]
-        return arch | self.options, self.visual.state_dict()
+        return dict(self.inside.config), self.visual.state_dict()

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cloc.config.domains import ConfigError
 from cloc.models.positions.fourier import fourier, grid_positions
 from cloc.models.region_pooling import roi_tokens, token_overlap
 from cloc.models.registration import registered
@@ -57,7 +58,10 @@ class SharedPrompter(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
-            raise ValueError(f"model.prompter.heads={heads} does not divide the tower's width {width}")
+            raise ConfigError(
+                f"model.prompter.heads={heads} does not divide the tower's width {width}; give another number, or set "
+                "model.image.adapter_depth=1 for blocks of model.image.adapter_width upon a TimmTower"
+            )
         if not 0 < mlp_ratio < math.inf:
             raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio}: must be above 0")
         self.heads, self.grid = heads, grid

@@ -132,13 +132,13 @@ class Declares(Protocol):
         """Names of own parameters without weight decay, besides vectors and tables of embeddings (timm's method)."""
 
     def parameter_layers(self) -> Mapping[str, int]:
-        """Layer of own parameters by name, 0 for what feeds the first block; those not named are in the last."""
+        """Layer of own parameters by name, 0 before the first block, others in the last; empty: as blocks say."""
 
     def block_modules(self) -> Sequence[nn.Module]:
         """Blocks in forward order, each called once a pass: compiled, sharded and recomputed one at a time."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in backward instead of keeping them (timm's and open_clip's method)."""
+        """Recompute activations in backward (timm's and open_clip's method); AssertionError: block by block, then."""
 
     def refuses(self, format: str) -> list[str]:
         """Why a format of export cannot hold the part, one reason each; empty where it can.
@@ -286,7 +286,8 @@ def blocks(part: Part) -> list[nn.Module]:
     found: list[nn.Module] = []
     for name, child in as_module(part).named_children():
         if name in STACKS and isinstance(child, nn.ModuleList | nn.Sequential):
-            found += child.children()
+            for one in child.children():  # Twins' are lists, which nothing calls
+                found += one.children() if isinstance(one, nn.ModuleList) else [one]
         else:
             found += blocks(child)
     return found
@@ -315,9 +316,9 @@ def layers(tower: Part) -> tuple[dict[str, int], int]:
     """
     module = as_module(tower)
     names = [name for name, _ in module.named_parameters()]
-    if hasattr(tower, "parameter_layers"):
-        own: Mapping[str, int] = declared(tower).parameter_layers()
-        last = max(own.values(), default=0)
+    own: Mapping[str, int] = declared(tower).parameter_layers() if hasattr(tower, "parameter_layers") else {}
+    if own:
+        last = max(own.values())
         if unknown := sorted(own.keys() - names):
             raise ValueError(f"{type(tower).__name__}.parameter_layers() names {unknown[0]!r}, no parameter of it")
         return {name: own.get(name, last) for name in names}, last
@@ -363,10 +364,11 @@ def recompute(tower: Part) -> list[str]:
     name, module = type(tower).__name__, as_module(tower)
     if not _trained(module):
         return []
-    if hasattr(tower, "set_grad_checkpointing"):
-        declared(tower).set_grad_checkpointing(True)
+    asked = hasattr(tower, "set_grad_checkpointing")
+    if asked and _told(module):
         return [name]
-    done = [f"{name}.{child}" for child, part in module.named_children() if _trained(part) and _told(part)]
+    children = () if asked else module.named_children()
+    done = [f"{name}.{child}" for child, part in children if _trained(part) and _told(part)]
     if done:
         return done
     parts = [block for block in blocks(module) if _trained(block)] or [module]
@@ -385,9 +387,12 @@ def _trained(part: nn.Module) -> bool:
 
 
 def _told(part: nn.Module) -> bool:
-    """Whether a module of timm, open_clip or transformers took the order."""
+    """Whether a module of timm, open_clip or transformers took the order; timm asserts that a class knows it."""
     if hasattr(part, "set_grad_checkpointing"):
-        declared(part).set_grad_checkpointing(True)
+        try:
+            declared(part).set_grad_checkpointing(True)
+        except AssertionError:
+            return False
     elif hasattr(part, "gradient_checkpointing_enable"):
         declared(part).gradient_checkpointing_enable({"use_reentrant": False})
     else:

@@ -57,7 +57,7 @@ def test_a_backbone_without_a_dense_map_is_refused_in_one_line(name: str) -> Non
 
 
 def test_a_size_that_a_backbone_does_not_take_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"image_size=72: timm's MaxxVit does not compute it .*give its own size"):
+    with pytest.raises(ConfigError, match=r"image_size=72: timm's MaxxVit does not compute it .*give 64 or 96, or"):
         TimmTower(8, "maxvit_rmlp_pico_rw_256", 72)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from cloc.config import ConfigError
 from cloc.models.build import build_model
 from cloc.models.positions.resizing import resize_positions
 from cloc.models.weights.pretrained import complete
@@ -167,10 +168,27 @@ def test_a_timm_trunk_in_an_open_clip_folder_starts_as_it_is(tmp_path: Path) -> 
     ours, images = build_model(config(*nodes, 24)).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours.image(images)[0], theirs.encode_image(images), atol=1e-5, rtol=0)
-    vision["timm_pool"], vision["timm_proj"] = "map", "none"
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
-    with pytest.raises(ValueError, match="model.image.pretrained=.*must pool in its own way"):
-        complete(config(*nodes, 24))
+
+
+def test_a_trunk_with_open_clips_head_in_a_folder_starts_as_it_is(tmp_path: Path) -> None:
+    """MobileCLIP's and EVA's classifier projects, ConvNeXt's large ones have a perceptron: a tower of open_clip's."""
+    for proj in (None, "mlp"):
+        vision = {"image_size": 64, "timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": proj}
+        text = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        model_cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+        theirs = shaken(open_clip.model.CustomTextCLIP(**model_cfg))
+        save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+        nodes = [node | {"pretrained": str(tmp_path)} for node in (OPEN_CLIP | {"image_size": 64}, CLIP_TEXT)]
+        full = complete(config(*nodes, 24))
+        ours, images = build_model(full).eval(), torch.randn(2, 3, 64, 64)
+        for model in (ours, rebuilt(ours, full)):
+            pooled, tokens = model.image(images)
+            torch.testing.assert_close(pooled, theirs.encode_image(images), atol=1e-5, rtol=0)
+            if proj is None:  # linear behind the mean: tokens are projected as the picture is
+                torch.testing.assert_close(model.image.project_tokens(tokens).mean(1), pooled, atol=1e-5, rtol=0)
+        with pytest.raises(ConfigError, match=r"OpenClipTower; set model.image._target_ to it"):
+            complete(config(TIMM | {"pretrained": str(tmp_path), "image_size": 64}, nodes[1], 24))
 
 
 @pytest.mark.parametrize("resized", [False, True])

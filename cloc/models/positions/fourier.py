@@ -97,5 +97,14 @@ def token_centers(grid: tuple[int, int]) -> Tensor:
 
 
 def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """Encoded token centers ``[N,dim]``; ``dim`` must be a multiple of 4."""
+    """Encoded token centers ``[N,dim]``.
+
+    Raises:
+        ConfigError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        raise ConfigError(
+            f"positions of tokens {dim} wide: a multiple of 4 is needed; set model.image.adapter_depth=1 for blocks of "
+            "model.image.adapter_width upon a TimmTower"
+        )
     return fourier(token_centers(grid), dim // 2)

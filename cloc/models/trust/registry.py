@@ -28,7 +28,15 @@ from cloc.config.nodes import present_name
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.registration import registered_classes
 from cloc.models.text import ClipText, HuggingFaceText
-from cloc.models.trust.values import TEXT_OPTIONS, VISION_OPTIONS, check_options, check_plain, check_room, is_word
+from cloc.models.trust.values import (
+    TEXT_OPTIONS,
+    TIMM_OPTIONS,
+    VISION_OPTIONS,
+    check_options,
+    check_plain,
+    check_room,
+    is_word,
+)
 
 NUMBERS = ("joint_dim", "logit_bias")
 # Arguments that name a folder, where it is not the tokenizer alone.
@@ -154,15 +162,19 @@ def _check_folder(value: Any, key: str, source: Any) -> None:
 
 
 def _allowed(cls: type, node: Mapping[str, Any], source: Any) -> Collection[str]:
-    if cls is not TimmTower:
-        return VISION_OPTIONS if cls is OpenClipTower else TEXT_OPTIONS
-    name: Any = node.get("name")
-    if not is_word(name) or not timm.is_model(name):
+    if cls is ClipText:
+        return TEXT_OPTIONS
+    key, name = "name", node.get("name")
+    if cls is OpenClipTower:
+        if "timm_model_name" not in (options := node.get("options") or {}):
+            return VISION_OPTIONS
+        key, name = "options.timm_model_name", options["timm_model_name"]
+    if not isinstance(name, str) or not is_word(name) or not timm.is_model(name):
         raise ConfigError(
-            f"{source}: model.image.name={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "
+            f"{source}: model.image.{key}={str(name)[:100]!r} is not an architecture of timm {timm.__version__}, and a "
             "file of others fetches none"
         )
-    return timm_arguments(name)
+    return VISION_OPTIONS | TIMM_OPTIONS if cls is OpenClipTower else timm_arguments(name)
 
 
 def timm_arguments(name: str) -> set[str]:

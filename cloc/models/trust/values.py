@@ -35,11 +35,11 @@ TEXT_OPTIONS = _BLOCK | {
     *("heads", "context_length", "vocab_size", "embed_cls", "pad_id", "eos_id", "no_causal_mask"),
     *("proj_type", "proj_bias"),
 }
-_TIMM = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"}
-_TIMM |= {"timm_drop", "timm_drop_path"}
+TIMM_OPTIONS = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"}
+TIMM_OPTIONS |= {"timm_drop", "timm_drop_path"}
 _TOKENIZER = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
 OPEN_CLIP_SECTIONS = {
-    "vision_cfg": VISION_OPTIONS | _TIMM,
+    "vision_cfg": VISION_OPTIONS | TIMM_OPTIONS,
     "text_cfg": TEXT_OPTIONS | _TOKENIZER | {"hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"},
     "multimodal_cfg": TEXT_OPTIONS | {"dim_head", "n_queries", "attn_pooler_queries", "attn_pooler_heads"},
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -53,6 +53,8 @@ def obstacles_of_timm(trunk: Any, own_stem: bool) -> list[str]:
         return [f"the backbone is timm's {type(trunk).__name__}"]
     if own_stem:
         return ["the patches pass a convolution stem of cloc's own"]
+    if not isinstance(trunk.patch_embed, PatchEmbed):
+        return [f"the patches pass timm's {type(trunk.patch_embed).__name__}"]
     if trunk.global_pool != "token" or trunk.attn_pool is not None:
         return [f"the backbone pools by {trunk.global_pool!r} and not by the class token"]
     block, found = trunk.blocks[0], []

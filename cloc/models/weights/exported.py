@@ -19,6 +19,9 @@ from cloc.models.weights.digests import EXTRA_CONFIG, check_file, listed
 from cloc.models.weights.files import read_state
 from cloc.models.weights.layouts import ACTIVATIONS, CLIP_VOCABULARY, QUICK, TANH, from_hf
 
+# What of open_clip's vision_cfg reaches a backbone of timm: the rest of it is of its own ViT.
+TIMM_OPTIONS = ("timm_", "patch_dropout")
+
 OPEN_CLIP_WEIGHTS, HF_WEIGHTS = "open_clip_model.safetensors", "model.safetensors"
 HF_PROCESSOR = "preprocessor_config.json"
 EXTRA_WEIGHTS = "prompter.safetensors"
@@ -154,11 +157,13 @@ def open_clip_nodes(config: Mapping[str, Any], view: Mapping[str, Any]) -> tuple
         raise ValueError("only open_clip's own text transformer and its ViT or timm trunk can be taken")
     activation = QUICK if config.get("quick_gelu") else "gelu"
     size = vision.pop("image_size", 224)
-    if vision.get("timm_model_name"):
-        if (vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear")) != ("", "linear"):
-            raise ValueError("a timm trunk must pool in its own way, with a linear projection behind it")
-        image_node = {"_target_": "cloc.models.image.TimmTower", "name": vision["timm_model_name"]}
+    trunk = vision.get("timm_model_name")
+    plain = (vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear")) == ("", "linear")
+    if trunk and plain:
+        image_node = {"_target_": "cloc.models.image.TimmTower", "name": trunk}
     else:
+        if trunk:  # with the pooling and projection that open_clip gives it
+            vision = {key: value for key, value in vision.items() if key.startswith(TIMM_OPTIONS)}
         image_node = tower_node("image.OpenClipTower", vision, activation)
     image_node |= {"image_size": size} | {key: list(view[key]) for key in ("mean", "std") if key in view}
     text.pop("hf_tokenizer_name", None)
@@ -168,18 +173,19 @@ def open_clip_nodes(config: Mapping[str, Any], view: Mapping[str, Any]) -> tuple
     return image_node, text_node
 
 
-def split_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of a whole open_clip model, in either of its layouts → the same under our names of towers."""
+def split_open_clip(state: dict[str, Tensor], timm_tower: bool) -> dict[str, Tensor]:
+    """A state dict of a whole open_clip model, in either of its layouts → the same under our names of towers.
+
+    Args:
+        state: of the file.
+        timm_tower: a trunk of timm is named as in a ``TimmTower``, and not as in an ``OpenClipTower``.
+    """
     if "positional_embedding" in state:
         from open_clip.model import convert_to_custom_text_state_dict
 
         state = convert_to_custom_text_state_dict(state)
-    ours = {
-        "visual.trunk.": "image.trunk.",
-        "visual.head.proj.": "image.proj.",
-        "visual.": "image.visual.",
-        "text.": "text.tower.",
-    }
+    trunk = {"visual.trunk.": "image.trunk.", "visual.head.proj.": "image.proj."} if timm_tower else {}
+    ours = trunk | {"visual.": "image.visual.", "text.": "text.tower."}
     weights = {}
     for name, value in state.items():
         prefix = next((prefix for prefix in ours if name.startswith(prefix)), None)
@@ -196,5 +202,6 @@ def _read_open_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from error
     state = _weights(folder / OPEN_CLIP_WEIGHTS)
-    weights = split_open_clip(state) | {"log_scales.global": state["logit_scale"].reshape(1)}
+    timm_tower = image_node["_target_"].endswith("TimmTower")
+    weights = split_open_clip(state, timm_tower) | {"log_scales.global": state["logit_scale"].reshape(1)}
     return {"joint_dim": stored["model_cfg"]["embed_dim"], "image": image_node, "text": text_node}, weights

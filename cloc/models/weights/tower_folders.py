@@ -62,7 +62,8 @@ def tower_state(folder: Path, part: str) -> dict[str, Tensor]:
     """
     if (folder / OPEN_CLIP_CONFIG).is_file():
         prefixes = {"visual": "image.visual.", "text": "text.tower.", "trunk": "image.trunk."}
-        whole, prefix = split_open_clip(_read_first(folder, OPEN_CLIP_FILES)), prefixes[part]
+        whole = split_open_clip(_read_first(folder, OPEN_CLIP_FILES), timm_tower=part == "trunk")
+        prefix = prefixes[part]
         state = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
         return state | ({"proj.weight": whole["image.proj.weight"]} if part == "trunk" else {})
     config, state = read_json(folder / HF_CONFIG), _read_first(folder, HF_FILES)
