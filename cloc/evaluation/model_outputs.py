@@ -200,9 +200,8 @@ class ModelOutputs:
     def _ground(self, seen: EncodedPictures, phrases: list[list[str]]) -> tuple[Tensor, Tensor]:
         """Boxes of phrases, and how similar the Prompter's embedding of each found box is to its phrase."""
         texts = [self.texts(own) for own in phrases]
-        boxes = self.encoder.grounded(seen, texts)
-        regions = self.encoder.regions(seen, [own.cpu() for own in boxes], "prompter")
-        return torch.cat(boxes), (torch.cat(regions) * torch.cat(texts)).sum(1)
+        boxes, scores = self.encoder.grounded(seen, texts, return_scores=True)
+        return torch.cat(boxes), torch.cat(scores)
 
     # --- pictures with a class ----------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ Composes the towers, the Prompter and the grounding head. A model without Prompt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +118,22 @@ class Cloc(nn.Module):
         """Inverse temperatures, exponentiated and clamped at 100."""
         return inverse_temperatures(self.log_scales)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As usual; and what timm's LeViT and its kin have kept of their biases in another precision is forgotten."""
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(kept := getattr(module, "attention_bias_cache", None), dict):
+                kept.clear()
+        return self
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """``[B,3,H,W]`` uint8 views → normalized, in the precision that the model's weights were brought to."""
+        return ((images.float() - self.mean) / self.std).to(self.mean.dtype)
+
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
         with record_function("image tower"):
-            pooled, tokens = self.image((images.float() - self.mean) / self.std)
+            pooled, tokens = self.image(self.pixels(images))
         return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
 
     def encode_texts(self, *groups: Tensor) -> Tensor:
