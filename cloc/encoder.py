@@ -251,7 +251,10 @@ class Encoder(Placed):
 
     @torch.no_grad()
     def regions(self, seen: EncodedPictures, boxes: Any, source: str = "prompter") -> list[Tensor]:
-        """As :meth:`encode_regions`, from pictures already seen. Values of the boxes are taken as they are."""
+        """As :meth:`encode_regions`, from pictures already seen.
+
+        Boxes that were found may be without area: shapes are checked here, values are not.
+        """
         rows = as_boxes(boxes, len(seen.pictures) == 1, check=False)
         _check_counts(len(seen.pictures), rows, "boxes")
         if source == "crop":
@@ -301,8 +304,9 @@ class Encoder(Placed):
                 not in the picture; the score tells.
 
         Returns:
-            B tensors ``[T_i,4]``, xyxy normalized to the picture; and with ``return_scores`` B tensors ``[T_i]``:
-            cosine of the Prompter's embedding of the box to the phrase, -1 to 1.
+            B tensors ``[T_i,4]``, xyxy normalized to the picture; and with ``return_scores`` B tensors ``[T_i]`` in
+            -1..1, see :meth:`cloc.models.model.Cloc.likeness`. Where to cut is a matter of the model: from 0.5 on in
+            the demo's.
 
         Raises:
             ValueError: the model has no grounding head, or pictures and lists of phrases are not as many.
@@ -320,20 +324,26 @@ class Encoder(Placed):
 
     @overload
     def grounded(
-        self, seen: EncodedPictures, text: Sequence[Tensor], return_scores: Literal[False] = False
+        self, seen: EncodedPictures, text: Tensor | Sequence[Tensor], return_scores: Literal[False] = False
     ) -> list[Tensor]: ...
     @overload
     def grounded(
-        self, seen: EncodedPictures, text: Sequence[Tensor], return_scores: Literal[True]
+        self, seen: EncodedPictures, text: Tensor | Sequence[Tensor], return_scores: Literal[True]
     ) -> tuple[list[Tensor], list[Tensor]]: ...
 
     @torch.no_grad()
     def grounded(
-        self, seen: EncodedPictures, text: Sequence[Tensor], return_scores: bool = False
+        self, seen: EncodedPictures, text: Tensor | Sequence[Tensor], return_scores: bool = False
     ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`ground`, from pictures already seen and phrases already embedded (B tensors ``[T_i,D]``)."""
-        lone = isinstance(text, Tensor) and text.ndim == 2 and len(seen.pictures) == 1
-        asked = [rows.to(self.device).float() for rows in ([text] if lone else text)]
+        """As :meth:`ground`, from pictures already seen and phrases already embedded.
+
+        Args:
+            seen: B pictures.
+            text: B tensors ``[T_i,D]`` of unit norm; of one picture also its alone.
+            return_scores: as there.
+        """
+        rows_of = [text] if isinstance(text, Tensor) and text.ndim == 2 else list(text)
+        asked = [rows.to(self.device).float() for rows in rows_of]
         _check_counts(len(seen.pictures), asked, "phrases")
         if not asked:
             return ([], []) if return_scores else []
@@ -345,8 +355,8 @@ class Encoder(Placed):
         boxes = [_own(row[:count]) for row, count in zip(found, counts, strict=True)]
         if not return_scores:
             return boxes
-        regions = self.regions(seen, boxes)
-        return boxes, [(rows * own).sum(1) for rows, own in zip(regions, asked, strict=True)]
+        scores = self.model.likeness(whole.features, padded, to_view(found, whole.content.unsqueeze(1)))
+        return boxes, [_own(row[:count]) for row, count in zip(scores, counts, strict=True)]
 
     @property
     def can_ground(self) -> bool:

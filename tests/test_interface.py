@@ -194,6 +194,16 @@ def test_threads_share_a_model(model: Encoder, files: list[Path], expected: dict
             assert_same(said.result(), expected)
 
 
+def test_threads_share_pictures_already_seen(model: Encoder, files: list[Path]) -> None:
+    """Of a model that cuts pictures off, the whole ones are encoded when the first thread asks for a box."""
+    boxes = [BOXES] * len(files)
+    expected, seen = torch.cat(model.encode_regions(files, boxes, source_of(model))), model.see(files)
+    with ThreadPoolExecutor(8) as pool:
+        for said in [pool.submit(model.regions, seen, boxes, source_of(model)) for _ in range(8)]:
+            torch.testing.assert_close(torch.cat(said.result()), expected, rtol=1e-4, atol=1e-5)
+    assert (seen.whole is None) == model.preprocess.whole
+
+
 def test_a_copy_and_a_pickle_say_the_same(model: Encoder, files: list[Path], expected: dict[str, list[Tensor]]) -> None:
     again = pickle.loads(pickle.dumps(model))
     assert_same(everything(again, files), expected)
@@ -252,7 +262,9 @@ def test_pictures_already_seen_need_as_many_lists(model: Encoder, files: list[Pa
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_score_is_the_likeness_of_the_box_to_its_phrase(folders: dict[str, str], files: list[Path]) -> None:
+def test_a_score_is_the_mean_of_the_box_s_and_the_best_token_s_cosine(
+    folders: dict[str, str], files: list[Path]
+) -> None:
     model = cloc.load(folders["run"])
     boxes, scores = model.ground(files, [PHRASES, [], PHRASES[:1]], return_scores=True)
     assert [len(own) for own in boxes] == [len(own) for own in scores] == [2, 0, 1]
@@ -260,7 +272,16 @@ def test_a_score_is_the_likeness_of_the_box_to_its_phrase(folders: dict[str, str
         one.equal(other) for one, other in zip(boxes, model.ground(files, [PHRASES, [], PHRASES[:1]]), strict=True)
     )
     (region,) = model.encode_regions(files[0], boxes[0])
-    torch.testing.assert_close(scores[0], (region * model.encode_text(PHRASES)).sum(1))
+    text, prompter = model.encode_text(PHRASES), model.model.prompter
+    with torch.no_grad():
+        tokens = nn.functional.normalize(prompter.local(prompter.memory(model.see(files[0]).features.tokens)), dim=-1)
+    best = torch.stack([max(cosines, key=float) for cosines in text @ tokens[0].T])
+    torch.testing.assert_close(scores[0], ((region * text).sum(1) + best) / 2)
+    text = model.encode_text(PHRASES)
+    pairs = model.grounded(model.see(files[:2]), [text, text[:1]], return_scores=True)[1]
+    torch.testing.assert_close(
+        torch.cat(pairs), torch.cat([scores[0], model.ground(files[1], PHRASES[:1], True)[1][0]])
+    )
 
 
 # --- precision and device ---------------------------------------------------------------------------------------------
@@ -310,6 +331,15 @@ def test_every_part_takes_half_precision(prompter: Any, grounding: Any, tmp_path
     for move in ("bfloat16", "half"):
         getattr(model, move)()
         assert_near(everything(model, files, ("batch",)), expected)
+
+
+def test_biases_that_a_backbone_keeps_do_not_outlive_its_precision(folders: dict[str, str], files: list[Path]) -> None:
+    """LeViT, TinyViT and EfficientFormer keep them by device once they have seen a picture."""
+    model = cloc.load(folders["run"])
+    kept = model.model.image.trunk.blocks[0].attn
+    kept.attention_bias_cache = {"cpu": torch.zeros(1)}
+    model.bfloat16()
+    assert kept.attention_bias_cache == {}
 
 
 def test_moving_returns_the_model(folders: dict[str, str], files: list[Path]) -> None:

@@ -200,8 +200,9 @@ class ModelOutputs:
     def _ground(self, seen: EncodedPictures, phrases: list[list[str]]) -> tuple[Tensor, Tensor]:
         """Boxes of phrases, and how similar the Prompter's embedding of each found box is to its phrase."""
         texts = [self.texts(own) for own in phrases]
-        boxes, scores = self.encoder.grounded(seen, texts, return_scores=True)
-        return torch.cat(boxes), torch.cat(scores)
+        boxes = self.encoder.grounded(seen, texts)
+        regions = self.encoder.regions(seen, [own.cpu() for own in boxes], "prompter")
+        return torch.cat(boxes), (torch.cat(regions) * torch.cat(texts)).sum(1)
 
     # --- pictures with a class ----------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class Cloc(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As usual; and what timm's LeViT and its kin have kept of their biases in another precision is forgotten."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch leaves it without types
         for module in self.modules():
             if isinstance(kept := getattr(module, "attention_bias_cache", None), dict):
                 kept.clear()
@@ -177,6 +177,31 @@ class Cloc(nn.Module):
             raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
         memory = self.prompter.memory(image.tokens)
         return self._ground(self.prompter, self.grounding, memory, text, image.tokens).clamp(0, 1)
+
+    def likeness(self, image: ImageFeatures, text: Tensor, boxes: Tensor) -> Tensor:
+        """How well boxes fit phrases, so that a phrase which is not in the picture is known by a low number.
+
+        The mean of two cosines to the phrase: of the box, as the Prompter reads it, and of the best single token of the
+        picture. Either alone tells what is not there less well (docs/benchmarks.md#absent).
+
+        Args:
+            image: B encoded pictures.
+            text: ``[B,K,D]`` phrases, unit norm.
+            boxes: ``[B,K,4]`` of the view, one for each phrase.
+
+        Returns:
+            ``[B,K]`` in -1..1.
+
+        Raises:
+            ValueError: a model whose Prompter takes no phrases.
+        """
+        if self.prompter is None or not self.prompter.supports_phrases:
+            raise ValueError("this model has no Prompter that takes phrases; train one with model.prompter=shared")
+        memory = self.prompter.memory(image.tokens)
+        region = normalize(self.prompter.boxes(memory, self._onto_grid(boxes)).float(), dim=-1)
+        local = normalize(self.prompter.local(memory).float(), dim=-1)
+        best = (text.float() @ local.transpose(1, 2)).amax(-1)
+        return ((region * text.float()).sum(-1) + best) / 2
 
     def _ground(self, prompter: Prompter, head: GroundingHead, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
         local = normalize(prompter.local(memory).float(), dim=-1)
