@@ -15,8 +15,9 @@ from cloc.checkpoints import FOLDER, find
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.encoder import Encoder
 from cloc.models.build import build_trained
+from cloc.models.devices import Device, DType, find_device, find_dtype
 from cloc.models.foreign.loading import PREFIX, Foreign, is_foreign, load_folder, load_open_clip
-from cloc.models.sanity import SanityError, check_embedded, check_model
+from cloc.models.sanity import SanityError, check_embedded, check_model, check_weights
 from cloc.models.trust.registry import admit
 from cloc.models.trust.text_files import text_files
 from cloc.models.trust.values import building
@@ -26,10 +27,11 @@ from cloc.models.weights.exported import is_exported, read_exported
 
 def load(
     path: str | Path,
-    device: str = "cpu",
+    device: Device = "cpu",
     averaged: bool = True,
     trusted: Sequence[type] = (),
     image_size: int | None = None,
+    dtype: DType = "float32",
 ) -> Encoder:
     """Load a run folder, a checkpoint file, an exported folder, or a model of others.
 
@@ -41,22 +43,33 @@ def load(
         path: ``runs/demo/cloc`` (takes its newest checkpoint), a ``.ckpt`` file, a folder that ``export hf`` or
             ``export open_clip`` wrote, any Hugging Face CLIP or SigLIP folder, any folder of open_clip, or
             ``open_clip:ARCHITECTURE:TAG_OR_FILE``.
-        device: where to run.
+        device: where to run: ``auto`` (a CUDA GPU where there is one, else the CPU) or PyTorch's name.
         averaged: take the moving average of the weights where a checkpoint holds one (``trainer.ema``); False takes the
             trained weights beside it.
         trusted: classes of your own that the file may name besides, such as ``[MyTower]``.
         image_size: side of other views than the model was trained with, in pixels; tables of positions are resized.
+        dtype: precision of the weights in use: ``float32``, ``bfloat16``, ``float16``, PyTorch's own, or ``auto``
+            (bfloat16 where the device computes it, else float32). What the model returns is float32 in any case.
 
     Raises:
         FileNotFoundError: nothing there, or the run has not written a checkpoint yet.
         ValueError: not a checkpoint of this project, damaged, of another version, without what ``averaged=False`` asks
             for, or one that holds more than tensors and plain containers; a configuration that says more than an
-            architecture.
+            architecture; a device that is not here, or a precision that is not one of these.
+        SanityError: weights or embeddings that are not finite, maybe in this precision alone.
         ConfigError: its configuration names a class that is neither one of ours nor trusted, or what this version does
             not have; or ``image_size`` is one that its tower cannot take.
     """
     if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size={image_size}: must be a whole number of pixels above 0")
+    place = find_device(device)
+    precision = find_dtype(dtype, place)
+    return _in_precision(_open(path, place, averaged, trusted, image_size), precision)
+
+
+def _open(
+    path: str | Path, device: torch.device, averaged: bool, trusted: Sequence[type], image_size: int | None
+) -> Encoder:
     if str(path).startswith(PREFIX):
         run = Path("runs") / str(path).replace("/", "_")
         with building(str(path).removeprefix(f"{PREFIX}local-dir:")):
@@ -106,10 +119,15 @@ def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
         Exception: whatever the towers raise; :func:`cloc.models.trust.values.building` makes a line of it.
     """
     check_model(encoder.model)
+    _try(encoder, tokens)
+    return encoder
+
+
+def _try(encoder: Encoder, tokens: bool) -> None:
     side, width = encoder.model.image.image_size, encoder.model.image.joint_dim
     gray = torch.full((3, side, side), 128, dtype=torch.uint8)
     if tokens:
-        with torch.inference_mode():
+        with torch.no_grad():
             text = encoder.model.encode_texts(torch.ones(1, 2, dtype=torch.int64, device=encoder.device))
     else:
         text = encoder.encode_text("a photo")
@@ -120,6 +138,21 @@ def tried(encoder: Encoder, tokens: bool = False) -> Encoder:
                 "that do not pool, or of another width"
             )
         check_embedded("as loaded", {what: rows})
+
+
+def _in_precision(encoder: Encoder, dtype: torch.dtype) -> Encoder:
+    """The same encoder in a precision that its numbers fit into, as far as one picture and its weights can tell."""
+    if dtype == encoder.dtype:
+        return encoder
+    encoder.to(dtype=dtype)
+    try:
+        check_weights(encoder.model.state_dict())
+        _try(encoder, tokens=True)
+    except SanityError as error:
+        name = str(dtype).removeprefix("torch.")
+        raise SanityError(
+            f"{encoder.name} in dtype={name!r}: its numbers do not fit ({error}); load it with 'bfloat16' or 'float32'"
+        ) from error
     return encoder
 
 
@@ -147,12 +180,12 @@ def _check_version(file: Path, version: str) -> None:
         )
 
 
-def _foreign(found: Foreign, run: Path, device: str) -> Encoder:
+def _foreign(found: Foreign, run: Path, device: torch.device) -> Encoder:
     info = found.info | {"code": __version__, "run": str(run)}
     return Encoder(found.model, info, device, found.name, found.tokenizer, found.preprocess)
 
 
-def _load_exported(folder: Path, device: str, trusted: Sequence[type], image_size: int | None) -> Encoder:
+def _load_exported(folder: Path, device: torch.device, trusted: Sequence[type], image_size: int | None) -> Encoder:
     exported = read_exported(folder)
     admitted = admit(exported.config, folder, trusted, folder)
     model, changed = build_trained(admitted, exported.state, folder, image_size)

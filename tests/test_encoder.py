@@ -316,5 +316,4 @@ def test_a_checkpoint_cannot_choose_what_code_is_called(encoder: Encoder, tmp_pa
 
 def test_no_pictures_give_no_answers(encoder: Encoder) -> None:
     assert encoder.encode_regions([], []) == [] and encoder.ground([], []) == []
-    with pytest.raises(ValueError, match="no picture"):
-        encoder.encode_dense([])
+    assert encoder.encode_dense([])[0].shape == (0, 16, 64)

@@ -246,6 +246,12 @@ def no_pickles(module: Module) -> Found:
                     yield word.value.lineno, f"{word.arg}={ast.unparse(word.value)}; unpickling runs code"
 
 
+def ordinary_tensors(module: Module) -> Found:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute | ast.Name) and _dotted(node).split(".")[-1] == "inference_mode":
+            yield node.lineno, "inference_mode; its tensors can neither be trained on nor changed: use torch.no_grad()"
+
+
 _METHODS = {"write_text", "write_bytes", "touch", "mkdir", "rename", "symlink_to", "hardlink_to", "tofile"}
 _METHODS |= {"savefig", "save", "savez", "savez_compressed", "savetxt", "save_file", "save_pretrained", "write_table"}
 _METHODS |= {"export_chrome_trace", "to_csv", "to_parquet", "FileLock", "SoftFileLock", "NamedTemporaryFile"}
@@ -349,6 +355,7 @@ RULES: dict[Callable[[Module], Found], list[str]] = {
     public_docstrings: PACKAGE,
     errors_are_not_swallowed: SOURCES,
     no_pickles: SOURCES,
+    ordinary_tensors: PACKAGE,
     written_in_one_place: [*PACKAGE, "*.py"],
     nothing_left_for_later: EVERYTHING,
 }
@@ -406,6 +413,7 @@ LONG_BODY = "    x = 1\n" * MAX_FUNCTION_LINES
         (no_pickles, "cloc/data/a.py", "import pickle\npickle.loads(b'')", 2),
         (no_pickles, "cloc/data/a.py", "from pickle import load", 1),
         (no_pickles, "cloc/data/a.py", "torch.load(\n    p,\n    weights_only=False,\n)", 3),
+        (ordinary_tensors, "cloc/data/a.py", "@torch.inference_mode()\ndef f():\n    return 1", 1),
         (written_in_one_place, "cloc/data/a.py", "x = 1\npath.write_text(text)", 2),
         (written_in_one_place, "cloc/data/a.py", "def f():\n    with path.open('wb') as file:\n        pass", 2),
         (written_in_one_place, "cloc/data/a.py", "open(path, mode='a')", 1),

@@ -19,6 +19,8 @@ from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb, pillow_rgb
 
 Picture = Image.Image | Tensor | np.ndarray | str | Path
+Pictures = Picture | Sequence[Picture]
+Phrases = str | Sequence[str] | Sequence[Sequence[str]]
 NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set)  # can be iterated over, and are no lists of anything
 TO_BYTES = "scale it to 0..255 and convert it: (picture * 255).round().to(torch.uint8), or .astype('uint8')"
 
@@ -150,13 +152,14 @@ def _read(path: str | Path, name: str) -> Tensor:
         raise ValueError(f"{name}: {path}: {error}") from error
 
 
-def as_boxes(boxes: Any, lone: bool) -> list[Tensor]:
+def as_boxes(boxes: Any, lone: bool, check: bool = True) -> list[Tensor]:
     """Boxes of pictures → ``[K,4]`` for each, xyxy normalized to the picture.
 
     Args:
         boxes: for each picture ``[K_i,4]`` as nested lists, array or tensor; for a lone picture also these alone, or
             one box of four numbers.
         lone: there is one picture, given by itself and not in a list.
+        check: look at the values too; boxes that a model has found may be without area.
 
     Raises:
         TypeError: no list.
@@ -165,7 +168,8 @@ def as_boxes(boxes: Any, lone: bool) -> list[Tensor]:
     rows = _listed(boxes, "boxes", "a list of boxes for each picture")
     if lone and not (len(rows) == 1 and _depth(rows[0]) == 2):
         rows = [rows]
-    return [check_boxes(row, f"boxes[{i}]") for i, row in enumerate(rows)]
+    read = check_boxes if check else box_rows
+    return [read(row, f"boxes[{i}]") for i, row in enumerate(rows)]
 
 
 def check_boxes(boxes: Any, name: str) -> Tensor:
@@ -174,6 +178,23 @@ def check_boxes(boxes: Any, name: str) -> Tensor:
     Raises:
         TypeError: no numbers.
         ValueError: of another shape, inverted, without area, not finite or not normalized.
+    """
+    rows = box_rows(boxes, name)
+    if not torch.isfinite(rows).all() or (rows < -0.01).any() or (rows > 1.01).any():
+        raise ValueError(
+            f"{name}={rows.tolist()[:3]}…: boxes must be finite and normalized to 0..1 of the picture, xyxy"
+        )
+    if (rows[:, 2:] <= rows[:, :2]).any():
+        raise ValueError(f"{name}: a box has no area or is inverted; give x0 < x1 and y0 < y1")
+    return rows.clamp(0, 1)
+
+
+def box_rows(boxes: Any, name: str) -> Tensor:
+    """Numbers of boxes → ``[K,4]`` float32 on the CPU.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: of another shape.
     """
     try:
         if isinstance(boxes, Sequence) and boxes and all(isinstance(box, Tensor | np.ndarray) for box in boxes):
@@ -184,14 +205,7 @@ def check_boxes(boxes: Any, name: str) -> Tensor:
         raise kind(f"{name} is {_kind(boxes)}; give [K,4] numbers, and [] for no box ({error})") from error
     if rows.numel() and (rows.ndim not in (1, 2) or rows.shape[-1] != 4):
         raise ValueError(f"{name} has the shape {list(rows.shape)}; give [K,4]: x0, y0, x1, y1 of each box")
-    rows = rows.reshape(-1, 4)
-    if not torch.isfinite(rows).all() or (rows < -0.01).any() or (rows > 1.01).any():
-        raise ValueError(
-            f"{name}={rows.tolist()[:3]}…: boxes must be finite and normalized to 0..1 of the picture, xyxy"
-        )
-    if (rows[:, 2:] <= rows[:, :2]).any():
-        raise ValueError(f"{name}: a box has no area or is inverted; give x0 < x1 and y0 < y1")
-    return rows.clamp(0, 1)
+    return rows.reshape(-1, 4)
 
 
 def _depth(value: Any) -> int:

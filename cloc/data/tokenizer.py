@@ -24,7 +24,7 @@ CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's names
 
 
 class Tokenizer:
-    """Open_clip's byte-pair encoder, or any Hugging Face tokenizer folder.
+    """Open_clip's byte-pair encoder, or any Hugging Face tokenizer folder. Threads may share it.
 
     Args:
         name: ``open_clip`` (CLIP's own byte-pair encoding) or a folder or hub name of a Hugging Face tokenizer.
@@ -125,10 +125,37 @@ class Tokenizer:
             kept = ids[: self.context_length - 2]
             return (self._backend.sot_token_id, *kept, self._backend.eot_token_id), cut or len(kept) < len(ids)
         text = self._cleaned(text)
-        ids = self._backend(text)["input_ids"]
+        ids = self._whole(text)["input_ids"]
         if len(ids) <= self.context_length:
             return tuple(ids), cut
-        return tuple(self._backend(text, truncation=True, max_length=self.context_length)["input_ids"]), True
+        return tuple(self._truncated(text)), True
+
+    @cached_property
+    def _whole(self) -> Any:
+        """The tokenizer of transformers that neither cuts nor pads, whatever its file says.
+
+        It would switch that off by itself at the first text, maybe while another thread encodes.
+        """
+        backend = self._backend
+        if backend.is_fast:
+            backend.backend_tokenizer.no_truncation()
+            backend.backend_tokenizer.no_padding()
+        return backend
+
+    def _truncated(self, text: str) -> list[int]:
+        """The ids that ``truncation=True`` gives.
+
+        That would set a switch inside of a fast tokenizer, which holds for all threads: texts that another one encodes
+        meanwhile would be cut, or fail, and those of this one come out at full length.
+        """
+        backend = self._whole
+        if not backend.is_fast:
+            return list(backend(text, truncation=True, max_length=self.context_length)["input_ids"])
+        fast = backend.backend_tokenizer
+        encoding = fast.encode(text, add_special_tokens=False)
+        room = max(0, self.context_length - fast.num_special_tokens_to_add(False))
+        encoding.truncate(room, direction=backend.truncation_side)
+        return list(fast.post_process(encoding).ids)
 
     @cached_property
     def _cleaned(self) -> Callable[[str], str]:

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -68,8 +67,7 @@ def compare(config: EvalConfig) -> Path:
 
 def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalog, ranks: Ranks) -> Path:
     console = Console(quiet=not ranks.first)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    encoders = _load_models(config, device)
+    encoders = _load_models(config)
     out = Path(config.out) if config.out else Path(encoders[0].info["run"]).parent
     result: MetricsFile = {
         "command": shlex.join(["python", *sys.argv]),
@@ -150,9 +148,9 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog:
     return {**found, "differences": gaps, "best_sources": best} if others else found
 
 
-def _load_models(config: EvalConfig, device: str) -> list[Encoder]:
+def _load_models(config: EvalConfig) -> list[Encoder]:
     trusted = [find_class(name, "trusted") for name in config.trusted]
-    encoders = [load(path, device, trusted=trusted) for path in [config.checkpoint, *config.baseline]]
+    encoders = [load(path, config.device, trusted=trusted) for path in [config.checkpoint, *config.baseline]]
     names = [encoder.name for encoder in encoders]
     for encoder in encoders:
         if names.count(encoder.name) > 1:  # the same run name twice: the parent folder tells them apart

@@ -91,7 +91,6 @@ def embed(
         raise ValueError(f"format {kind!r}: give one of {FORMATS}")
     if kind == "parquet":
         _arrow()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with together() as ranks:
         encoder = load(run, device, trusted=trusted)
         source = source or encoder.sources[0]

@@ -179,7 +179,7 @@ def _write_vocabulary(folder: Path) -> None:
     write_file(folder / "merges.txt", "\n".join(lines) + "\n")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported model, by transformers alone."""
     from transformers import CLIPModel
@@ -197,7 +197,7 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) -> list[Row]:
     """Rows of the vision folder, image processor, tokenizer, and ``cloc.load``."""
     from transformers import AutoImageProcessor, CLIPVisionModel

@@ -74,7 +74,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_tensors(folder / OPEN_CLIP_WEIGHTS, plain(state))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported model, by open_clip alone."""
     import open_clip

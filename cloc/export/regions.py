@@ -106,7 +106,7 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     return {}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) -> list[Row]:
     """Rows of the module, from the original's tokens and text embeddings."""
     sampler = _module(folder / FILE).RegionSampler.load(folder)

@@ -61,7 +61,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_tensors(folder / PROJECTION, plain({"weight": proj}))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     """States of the exported backbone, by timm alone."""
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -71,7 +71,7 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
     return {"pooled": normalize(pooled, dim=-1), **states, "tokens": trunk_tokens(model, maps)}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) -> list[Row]:
     """Rows of the folder in transformers, where that is installed: its ``TimmWrapperModel`` reads timm's files."""
     try:

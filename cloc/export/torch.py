@@ -59,7 +59,7 @@ def read(folder: Path, probe: Probe) -> dict[str, Tensor]:
         if not file.is_file():
             return None
         program, names = load_program(file)
-        with torch.inference_mode():
+        with torch.no_grad():
             found = program.module()(**inputs)
         return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))
 

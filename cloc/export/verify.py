@@ -137,7 +137,7 @@ def trunk_tokens(trunk: Any, maps: Tensor) -> Tensor:
     return maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def original(encoder: Encoder, probe: Probe) -> dict[str, Tensor]:
     """Every state of the model that an export may hold.
 
@@ -197,7 +197,7 @@ def compare_views(encoder: Encoder, probe: Probe, pixels: Tensor, tolerance: flo
         tolerance: of the pixels; None where another library's resize differs by design. The cosine of the pooled
             embeddings must be at least 0.999 in either case.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         ours = encoder.model.encode_images(probe.views.to(encoder.device)).pooled.cpu()
         pooled = normalize(encoder.model.image(pixels.to(encoder.device))[0].float(), dim=-1).cpu()
     cosine = (ours * pooled).sum(-1).min().item()

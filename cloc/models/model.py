@@ -5,8 +5,9 @@ Composes the towers, the Prompter and the grounding head. A model without Prompt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +118,22 @@ class Cloc(nn.Module):
         """Inverse temperatures, exponentiated and clamped at 100."""
         return inverse_temperatures(self.log_scales)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As usual; and what timm's LeViT and its kin have kept of their biases in another precision is forgotten."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch leaves it without types
+        for module in self.modules():
+            if isinstance(kept := getattr(module, "attention_bias_cache", None), dict):
+                kept.clear()
+        return self
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """``[B,3,H,W]`` uint8 views → normalized, in the precision that the model's weights were brought to."""
+        return ((images.float() - self.mean) / self.std).to(self.mean.dtype)
+
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
         with record_function("image tower"):
-            pooled, tokens = self.image((images.float() - self.mean) / self.std)
+            pooled, tokens = self.image(self.pixels(images))
         return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
 
     def encode_texts(self, *groups: Tensor) -> Tensor:
@@ -164,6 +177,31 @@ class Cloc(nn.Module):
             raise ValueError("this model has no grounding head; train one with model.grounding and loss.grounding > 0")
         memory = self.prompter.memory(image.tokens)
         return self._ground(self.prompter, self.grounding, memory, text, image.tokens).clamp(0, 1)
+
+    def likeness(self, image: ImageFeatures, text: Tensor, boxes: Tensor) -> Tensor:
+        """How well boxes fit phrases, so that a phrase which is not in the picture is known by a low number.
+
+        The mean of two cosines to the phrase: of the box, as the Prompter reads it, and of the best single token of the
+        picture. Either alone tells what is not there less well (docs/benchmarks.md#absent).
+
+        Args:
+            image: B encoded pictures.
+            text: ``[B,K,D]`` phrases, unit norm.
+            boxes: ``[B,K,4]`` of the view, one for each phrase.
+
+        Returns:
+            ``[B,K]`` in -1..1.
+
+        Raises:
+            ValueError: a model whose Prompter takes no phrases.
+        """
+        if self.prompter is None or not self.prompter.supports_phrases:
+            raise ValueError("this model has no Prompter that takes phrases; train one with model.prompter=shared")
+        memory = self.prompter.memory(image.tokens)
+        region = normalize(self.prompter.boxes(memory, self._onto_grid(boxes)).float(), dim=-1)
+        local = normalize(self.prompter.local(memory).float(), dim=-1)
+        best = (text.float() @ local.transpose(1, 2)).amax(-1)
+        return ((region * text.float()).sum(-1) + best) / 2
 
     def _ground(self, prompter: Prompter, head: GroundingHead, memory: Any, text: Tensor, tokens: Tensor) -> Tensor:
         local = normalize(prompter.local(memory).float(), dim=-1)

@@ -30,7 +30,8 @@ class BoxPrompt(nn.Module):
     def forward(self, boxes: Tensor) -> Tensor:
         """``[B,K,4]`` → ``[B,K,C]``."""
         center_size = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
-        prompts: Tensor = self.mlp(torch.cat([fourier(boxes, self.dim), fourier(center_size, self.dim)], -1))
+        encoded = torch.cat([fourier(boxes, self.dim), fourier(center_size, self.dim)], -1)
+        prompts: Tensor = self.mlp(encoded.to(next(self.parameters()).dtype))
         return prompts
 
 
@@ -98,7 +99,7 @@ class SharedPrompter(nn.Module):
 
     def phrases(self, memory: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
-        return self._attend(self.phrase_prompt(text), memory)
+        return self._attend(self.phrase_prompt(text.to(self.phrase_prompt.weight.dtype)), memory)
 
     def local(self, memory: tuple[Tensor, Tensor]) -> Tensor:
         """Joint-space embedding ``[B,N,D]`` of each patch token, as a prompt that attends to it alone would read it."""
@@ -159,13 +160,13 @@ class PaperPrompter(nn.Module):
 
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        corners = fourier(boxes, self.width // 2).unflatten(-1, (2, self.width))
+        corners = fourier(boxes, self.width // 2).unflatten(-1, (2, self.width)).to(self.corner.weight.dtype)
         regions: Tensor = self.proj(self._encode(self.corner(corners), memory))
         return regions
 
     def phrases(self, memory: Tensor, text: Tensor) -> Tensor:
         """States ``[B,K,C]`` of phrase embeddings ``[B,K,D]``, for the grounding head."""
-        return self._encode(self.phrase_prompt(text).unsqueeze(2), memory)
+        return self._encode(self.phrase_prompt(text.to(self.phrase_prompt.weight.dtype)).unsqueeze(2), memory)
 
     def local(self, memory: Tensor) -> Tensor:
         """Joint-space embedding ``[B,N,D]`` of each patch token, without a prompt."""

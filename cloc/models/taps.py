@@ -2,7 +2,8 @@
 
 Behind the towers (``image``, ``foreign``): an export's proof, dense features, probes and heat maps read them here. The
 same call answers for all towers, with gradient, and for views of another size than the tower was trained with: a table
-of positions is resized on the way as it is where weights are loaded.
+of positions is resized on the way as it is where weights are loaded. Threads may share a tower for views of its own
+size.
 
 Layers count as Python counts: 0 is the output of the first block, -1 of the last one (before the last norm), -2 the
 penultimate state. Layers of a CNN or hierarchical model are its stages, each with a grid of its own; the blocks of an
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -180,7 +182,11 @@ class _Tap:
         maps, final = self.trunk.final(images, inner)
         side = math.isqrt(self.adapter.pos_embed.shape[1])
         table = Table("pos_embed", self.adapter.pos_embed, (side, side), 0)
-        functional_call(self.adapter, {table.name: table.resized(grid_of(final))}, (final.flatten(2).transpose(1, 2),))
+        states, grid = final.flatten(2).transpose(1, 2), grid_of(final)
+        if grid == table.grid:  # as it stands: to put another table in its place would show in other threads
+            self.adapter(states)
+        else:
+            functional_call(self.adapter, {table.name: table.resized(grid)}, (states,))
         return dict(zip(inner, maps, strict=True)), final
 
     def attention_module(self, index: int) -> nn.Module:
@@ -212,10 +218,13 @@ class _Call(NamedTuple):
 
 @contextmanager
 def _watching(modules: Any) -> Iterator[dict[nn.Module, _Call]]:
-    """Collect the calls of modules while the context is open."""
+    """Collect this thread's calls of modules while the context is open; others may run the same tower meanwhile."""
     seen: dict[nn.Module, _Call] = {}
+    own = get_ident()
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if get_ident() != own:
+            return
         states = inputs[0] if inputs else named["hidden_states"]
         seen[module] = _Call(states, named.get("rope"), output)
 

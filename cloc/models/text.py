@@ -321,7 +321,8 @@ class HuggingFaceText(nn.Module):
         """Pooled states ``[T,H]``; only texts that were not seen before pass through the encoder."""
         rows = tokens.cpu().numpy()
         keys = [row[row != self.pad_id].tobytes() for row in rows]
-        new = [i for i, key in enumerate(keys) if key not in self._memory]
+        states = {key: self._memory.get(key) for key in keys}  # a copy: other threads may drop what is old meanwhile
+        new = [i for i, key in enumerate(keys) if states[key] is None]
         if new:
             # Sorted by length and in small groups: unseen texts are not padded to the longest of the batch.
             new.sort(key=lambda i: len(keys[i]))
@@ -329,11 +330,13 @@ class HuggingFaceText(nn.Module):
                 group = new[start : start + 128]
                 length = max(1, max(len(keys[i]) for i in group) // rows.itemsize)
                 for i, state in zip(group, self._pooled(tokens[group, :length]).float().cpu(), strict=True):
-                    self._memory[keys[i]] = state
-        found = torch.stack([self._memory[key] for key in keys]).to(tokens.device)
-        while len(self._memory) > MEMORY:
-            self._memory.pop(next(iter(self._memory)))
-        return found
+                    self._memory[keys[i]] = states[keys[i]] = state
+        if len(self._memory) > MEMORY:
+            for old in list(self._memory)[: len(self._memory) - MEMORY]:
+                self._memory.pop(old, None)
+        return torch.stack([state for key in keys if (state := states[key]) is not None]).to(
+            tokens.device, self.tower.dtype
+        )
 
     def train(self, mode: bool = True) -> HuggingFaceText:
         """As usual, but a frozen encoder stays in evaluation mode (no dropout)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -192,8 +193,13 @@ class DeclaredTrunk(Trunk):
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """As :meth:`Trunk.maps`."""
         found: list[Tensor] = []
-        asked = [self.blocks[index] for index in layers]
-        hooks = [block.register_forward_hook(lambda _, inputs, output: found.append(output)) for block in asked]
+        own = get_ident()
+
+        def keep(block: nn.Module, inputs: Any, output: Tensor) -> None:
+            if get_ident() == own:  # not what another thread asks of the same tower
+                found.append(output)
+
+        hooks = [self.blocks[index].register_forward_hook(keep) for index in layers]
         try:
             self.module(images)
         finally:

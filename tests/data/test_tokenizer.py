@@ -6,6 +6,8 @@ import json
 import pickle
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import nn
 import cloc
 from cloc.config import ConfigError, resolve
 from cloc.data.bpe import quicken
-from cloc.data.tokenizer import Tokenizer, shorten
+from cloc.data.tokenizer import Tokenizer, open_tokenizer, shorten
 from cloc.data.word_tokenizer import write_word_tokenizer
 from cloc.models.build import build_model
 from cloc.models.foreign.towers import FixedTokenizer
@@ -196,3 +198,63 @@ def test_a_cleaning_is_one_that_is_known() -> None:
         resolve({"_target_": "cloc.models.text.ClipText", "clean": "upper"}, "model.text")
     tower = ClipText(8, options={"width": 16, "heads": 2, "layers": 1}, clean="canonicalize")
     assert Tokenizer.of(tower).clean == "canonicalize"
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def write_tokenizer(folder: Path, side: str, cuts: bool) -> str:
+    """A byte-pair tokenizer with special tokens at both ends; its file may say that texts are cut and padded."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models, pre_tokenizers, processors
+
+    letters = {
+        letter: number for number, letter in enumerate(["<pad>", "<s>", "</s>", *pre_tokenizers.ByteLevel.alphabet()])
+    }
+    fast = Fast(models.BPE(letters, [], unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel()
+    ends = [("<s>", letters["<s>"]), ("</s>", letters["</s>"])]
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    fast.post_processor = processors.Sequence([processors.ByteLevel(), template])
+    if cuts:
+        fast.enable_truncation(5)
+        fast.enable_padding(length=9)
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "truncation_side": side}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **special).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("side", "cuts"), [("right", False), ("left", False), ("right", True)])
+def test_long_texts_are_cut_as_transformers_cuts_them_without_a_switch(side: str, cuts: bool, tmp_path: Path) -> None:
+    """The switch is the tokenizer's own: set for a long text, it would cut what other threads encode meanwhile."""
+    name = write_tokenizer(tmp_path / "tokenizer", side, cuts)
+    ours, theirs = Tokenizer(name, 12), open_tokenizer(name)
+    for text in ("", "a dog", "a dog and a cat and two cups of tea", "é" * 50):
+        ids, cut = ours.encode(text)
+        assert list(ids) == theirs(text, truncation=True, max_length=12)["input_ids"]
+        assert cut == (len(theirs(text)["input_ids"]) > 12) and len(ids) <= 12
+        inside = ours._backend.backend_tokenizer
+        assert inside.truncation is None and inside.padding is None
+
+
+def test_threads_share_a_tokenizer(tmp_path: Path) -> None:
+    name, rng = write_tokenizer(tmp_path / "tokenizer", "right", True), random.Random(0)
+    texts = [" ".join(rng.choices(("a", "dog", "umbrella"), k=rng.choice((2, 200)))) for _ in range(200)]
+    alone = [Tokenizer(name, 20).encode(text) for text in texts]
+    plain = open_tokenizer(name)
+    fixed = FixedTokenizer(partial(_padded, plain), 20)
+    for _ in range(3):
+        shared = Tokenizer(name, 20)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(shared.encode, texts, chunksize=1)) == alone
+            for rows in pool.map(fixed, [texts[start::8] for start in range(8)]):
+                assert rows.shape[1] == 20
+    assert pickle.loads(pickle.dumps(fixed))(texts[:3]).equal(fixed(texts[:3]))
+
+
+def _padded(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """As open_clip asks a tokenizer of transformers."""
+    rows = tokenizer(texts, return_tensors="pt", max_length=20, padding="max_length", truncation=True)["input_ids"]
+    assert isinstance(rows, torch.Tensor)
+    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from threading import Thread, get_ident
 from typing import Any
 
 import open_clip
@@ -176,6 +177,29 @@ def test_a_tower_of_ones_own_is_asked_by_what_it_declares() -> None:
     with pytest.raises(ValueError, match=r"^Linear: its layers are not known; .* no block_modules\(\)$"):
         taps.tokens(nn.Linear(2, 2), pixels)
     assert taps.blocks(nn.Linear(2, 2)) == []
+
+
+@pytest.mark.parametrize("kind", ["adapter", "declared"])
+def test_what_another_thread_asks_of_a_tower_is_not_taken_for_ones_own(kind: str) -> None:
+    if kind == "adapter":
+        tower, pixels = timm_tower(adapter_depth=2, adapter_width=32), images()
+        place: nn.Module = tower.adapter.norm  # behind the blocks
+    else:
+        tower, pixels = exact(Declared()), torch.randn(2, 3, 3, 6, dtype=torch.float64)
+        place = tower.stack[1]  # between the blocks
+    expected, others, main = taps.tokens(tower, pixels, (0, -2, -1)), pixels.flip(0) + 1, get_ident()
+
+    def interfere(module: nn.Module, inputs: Any) -> None:
+        if get_ident() == main:
+            thread = Thread(target=tower, args=(others,))
+            thread.start()
+            thread.join()
+
+    place.register_forward_pre_hook(interfere)
+    for found, own in zip(taps.tokens(tower, pixels, (0, -2, -1)), expected, strict=True):
+        assert found.tokens.equal(own.tokens)
+    table = dict(tower.named_parameters())
+    assert all(isinstance(value, nn.Parameter) for value in table.values())
 
 
 @pytest.mark.parametrize("name", ["timm", "open_clip", "clip", "siglip"])

@@ -158,7 +158,7 @@ def _heats(found: Evaluated, cases: Sequence[Case]) -> list[Heat]:
     return heats
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def similarity_maps(encoder: Encoder, image: Any, texts: Tensor) -> tuple[str, list[np.ndarray]]:
     """Cosine of every place of a picture to each text: patch tokens in the joint space · text.
 

@@ -7,6 +7,7 @@ not known.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,9 +258,14 @@ def _open_clip_text(model: Any, tokenizer: Any, width: int) -> tuple[TextTower, 
         return TrimmedText(tower, width), Tokenizer("open_clip", tower.context_length)
     model.visual = nn.Identity()  # encode_text does not need it, and it must not be counted twice
     length = model.context_length
-    text = PaddedText(model, lambda whole, tokens: whole.encode_text(tokens), length, width)
+    text = PaddedText(model, _encode_text, length, width)
     encode = quicken(tokenizer) if isinstance(tokenizer, SimpleTokenizer) else tokenizer
     return _as_text_tower(text), FixedTokenizer(encode, length)
+
+
+def _encode_text(model: Any, tokens: Tensor) -> Tensor:
+    rows: Tensor = model.encode_text(tokens)
+    return rows
 
 
 def _as_text_tower(text: PaddedText | HuggingFaceJointText) -> TextTower:
@@ -313,7 +319,7 @@ def _load_hugging_face(folder: Path, image_size: int | None) -> Foreign:
     tokenizer: Any = Tokenizer(str(folder.resolve()), length, clean)
     head = None if siglip else model.text_projection
     if siglip:  # trained on texts padded to the full length, without a mask
-        tokenizer = FixedTokenizer(_padded(tokenizer, length), length)
+        tokenizer = FixedTokenizer(partial(_padded, tokenizer, length), length)
     text = HuggingFaceJointText(model.text_model, head, length, width)
     info = {"version": f"transformers {transformers.__version__}", "file": str(folder), "samples_seen": 0}
     info |= {"activation": vision.hidden_act, "texts": clean}
@@ -330,9 +336,6 @@ def _processor(folder: Path) -> dict[str, Any]:
     raise FileNotFoundError(f"{folder}: none of {PROCESSORS}, so it is not known how the model wants its pictures")
 
 
-def _padded(tokenizer: Tokenizer, length: int) -> Any:
-    def tokenize(texts: list[str]) -> Tensor:
-        rows = tokenizer(texts)
-        return pad(rows, (0, length - rows.shape[1]), value=tokenizer.pad_id)
-
-    return tokenize
+def _padded(tokenizer: Tokenizer, length: int, texts: list[str]) -> Tensor:
+    rows = tokenizer(texts)
+    return pad(rows, (0, length - rows.shape[1]), value=tokenizer.pad_id)

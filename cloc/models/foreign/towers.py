@@ -8,6 +8,7 @@ model has no such way, its image tower is not ``dense`` and boxes can be cropped
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -28,13 +29,22 @@ def pooled_of(seen: Tensor | tuple[Tensor, ...]) -> Tensor:
 class FixedTokenizer:
     """A tokenizer whose texts are all padded to one length, for towers whose result depends on the padding.
 
+    Threads may share it: they wait for each other, since transformers' tokenizers are told by each call how to pad.
+
     Args:
-        function: texts → ``[T,L]`` token ids.
+        function: texts → ``[T,L]`` token ids; must be one that can be pickled.
         context_length: L.
     """
 
     def __init__(self, function: Any, context_length: int = 77) -> None:
         self.function, self.context_length = function, context_length
+        self._alone = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function, "context_length": self.context_length}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FixedTokenizer.__init__(self, **state)
 
     def encode(self, text: str) -> tuple[tuple[int, ...], bool]:
         """Token ids of a text, padding included."""
@@ -42,7 +52,9 @@ class FixedTokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """``[T,L]`` int64; a string is one text."""
-        rows: Tensor = self.function([shorten(text, self.context_length) for text in as_texts(texts)])
+        shortened = [shorten(text, self.context_length) for text in as_texts(texts)]
+        with self._alone:
+            rows: Tensor = self.function(shortened)
         return rows
 
 
