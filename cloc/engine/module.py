@@ -48,8 +48,11 @@ class Pretrain(Task):
         "init_from": After.START,
         **dict.fromkeys(("model.joint_dim", "model.logit_bias"), After.REFUSED),
         **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
-        **dict.fromkeys(("loss", "datasets"), After.HOLDS),
+        "loss": After.HOLDS,
+        "datasets": After.HOW,
         **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
+        **dict.fromkeys(keys_of("data", "workers batch_timeout max_skip_share"), After.HOW),
+        **dict.fromkeys(keys_of("data", "cache_dir cache_bytes timeout redirect_hosts"), After.HOW),
     }
     peaks = frozenset({READER_MEMORY})
     heeds = frozenset(OPTIONAL)

@@ -26,7 +26,7 @@ from cloc.engine.agreement import check_same
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
 from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
 from cloc.engine.durable.checkpointing import Checkpoints, RandomState
-from cloc.engine.durable.resume import begin, tell_other_settings
+from cloc.engine.durable.resume import begin, check_finished, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import build_loggers
@@ -83,7 +83,10 @@ def train(composed: DictConfig) -> Path | None:
     if world > 1:
         check_same(resolved, data.digest)
     if config.dry_run:
-        _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=_look(folder))
+        stored = _look(folder)
+        if stored is not None and is_finished(stored, config):
+            check_finished(stored, kind, resolved, data.digest, folder)
+        _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=stored)
         return None
     use_threads(config.trainer.threads)
     connect(config.trainer.accelerator)
@@ -92,11 +95,7 @@ def train(composed: DictConfig) -> Path | None:
     with ExitStack() as held:
         stored = decide(lambda: begin(folder, config, task, data.digest, held))
         _check_nodes(folder)
-        if stored is not None and stored.info["samples_seen"] >= config.samples:
-            if rank == 0:
-                seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
-                console.print(f"{folder.location}: {seen}; remove it to start anew", soft_wrap=True)
-                tell_other_settings(stored, task, data.digest, folder)
+        if stored is not None and is_finished(stored, config):
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
