@@ -29,7 +29,7 @@ from cloc.engine.durable.checkpointing import Checkpoints, RandomState
 from cloc.engine.durable.resume import begin, check_finished, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
-from cloc.engine.loggers import build_loggers
+from cloc.engine.loggers import build_loggers, check_logger, ended, start
 from cloc.engine.machine import (
     precision_of,
     prepare_run,
@@ -51,6 +51,7 @@ from cloc.engine.process_group import (
 )
 from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
+from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.engine.task import Task, TaskData, TaskStream
 from cloc.engine.trainer_state import callbacks_of
@@ -123,6 +124,7 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     config: RunConfig = validate(composed, kind.schema)
     resolved: Any = OmegaConf.to_container(composed, resolve=True)  # a mapping, as validate has seen
     kind.complete(resolved)
+    check_logger(config.logger)
     _quiet_lightning()
     data = kind.open_data(config)
     _, world = rank_and_world()
@@ -171,7 +173,8 @@ def _fit(folder: RunFolder, task: Task, stream: TaskStream, stored: Stored | Non
         )
     task.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
     stop = next(callback for callback in callbacks_of(trainer) if isinstance(callback, StopAtSignal))
-    with task.reading(stream) as batches:
+    together(lambda: start(trainer.loggers, task.resolved, stored))
+    with ended(trainer), task.reading(stream) as batches:
         checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
         trainer.fit(task, stop.reading(batches), ckpt_path=checkpoint, weights_only=True)
     _stop_if_told(config, folder, trainer, stop)
@@ -217,13 +220,16 @@ def _print_resume(config: RunConfig, stored: Stored, world: int) -> None:
 
 
 def _one_folder_a_job(composed: DictConfig) -> DictConfig:
-    """In a sweep (``train.py -m``) every job gets a run folder of its own."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    """In a sweep (``train.py -m``, or ``wandb agent``) every job gets a run folder of its own."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        refuse_torchrun()
+        job = HydraConfig.get()
+        hide_secrets(Path(job.sweep.dir) / "multirun.yaml")
+        run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
+    elif (name := trial()) is not None:
+        run_dir = f"{composed.run_dir}/{name}"
+    else:
         return composed
-    refuse_torchrun()
-    job = HydraConfig.get()
-    hide_secrets(Path(job.sweep.dir) / "multirun.yaml")
-    run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
     if not RunFolder(run_dir).is_remote:
         make_folder(Path(composed.run_dir), Path(run_dir).name)
     own = OmegaConf.merge(composed, {"run_dir": run_dir})
@@ -284,9 +290,7 @@ def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None) -
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
         log_every_n_steps=options.log_every,
-        logger=build_loggers(config, folder, stored.step, stored.info["samples_seen"])
-        if stored
-        else build_loggers(config, folder),
+        logger=build_loggers(config, folder, task.resolved, stored),
         callbacks=build_callbacks(folder, task, files),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -186,9 +186,7 @@ def check_finished(
     return said
 
 
-def _learns(
-    kind: type[Task], key: str, values: tuple[Any, Any], resolved: Mapping[str, Any], other_data: bool
-) -> bool:
+def _learns(kind: type[Task], key: str, values: tuple[Any, Any], resolved: Mapping[str, Any], other_data: bool) -> bool:
     """Whether a run with the second value of a key would have learned something else than with the first one."""
     what = kind.after(key, resolved)
     if key == "data.train" or (key.startswith("data.train.") and key.endswith(".path")):  # the same shards elsewhere
