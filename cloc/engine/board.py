@@ -16,6 +16,7 @@ from rich.console import Console
 
 from cloc.engine.agreement import flat
 from cloc.engine.sweep.main_metrics import main_metrics
+from cloc.engine.sweep.values import label
 from cloc.files import write_file
 
 # TensorBoard keeps the first hyperparameters that it reads of a folder, and reads the files in the order of their
@@ -131,4 +132,4 @@ def flat_values(tree: Mapping[str, Any]) -> dict[str, float | str]:
 def _value(value: Any) -> float | str:
     if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+    return label(value)

@@ -31,3 +31,8 @@ def _of_a_set(names: list[str]) -> list[str]:
         if own.shown.lead is not None and own.shown.curve and name not in facts
     }
     return [*sorted(leads, key=leads.__getitem__)[:1], *sorted(facts, key=facts.__getitem__)]
+
+
+def lower_is_better(names: Iterable[str]) -> frozenset[str]:
+    """Those of which a smaller value is the better one."""
+    return frozenset(name for name in names if not ALL.describe(name.split("/", 2)[-1]).higher_is_better)
