@@ -53,7 +53,7 @@ from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
-from cloc.engine.task import Task, TaskData, TaskStream
+from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
 from cloc.engine.trainer_state import callbacks_of
 from cloc.files import make_folder
 from cloc.models.weights.digests import weights_digest
@@ -125,6 +125,9 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     resolved: Any = OmegaConf.to_container(composed, resolve=True)  # a mapping, as validate has seen
     kind.complete(resolved)
     check_logger(config.logger)
+    if chosen := chosen_metrics(config):
+        for note in kind.check_chosen(config, chosen):
+            console.print(note, markup=False, soft_wrap=True)
     _quiet_lightning()
     data = kind.open_data(config)
     _, world = rank_and_world()
