@@ -171,8 +171,13 @@ def _check_run(config: RunConfig) -> None:
 
 
 def _check_measured(config: TrainConfig) -> None:
-    """What is chosen by a measurement needs one."""
+    """What is chosen by a measurement needs one, and sets that are measured are known."""
     evaluation = config.evaluation
+    for name in evaluation.data:
+        if name not in config.datasets:
+            close = difflib.get_close_matches(name, list(config.datasets), 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(config.datasets) or 'none'}"
+            raise ConfigError(f"evaluation.data: no set {name!r} in datasets; {hint}")
     given = {"objective": config.objective, "evaluation.best": evaluation.best}
     wants = [name for name, on in (given | {"evaluation.at_start": evaluation.at_start}).items() if on]
     if wants and not (evaluation.every and evaluation.data):

@@ -15,7 +15,7 @@ from typing import Any
 from cloc.config.domains import ConfigError, check_arguments
 
 # Where classes went that configurations and checkpoints of earlier versions name; names of ours alone.
-MOVED = {"cloc.engine.sweep.SweepFolder": "cloc.engine.sweep.report.SweepFolder"}
+MOVED = {f"cloc.engine.sweep{part}.SweepFolder": "cloc.engine.sweep.hook.SweepFolder" for part in ("", ".report")}
 
 
 def present_name(target: Any) -> Any:

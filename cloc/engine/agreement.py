@@ -73,7 +73,7 @@ def check_same(resolved: Mapping[str, Any], data_digest: str) -> None:
     if places:  # all processes see the same differences, so all come here
         for key in places:
             del different[key]
-        contents = {key: [_content(leaves.get(key)), str(leaves.get(key, "absent"))] for key in places}
+        contents = {key: [content_digest(leaves.get(key)), str(leaves.get(key, "absent"))] for key in places}
         different |= _different(exchange(contents))
     if different:
         texts = list(different.values())
@@ -101,7 +101,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _content(value: Any) -> str:
+def content_digest(value: Any) -> str:
     """Digest of what a path leads to; of the value itself where it is no path."""
     path = Path(value).expanduser() if isinstance(value, str) else None
     if path is None or not path.exists():

@@ -1,30 +1,42 @@
 """Where numbers go: ``metrics.csv`` always, TensorBoard or Weights & Biases besides (beside ``callbacks``).
 
-A resumed run goes on in the same log, from the checkpoint's sample.
+A resumed run goes on in the same log, from the checkpoint's sample. TensorBoard and Weights & Biases get the whole
+configuration besides, to filter and compare runs by: that of the run as it goes on, where a key has changed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import importlib.util
+import inspect
 import io
 import os
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from cloc.config import ConfigError, RunConfig
+from cloc.engine.board import Board
+from cloc.engine.durable.checkpoint_file import Stored
 from cloc.engine.durable.run_folder import RunFolder
-from cloc.files import append, clear, make_folder, publish, write_file
+from cloc.engine.sweep.agent import trial
+from cloc.files import append, make_folder, publish, write_file
 
+# What the engine gives a logger itself.
+OWN = {
+    "tensorboard": {"name", "kwargs", "save_dir", "root_dir", "version", "log_dir", "purge_step"},
+    "wandb": {"name", "kwargs", "save_dir", "dir", "config", "experiment", "resume", "mode"},
+}
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
@@ -125,65 +137,153 @@ def _is_row(row: dict[Any, Any]) -> bool:
         return False
 
 
-class Board(TensorBoardLogger):
-    """TensorBoard's files; what a full disk refuses is counted, and the next row is tried in a new file."""
+def check_logger(options: Mapping[str, Any]) -> None:
+    """Refuse what a logger cannot be made of, before a run: its name, its options, a package that is missing.
 
-    lost = 0
+    Args:
+        options: ``logger`` of the configuration.
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a row, or count it."""
-        try:
-            super().log_metrics(metrics, step)
-            self.experiment.flush()
-        except OSError as error:
-            self.lost += 1
-            self._experiment = None  # its thread has ended
-            console.print(f"[bold red]{self.log_dir}: {error.strerror}; {self.lost} rows of TensorBoard are lost[/]")
+    Raises:
+        ConfigError: names the key and the remedy.
+    """
+    name, keys = options.get("name", "csv"), options.keys() - {"name"}
+    if name not in ("csv", "tensorboard", "wandb"):
+        raise ConfigError(f"logger.name={name!r}: give csv, tensorboard or wandb")
+    if name != "csv" and importlib.util.find_spec(name) is None:
+        raise ConfigError(f"logger.name={name}: {name} is not installed; pip install 'cloc-pretrain[{name}]'")
+    if name == "wandb" and options.get("log_model"):
+        raise ConfigError("logger.log_model: checkpoints are not uploaded to W&B; set run_dir to an object store")
+    known = _options(name) if keys else set()
+    for key in sorted(keys - known):
+        there = f"it takes {', '.join(sorted(known))}" if known else "it takes no other key than name"
+        raise ConfigError(f"logger.{key}: no option of logger.name={name}; {there}")
 
-    def finalize(self, status: str) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):  # told when its rows were written
-            super().finalize(status)
+
+def _options(name: str) -> set[str]:
+    """What may be given to a logger besides what the engine gives."""
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        takes: Iterable[Any] = (TensorBoardLogger, SummaryWriter)
+    elif name == "wandb":
+        import wandb
+
+        takes = (WandbLogger, wandb.init)
+    else:
+        return set()
+    return {key for one in takes for key in inspect.signature(one).parameters} - OWN[name]
 
 
-def build_loggers(config: RunConfig, folder: RunFolder, step: int = 0, samples: int = 0) -> list[Logger]:
+def build_loggers(
+    config: RunConfig, folder: RunFolder, resolved: Mapping[str, Any] | None = None, stored: Stored | None = None
+) -> list[Logger]:
     """CSV always; ``logger.name`` adds TensorBoard or Weights & Biases.
 
     Args:
         config: validated.
         folder: of the run.
-        step: of the checkpoint that the run continues from; 0 for a new run.
-        samples: seen until then.
+        resolved: the whole configuration without credentials, the hyperparameters of the run.
+        stored: the checkpoint that the run continues from.
+
+    Raises:
+        ConfigError: see :func:`check_logger`.
     """
+    check_logger(config.logger)
     metrics = MetricsFile(folder.local / "metrics.csv")
-    metrics.go_on(samples)
+    metrics.go_on(stored.info["samples_seen"] if stored else 0)
     loggers: list[Logger] = [metrics]
     options = {key: value for key, value in config.logger.items() if key != "name"}
     name = config.logger.get("name", "csv")
     if name == "tensorboard":
-        clear(make_folder(folder.local, name) / TensorBoardLogger.NAME_HPARAMS_FILE)
+        make_folder(folder.local, name)
         # What an earlier life logged after the checkpoint is not shown.
-        purge: dict[str, Any] = {"purge_step": step} if step else {}
-        loggers.append(Board(folder.local, name="tensorboard", version="", **purge, **options))
+        purge: dict[str, Any] = {"purge_step": stored.step} if stored else {}
+        board = Board(folder.local, name="tensorboard", version="", **purge, **options)
+        board.note_metrics(metrics.columns)
+        loggers.append(board)
     elif name == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        if options.get("log_model"):
-            raise ConfigError("logger.log_model: checkpoints are not uploaded to W&B; set run_dir to an object store")
-        make_folder(folder.local, name)  # W&B's own name for it
-        about: dict[str, Any] = {"name": config.name, "config": {"run": config.name}, "save_dir": folder.local}
-        ranked: Any = rank_zero_only  # a function that Lightning gives an attribute
-        if ranked.rank == 0:  # the others log nothing
-            about["id"] = _run_id(folder.local / "wandb-id")
-        loggers.append(WandbLogger(**about, **options))
-    elif name != "csv":
-        raise ConfigError(f"logger.name={name!r}: give csv, tensorboard or wandb")
+        loggers.append(_wandb(config, folder, resolved or {}, options))
     return loggers
 
 
+def _wandb(
+    config: RunConfig, folder: RunFolder, resolved: Mapping[str, Any], options: Mapping[str, Any]
+) -> WandbLogger:
+    make_folder(folder.local, "wandb")  # W&B's own name for it
+    about: dict[str, Any] = {"config": dict(resolved), "save_dir": folder.local}
+    if not trial():  # whose name W&B gives
+        job = f"/{folder.local.name}" if (folder.local / "overrides.txt").is_file() else ""
+        about["name"] = config.name + job
+    ranked: Any = rank_zero_only  # a function that Lightning gives an attribute
+    if ranked.rank == 0 and not {"id", "version"} & options.keys():  # the others log nothing
+        about["id"] = _run_id(folder.local / "wandb-id")
+    return WandbLogger(**about, **options)
+
+
 def _run_id(path: Path) -> str:
-    """The run's name at W&B, drawn once and kept in the run folder."""
-    known = path.read_bytes() if path.is_file() else b""
-    if not re.fullmatch(rb"[0-9a-f]{8}", known):
-        write_file(path, secrets.token_hex(4))
-    return path.read_text()
+    """The run's name at W&B: that of the environment (an agent's trial), else drawn once; kept in the run folder."""
+    known = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    given = os.environ.get("WANDB_RUN_ID") or (known if re.fullmatch(r"[\w-]{1,128}", known, re.ASCII) else "")
+    found = given or secrets.token_hex(4)
+    if found != known:
+        write_file(path, found)
+    return found
+
+
+def start(loggers: Iterable[Logger], resolved: Mapping[str, Any], stored: Stored | None = None) -> None:
+    """Open the logs and give them the hyperparameters, before the first step.
+
+    Args:
+        loggers: of the trainer.
+        resolved: the configuration without credentials.
+        stored: the checkpoint that the run continues from.
+
+    Raises:
+        ConfigError: W&B does not let the run in, or an option of the logger is of no use; says why.
+    """
+    step, before = (stored.step, stored.info["config"]) if stored else (0, None)
+    for logger in loggers:
+        try:
+            if isinstance(logger, WandbLogger):
+                _connect(logger)
+            elif isinstance(logger, Board):
+                logger.begin(resolved, step, changed=before != resolved)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"logger: {_in_a_line(error)}; mend that key of logger") from error
+
+
+@contextmanager
+def ended(trainer: lightning.Trainer) -> Iterator[None]:
+    """Tell W&B at the end of the block how the run ended: the next one of this process, of a sweep, is another run."""
+    code = 1
+    try:
+        yield
+        code = 0 if trainer.global_step >= trainer.max_steps else 75
+    finally:
+        if trainer.is_global_zero and any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+            import wandb
+
+            wandb.finish(exit_code=code)
+
+
+def _connect(logger: WandbLogger) -> None:
+    """Start the run at W&B, which has the configuration from the logger."""
+    import wandb
+
+    if trial() and logger._offline:
+        console.print(
+            "[bold]wandb agent with logger.offline=true[/]: the sweep hears nothing of this trial before `wandb sync`; "
+            "give logger.offline=false in the sweep's command"
+        )
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        raise ConfigError(
+            f"logger.name=wandb: {_in_a_line(error)}; log in with `wandb login`, or set logger.offline=true"
+        ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")

@@ -25,7 +25,7 @@ from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.settings import After, keys_of
 from cloc.engine.machine import shield_workers
 from cloc.engine.strategy import prepare
-from cloc.engine.task import OPTIONAL, Measure, Reading, Task
+from cloc.engine.task import OPTIONAL, Measure, Reading, Task, chosen_metrics
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
@@ -48,8 +48,11 @@ class Pretrain(Task):
         "init_from": After.START,
         **dict.fromkeys(("model.joint_dim", "model.logit_bias"), After.REFUSED),
         **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
-        **dict.fromkeys(("loss", "datasets"), After.HOLDS),
+        "loss": After.HOLDS,
+        "datasets": After.HOW,
         **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
+        **dict.fromkeys(keys_of("data", "workers batch_timeout max_skip_share"), After.HOW),
+        **dict.fromkeys(keys_of("data", "cache_dir cache_bytes timeout redirect_hosts"), After.HOW),
     }
     peaks = frozenset({READER_MEMORY})
     heeds = frozenset(OPTIONAL)
@@ -84,6 +87,16 @@ class Pretrain(Task):
     def plan(cls, config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
         """What the data holds, and who reads it."""
         return pretrain_data.plan(config, data, world)
+
+    @classmethod
+    def check_chosen(cls, config: TrainConfig, chosen: Mapping[str, str]) -> list[str]:
+        """By what metrics and sets say of themselves; the sets are not read yet."""
+        from cloc.evaluation.metrics.catalog import build_catalog
+        from cloc.evaluation.suite import check_chosen
+
+        lacking = ["prompter"] * (config.model.prompter is None) + ["grounded"] * (config.model.grounding is None)
+        evaluation = config.evaluation
+        return check_chosen(chosen, evaluation, config.datasets, build_catalog(evaluation.metrics), lacking)
 
     @classmethod
     def store_timeout(cls, config: TrainConfig) -> float:
@@ -135,7 +148,7 @@ class Pretrain(Task):
             return None
         from cloc.evaluation.suite import TrainingSuite
 
-        return TrainingSuite(self.config.evaluation, self.config.datasets, self.model)
+        return TrainingSuite(self.config.evaluation, self.config.datasets, self.model, chosen_metrics(self.config))
 
     @classmethod
     def health(cls, parts: Sequence[Reading]) -> dict[str, float]:

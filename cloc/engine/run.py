@@ -26,10 +26,10 @@ from cloc.engine.agreement import check_same
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
 from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
 from cloc.engine.durable.checkpointing import Checkpoints, RandomState
-from cloc.engine.durable.resume import begin, tell_other_settings
+from cloc.engine.durable.resume import begin, check_finished, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
-from cloc.engine.loggers import build_loggers
+from cloc.engine.loggers import build_loggers, check_logger, ended, start
 from cloc.engine.machine import (
     precision_of,
     prepare_run,
@@ -51,8 +51,9 @@ from cloc.engine.process_group import (
 )
 from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
+from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
-from cloc.engine.task import Task, TaskData, TaskStream
+from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
 from cloc.engine.trainer_state import callbacks_of
 from cloc.files import make_folder
 from cloc.models.weights.digests import weights_digest
@@ -83,7 +84,10 @@ def train(composed: DictConfig) -> Path | None:
     if world > 1:
         check_same(resolved, data.digest)
     if config.dry_run:
-        _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=_look(folder))
+        stored = _look(folder)
+        if stored is not None and is_finished(stored, config):
+            check_finished(stored, kind, resolved, data.digest, folder)
+        _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=stored)
         return None
     use_threads(config.trainer.threads)
     connect(config.trainer.accelerator)
@@ -92,11 +96,7 @@ def train(composed: DictConfig) -> Path | None:
     with ExitStack() as held:
         stored = decide(lambda: begin(folder, config, task, data.digest, held))
         _check_nodes(folder)
-        if stored is not None and stored.info["samples_seen"] >= config.samples:
-            if rank == 0:
-                seen = f"already trained on {stored.info['samples_seen']} samples (samples={config.samples})"
-                console.print(f"{folder.location}: {seen}; remove it to start anew", soft_wrap=True)
-                tell_other_settings(stored, task, data.digest, folder)
+        if stored is not None and is_finished(stored, config):
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
@@ -124,6 +124,10 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     config: RunConfig = validate(composed, kind.schema)
     resolved: Any = OmegaConf.to_container(composed, resolve=True)  # a mapping, as validate has seen
     kind.complete(resolved)
+    check_logger(config.logger)
+    if chosen := chosen_metrics(config):
+        for note in kind.check_chosen(config, chosen):
+            console.print(note, markup=False, soft_wrap=True)
     _quiet_lightning()
     data = kind.open_data(config)
     _, world = rank_and_world()
@@ -172,7 +176,8 @@ def _fit(folder: RunFolder, task: Task, stream: TaskStream, stored: Stored | Non
         )
     task.train()  # Lightning leaves every module in the mode it finds; frozen parts stay in evaluation mode
     stop = next(callback for callback in callbacks_of(trainer) if isinstance(callback, StopAtSignal))
-    with task.reading(stream) as batches:
+    together(lambda: start(trainer.loggers, task.resolved, stored))
+    with ended(trainer), task.reading(stream) as batches:
         checkpoint = share_file(stored.path if stored and rank == 0 else None, folder.local)
         trainer.fit(task, stop.reading(batches), ckpt_path=checkpoint, weights_only=True)
     _stop_if_told(config, folder, trainer, stop)
@@ -218,13 +223,16 @@ def _print_resume(config: RunConfig, stored: Stored, world: int) -> None:
 
 
 def _one_folder_a_job(composed: DictConfig) -> DictConfig:
-    """In a sweep (``train.py -m``) every job gets a run folder of its own."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    """In a sweep (``train.py -m``, or ``wandb agent``) every job gets a run folder of its own."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        refuse_torchrun()
+        job = HydraConfig.get()
+        hide_secrets(Path(job.sweep.dir) / "multirun.yaml")
+        run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
+    elif (name := trial()) is not None:
+        run_dir = f"{composed.run_dir}/{name}"
+    else:
         return composed
-    refuse_torchrun()
-    job = HydraConfig.get()
-    hide_secrets(Path(job.sweep.dir) / "multirun.yaml")
-    run_dir = job_folder(composed.run_dir, job.job.num, job.overrides.task)
     if not RunFolder(run_dir).is_remote:
         make_folder(Path(composed.run_dir), Path(run_dir).name)
     own = OmegaConf.merge(composed, {"run_dir": run_dir})
@@ -285,9 +293,7 @@ def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None) -
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
         log_every_n_steps=options.log_every,
-        logger=build_loggers(config, folder, stored.step, stored.info["samples_seen"])
-        if stored
-        else build_loggers(config, folder),
+        logger=build_loggers(config, folder, task.resolved, stored),
         callbacks=build_callbacks(folder, task, files),
         enable_progress_bar=False,
         enable_model_summary=False,

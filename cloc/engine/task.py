@@ -88,6 +88,12 @@ OPTIONAL = {"accumulate": 1, "compile": False, "checkpoint_activations": False}
 Measure = Callable[[Any], Mapping[str, float]]  # of the model of the task that gives it
 
 
+def chosen_metrics(config: RunConfig) -> dict[str, str]:
+    """Keys of the configuration that name a metric, with what they name."""
+    given = {"evaluation.best": config.evaluation.best, "objective": config.objective}
+    return {key: name for key, name in given.items() if name}
+
+
 class Task(lightning.LightningModule):
     """A model, what it reads and what a step computes. A subclass sets ``model`` and gives what raises here.
 
@@ -154,6 +160,22 @@ class Task(lightning.LightningModule):
     def plan(cls, config: Any, data: Any, world: int) -> dict[str, str]:
         """Lines of its own in the plan that is printed before a run."""
         return {}
+
+    @classmethod
+    def check_chosen(cls, config: Any, chosen: Mapping[str, str]) -> list[str]:
+        """Refuse a metric that no measurement of this run will give, before it begins.
+
+        Args:
+            config: of the class ``schema``, validated.
+            chosen: ``evaluation.best``, ``objective`` → the name that the key gives.
+
+        Returns:
+            What to say of names that may be right.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        return []
 
     @classmethod
     def store_timeout(cls, config: Any) -> float:

@@ -104,7 +104,8 @@ def test_every_alias_leads_to_a_class() -> None:
 def test_hydra_finds_a_callback_that_moved() -> None:
     from hydra.utils import get_class
 
-    assert get_class("cloc.engine.sweep.SweepFolder") is find_class("cloc.engine.sweep.report.SweepFolder", "a")
+    for old in ("cloc.engine.sweep.SweepFolder", "cloc.engine.sweep.report.SweepFolder"):
+        assert get_class(old) is find_class(old, "a") is find_class("cloc.engine.sweep.hook.SweepFolder", "a")
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         import cloc.engine.sweep
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from cloc.checkpoints import FOLDER as CHECKPOINTS
 from cloc.config import ConfigError, RunConfig
 from cloc.config.secrets import public_tree
-from cloc.engine.agreement import flat, is_within
+from cloc.engine.agreement import content_digest, flat, is_within
 from cloc.engine.durable.checkpoint_file import CheckpointError, Stored, inspect, read
 from cloc.engine.durable.run_folder import RunFolder, locked
 from cloc.engine.durable.settings import After
@@ -21,6 +21,7 @@ from cloc.engine.nonfinite import not_finite, trained_values
 from cloc.engine.task import Task
 from cloc.files import make_folder, remove_parts
 
+SHOWN = 6  # differences in a message
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 
 
@@ -38,8 +39,8 @@ def begin(folder: RunFolder, config: RunConfig, task: Task, digest: str, held: E
         The checkpoint; None for a new run.
 
     Raises:
-        ConfigError: another process writes the folder, ``resume=false`` although there is a checkpoint, or it does not
-            fit the command.
+        ConfigError: another process writes the folder, ``resume=false`` although there is a checkpoint, it does not fit
+            the command, or it ends a run that the command would train with other settings.
         CheckpointError: all checkpoints are damaged.
     """
     held.enter_context(locked(folder))
@@ -49,9 +50,18 @@ def begin(folder: RunFolder, config: RunConfig, task: Task, digest: str, held: E
         return None
     if not config.resume:
         raise ConfigError(f"resume=false, but {stored.path} exists; choose another run_dir or remove {folder.location}")
-    if stored.info["samples_seen"] < config.samples:
+    if is_finished(stored, config):
+        for line in check_finished(stored, type(task), task.resolved, digest, folder, task.data_name):
+            console.print(line, highlight=False, markup=False)
+    else:
         check_fit(stored, task, digest, folder)
     return stored
+
+
+def is_finished(stored: Stored, config: RunConfig) -> bool:
+    """Whether a checkpoint has seen all samples of the budget: the command has nothing to train."""
+    seen: int = stored.info["samples_seen"]
+    return seen >= config.samples
 
 
 def newest(folder: RunFolder, trained: Sequence[str]) -> Stored | None:
@@ -123,33 +133,77 @@ def check_fit(stored: Stored, task: Task, digest: str, folder: RunFolder) -> Non
         raise _refuse(stored, "model", lines, refused[0])
     _check_optimizer(stored, task, lines, [key for key in lines if what[key] is After.FITS])
     task.check_resume(folder, lines)
-    holding = [line for key, line in lines.items() if what[key] in (After.HOLDS, After.FITS)]
-    holding += _other_data(task, digest, folder)
+    holding = [line for key, line in lines.items() if what[key] in (After.HOLDS, After.HOW, After.FITS)]
+    if _data_before(folder.local / "versions.json", digest) != digest:
+        holding.append(f"{task.data_name}: other content than before")
     _tell("not as in the checkpoint[/]; the new values hold from here on:", holding)
     idle = [line for key, line in lines.items() if what[key] is After.START]
     _tell("of no effect here[/]; the checkpoint's weights go on, whatever a run began with:", idle)
 
 
-def tell_other_settings(stored: Stored, task: Task, digest: str, folder: RunFolder) -> None:
-    """Say what of a finished run is not as its command has it by now; nothing is trained by these values.
+def check_finished(
+    stored: Stored,
+    kind: type[Task],
+    resolved: Mapping[str, Any],
+    digest: str,
+    folder: RunFolder,
+    data_name: str = "the data",
+) -> list[str]:
+    """Compare a finished run with a command that would train it: the same one may come again, another trial may not.
 
     Args:
         stored: its last checkpoint.
-        task: built by the command.
+        kind: the task.
+        resolved: the command's configuration, whole.
         digest: of the command's data.
         folder: of the run.
+        data_name: what the task reads, in words.
+
+    Returns:
+        What to say: that the run is at its end, and keys whose values are others without a meaning for the weights.
+
+    Raises:
+        ConfigError: with the command's settings it would have learned something else; names them. Doing nothing, with
+            exit code 0, would pass for a trial of these settings.
     """
-    lines = changes(type(task), stored.info["config"], task.resolved)
-    lines.pop("samples", None)  # told with the samples that it has seen
-    other = [*lines.values(), *_other_data(task, digest, folder)]
-    title = f"it was trained with other settings[/] than this command has, and {folder.location} stays as it is; to "
-    _tell(f"{title}train with these, give another name= or run_dir=:", other)
+    pairs = _differing(kind, stored.info["config"], resolved)
+    pairs.pop("samples", None)  # told with the samples that it has seen
+    other_data = _data_before(folder.local / "versions.json", digest) != digest
+    lines = {key: _line(key, *values) for key, values in pairs.items()}
+    others = [lines[key] for key, values in pairs.items() if _learns(kind, key, values, resolved, other_data)]
+    seen, where = stored.info["samples_seen"], folder.location
+    if others:
+        more = f"; {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise ConfigError(
+            f"{where} holds a finished run of {seen} samples with other settings ({'; '.join(others[:SHOWN])}{more}); "
+            f"set name or run_dir for each trial, or remove {where} to start anew"
+        )
+    idle = [*lines.values(), *([f"{data_name}: other content than before"] if other_data else [])]
+    said = [f"{where}: already trained on {seen} samples (samples={resolved['samples']}); remove it to start anew"]
+    if idle:
+        said.append("of no effect, for nothing is left to train:")
+        said += [f"  {line}" for line in idle]
+    return said
 
 
-def _other_data(task: Task, digest: str, folder: RunFolder) -> list[str]:
-    if _data_before(folder.local / "versions.json", digest) == digest:
-        return []
-    return [f"{task.data_name}: other content than before"]
+def _learns(kind: type[Task], key: str, values: tuple[Any, Any], resolved: Mapping[str, Any], other_data: bool) -> bool:
+    """Whether a run with the second value of a key would have learned something else than with the first one."""
+    what = kind.after(key, resolved)
+    if key == "data.train" or (key.startswith("data.train.") and key.endswith(".path")):  # the same shards elsewhere
+        return other_data
+    if what is After.START:
+        return not key.startswith("evaluation.") and not _is_moved(*values)
+    return what is not After.HOW
+
+
+def _is_moved(old: Any, new: Any) -> bool:
+    """Whether two paths lead to the same, as far as can be told: a scratch folder of an earlier life is gone."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    before = Path(old).expanduser()
+    if not before.exists():
+        return before.is_absolute()
+    return content_digest(old) == content_digest(new)
 
 
 def _tell(title: str, lines: list[str]) -> None:
@@ -177,17 +231,25 @@ def changes(task: type[Task], before: Mapping[str, Any], now: Mapping[str, Any])
     A key that one of them lacks has its default: that of the schema, or of the class that a node names. Other
     credentials are no change.
     """
+    return {key: _line(key, *values) for key, values in _differing(task, before, now).items()}
+
+
+def _line(key: str, old: Any, new: Any) -> str:
+    return f"{key}: {old} → {new}"
+
+
+def _differing(task: type[Task], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, each with both; ``absent`` for one that a configuration lacks."""
     defaults = task.defaults(now)
     old, new = (defaults | flat(public_tree(config)) for config in (before, now))
     # A checkpoint of another version may hold keys that nothing here reads.
     known = [
         key for key in sorted({*old, *new}) if key in new or any(is_within(key, (group,)) for group in task.table())
     ]
-    changed = [key for key in known if old.get(key) != new.get(key)]
     return {
-        key: f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
-        for key in changed
-        if task.after(key, now) is not After.COMMAND
+        key: (old.get(key, "absent"), new.get(key, "absent"))
+        for key in known
+        if old.get(key) != new.get(key) and task.after(key, now) is not After.COMMAND
     }
 
 

@@ -16,6 +16,7 @@ class After(Enum):
     """What becomes of a key whose value is not that of the checkpoint which a run continues from."""
 
     HOLDS = "the new value holds from the next step on"
+    HOW = "likewise; it says how a run is computed, kept and watched, not what it learns"
     START = "it served to begin the run: no effect, and that is told"
     REFUSED = "it cannot change"
     FITS = "refused where it gives a parameter another optimizer, else it holds"
@@ -35,14 +36,16 @@ ENGINE: dict[str, After] = {
     # The order of the samples and the first weights come from the seed; half of it could not change.
     **dict.fromkeys(("task", "seed"), After.REFUSED),
     **dict.fromkeys(keys_of("optim", "name muon_projections"), After.FITS),
-    **dict.fromkeys(("name", "samples", "batch_size", "objective", "logger"), After.HOLDS),
+    **dict.fromkeys(("samples", "batch_size"), After.HOLDS),
+    **dict.fromkeys(("name", "objective", "logger"), After.HOW),
     **dict.fromkeys(keys_of("optim", "lr muon_lr weight_decay muon_weight_decay betas warmup final"), After.HOLDS),
     **dict.fromkeys(keys_of("optim", "clip_grad tower_rate layer_decay"), After.HOLDS),
-    **dict.fromkeys(keys_of("trainer", "accelerator devices num_nodes strategy precision threads"), After.HOLDS),
-    **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last"), After.HOLDS),
-    **dict.fromkeys(keys_of("trainer", "max_skipped_steps compile checkpoint_activations accumulate ema"), After.HOLDS),
-    **dict.fromkeys(keys_of("evaluation", "every data limit best parts metrics sources"), After.HOLDS),
-    **dict.fromkeys(keys_of("evaluation", "batch_size bootstrap"), After.HOLDS),
+    **dict.fromkeys(keys_of("trainer", "precision ema"), After.HOLDS),
+    **dict.fromkeys(keys_of("trainer", "accelerator devices num_nodes strategy threads"), After.HOW),
+    **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last"), After.HOW),
+    **dict.fromkeys(keys_of("trainer", "max_skipped_steps compile checkpoint_activations accumulate"), After.HOW),
+    **dict.fromkeys(keys_of("evaluation", "every data limit best parts metrics sources"), After.HOW),
+    **dict.fromkeys(keys_of("evaluation", "batch_size bootstrap"), After.HOW),
 }
 IN_TRAINING = re.compile(r"drop|^remember$")  # of a part: its weights mean the same with it as without
 PATHS = ("pretrained", "tokenizer")  # of a part: what lies there is compared, not where

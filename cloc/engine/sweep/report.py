@@ -1,7 +1,8 @@
-"""Sweeps: the number a job returns, its folder, and the report over all jobs (beside ``run``).
+"""Sweeps: the report over all jobs, and what Hydra calls around them (beside ``run``).
 
 ``python train.py -m sweep=loss_weights …`` trains one run for each combination; the report compares what their last
-evaluations measured, by the keys in which their configurations differ. Jobs that differ in the seed alone are averaged.
+evaluations measured, by the keys in which their configurations differ, and says which jobs failed and why. Jobs that
+differ in the seed alone are averaged.
 """
 
 from __future__ import annotations
@@ -9,46 +10,59 @@ from __future__ import annotations
 import csv
 import io
 import math
+import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from cloc.config import ConfigError
-from cloc.engine.sweep.jobs import Job, Row, last_metrics, refuse_torchrun, short
-from cloc.files import make_folder, write_file
+from cloc.config.nodes import present_name
+from cloc.engine.sweep.jobs import FAILURE, Job, Row, read_failure, read_log, short
+from cloc.engine.sweep.values import label, order
+from cloc.files import discard, write_file
 
-# What a sweep is read by, when it was measured: the first of each kind.
-REGION = ("region/prompter/top1", "region/prompter/text_to_region_R@10", "region/prompter/text_to_region_R@1")
-GROUNDING = ("grounding/any/acc@0.5", "grounding/union/acc@0.5")
-IMAGE = (("image_text/text_to_image_R@1",), ("image_text/image_to_text_R@1",), ("image/zero_shot_top1",))
 OWN = ("name", "run_dir", "seed")  # differ between jobs without being what the sweep is about
-console = Console()
+console = Console(soft_wrap=True, highlight=False)
+
+
+def __getattr__(name: str) -> type:
+    """A class that moved from here, for Hydra, which imports the callbacks of a user's own sweep by itself."""
+    old = f"{__name__}.{name}"
+    if present_name(old) == old:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: type = pkgutil.resolve_name(present_name(old))
+    return found
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """All jobs of a sweep that have been measured.
+    """All jobs of a sweep: at their end, on their way, and failed."""
+    places = {file.parent for name in ("config.yaml", FAILURE) for file in folder.glob(f"*/{name}")}
+    return [_read_job(place) for place in sorted(places, key=lambda place: (len(place.name), place.name))]
 
-    Raises:
-        FileNotFoundError: no such folder, or no measured job in it.
-    """
-    found = []
-    for file in sorted(folder.glob("*/config.yaml"), key=lambda file: (len(file.parent.name), file.parent.name)):
-        metrics = last_metrics(file.parent)
-        if metrics:
-            found.append(Job(file.parent.name, _flat(_read_config(file)), metrics))
-    if not found:
-        raise FileNotFoundError(
-            f"{folder}: no run in it has an evaluation; give the folder of a sweep whose jobs set evaluation.every and "
-            "evaluation.data"
-        )
-    return found
+
+def _read_job(folder: Path) -> Job:
+    failure = read_failure(folder)
+    if not (folder / "config.yaml").is_file():
+        pairs = (override.lstrip("+~").partition("=") for override in failure.overrides) if failure else ()
+        return Job(folder.name, {key: _parsed(text) for key, _, text in pairs}, failure=failure, whole=False)
+    config = _read_config(folder / "config.yaml")
+    metrics, samples = read_log(folder)
+    budget = config.get("samples")
+    budget = budget if isinstance(budget, int) else None
+    return Job(folder.name, _flat(config), metrics, failure, samples, budget)
+
+
+def _parsed(text: str) -> Any:
+    """A value of a command line; its text where YAML does not know it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _read_config(file: Path) -> Mapping[str, Any]:
@@ -64,59 +78,81 @@ def _read_config(file: Path) -> Mapping[str, Any]:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        inner = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """Keys in which the jobs differ, but for seed, name and folder."""
+    """Keys in which the jobs differ, but for seed, name and folder.
+
+    Where one job has a node and another has none (``model.prompter=null``), the node as a whole.
+    """
     keys = sorted({key for job in jobs for key in job.settings} - set(OWN))
-    return [key for key in keys if len({repr(job.settings.get(key)) for job in jobs}) > 1]
+    found = [key for key in keys if len({repr(value_of(job, key)) for job in jobs if _tells(job, key)}) > 1]
+    leaves = set(keys)
+    whole = [next((part for part in _above(key) if part in leaves), key) for key in found]
+    return list(dict.fromkeys(whole))
+
+
+def _above(key: str) -> list[str]:
+    """The nodes that a dotted key lies in, the outermost first."""
+    parts = key.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _tells(job: Job, key: str) -> bool:
+    """Whether a job says what a key is; one that failed at once knows its overrides alone."""
+    return job.whole or key in job.settings
+
+
+def value_of(job: Job, key: str) -> Any:
+    """The value of a key, or of a whole node; None where the job has none."""
+    if key in job.settings:
+        return job.settings[key]
+    below = {name.removeprefix(f"{key}."): value for name, value in job.settings.items() if name.startswith(f"{key}.")}
+    return below or None
 
 
 def gather_rows(jobs: Sequence[Job], keys: Sequence[str]) -> list[Row]:
-    """One row a combination of the swept values, in their order."""
+    """One row a combination of the swept values, in their order; jobs on their way stand by themselves.
+
+    Jobs that failed, and those that have measured nothing, have no row.
+    """
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(repr([job.settings.get(key) for key in keys]), []).append(job)
+        if job.metrics and job.failure is None:
+            groups.setdefault(repr([[value_of(job, key) for key in keys], job.note]), []).append(job)
     rows = []
     for group in groups.values():
         names = sorted(set.intersection(*(set(job.metrics) for job in group)))
         metrics = {name: _spread([job.metrics[name] for job in group]) for name in names}
-        values = tuple(group[0].settings.get(key) for key in keys)
-        rows.append(Row(values, tuple(job.name for job in group), metrics))
-    return sorted(rows, key=lambda row: [(isinstance(v, str), v if v is not None else 0) for v in row.values])
+        values = tuple(value_of(group[0], key) for key in keys)
+        rows.append(Row(values, tuple(job.name for job in group), metrics, group[0].note))
+    return sorted(rows, key=lambda row: [order(value) for value in row.values])
 
 
 def _spread(values: list[float]) -> tuple[float, float]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
-
-
-def main_metrics(rows: Sequence[Row]) -> list[str]:
-    """Region and image metrics that the table and the plot show, of every evaluation set."""
-    names = {name for row in rows for name in row.metrics}
-    found = []
-    for group in sorted({name.split("/")[1] for name in names}):
-        for choice in (REGION, GROUNDING, *IMAGE):
-            found += [name for metric in choice if (name := f"val/{group}/{metric}") in names][:1]
-    return found or sorted(names)[:6]
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return statistics.fmean(values), math.nan
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def report(folder: Path, metrics: Sequence[str] = ()) -> list[Path]:
-    """Print the table of a sweep, and write ``sweep.csv`` (every metric) and ``sweep.png`` into its folder.
+    """Print the table of a sweep and what became of the jobs that are not in it; write ``sweep.csv`` and ``sweep.png``.
 
     Args:
         folder: ``run_dir`` of the sweep.
         metrics: ``val/SET/METRIC`` to show; the main ones where empty.
 
     Returns:
-        The files written.
+        The files written into the folder; the picture only where there is a point to draw.
 
     Raises:
         FileNotFoundError: nothing to report on.
         ValueError: a metric that no job has.
     """
+    from cloc.engine.sweep.main_metrics import lower_is_better, main_metrics
     from cloc.engine.sweep.plot import plot
 
     jobs = read_jobs(folder)
@@ -124,60 +160,84 @@ def report(folder: Path, metrics: Sequence[str] = ()) -> list[Path]:
     rows = gather_rows(jobs, keys)
     known = sorted({name for row in rows for name in row.metrics})
     unknown = [name for name in metrics if name not in known]
-    if unknown:
+    if rows and unknown:
         raise ValueError(f"{', '.join(unknown)}: not measured in {folder}; there are {', '.join(known)}")
-    shown = list(metrics) or main_metrics(rows)
-    console.print(_table(folder, keys, rows, shown))
-    _write_csv(folder / "sweep.csv", keys, rows, known)
-    plot(folder / "sweep.png", folder.name, keys, rows, shown)
-    return [folder / "sweep.csv", folder / "sweep.png"]
+    shown = list(metrics) or main_metrics(known)
+    lower = lower_is_better(shown)
+    if jobs:
+        console.print(f"{folder}: {summary(jobs)}", markup=False)
+    if rows:
+        Console().print(_table(keys, rows, shown, lower))
+    tell_states(jobs)
+    if not rows:
+        raise FileNotFoundError(
+            f"{folder}: no run in it has an evaluation{' that did not fail' if jobs else ''}; give the folder of a "
+            "sweep whose jobs set evaluation.every and evaluation.data"
+        )
+    _write_csv(folder / "sweep.csv", keys, jobs, rows, known)
+    if plot(folder / "sweep.png", folder.name, keys, rows, shown, lower):
+        return [folder / "sweep.csv", folder / "sweep.png"]
+    discard(folder / "sweep.png")  # of an earlier report
+    return [folder / "sweep.csv"]
 
 
-def _table(folder: Path, keys: Sequence[str], rows: Sequence[Row], shown: Sequence[str]) -> Table:
-    title = f"{folder}: {sum(len(row.jobs) for row in rows)} jobs"
-    table = Table(title=title, title_justify="left", caption="best in bold", caption_justify="left")
-    table.add_column("job")
+def summary(jobs: Sequence[Job]) -> str:
+    """How many jobs there are, and which failed: "3 jobs, 2 failed: 0, 2"."""
+    failed = [job.name for job in jobs if job.failure is not None]
+    count = f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+    return f"{count}, {len(failed)} failed: {', '.join(failed)}" if failed else count
+
+
+def tell_states(jobs: Sequence[Job]) -> None:
+    """A line for each job that is not in the table, or not at its end."""
+    for job in jobs:
+        if job.failure is not None or job.note or not job.metrics:
+            console.print(f"job {job.name}{told_overrides(job)} {job.state}", markup=False)
+
+
+def told_overrides(job: Job) -> str:
+    """The overrides of a job that failed, in brackets."""
+    given = job.failure.overrides if job.failure else ()
+    return f" ({', '.join(given)})" if given else ""
+
+
+def _table(keys: Sequence[str], rows: Sequence[Row], shown: Sequence[str], lower: frozenset[str]) -> Table:
+    table = Table(caption="best in bold", caption_justify="left")
+    table.add_column("job", overflow="fold")
     for key in keys:
         table.add_column(key, justify="right", overflow="fold")
     for metric in shown:
         table.add_column(short(metric, shown), justify="right", overflow="fold")
-    best = {m: max((row.metrics[m][0] for row in rows if m in row.metrics), default=math.nan) for m in shown}
+    ended = [row for row in rows if not row.note] or rows
+    best = {metric: _best(ended, metric, metric in lower) for metric in shown}
     for row in rows:
-        cells = [", ".join(row.jobs), *(str(value) for value in row.values)]
+        cells = [", ".join(row.jobs) + (f" ({row.note})" if row.note else ""), *map(label, row.values)]
         for metric in shown:
             mean, error = row.metrics.get(metric, (math.nan, math.nan))
             text = "–" if math.isnan(mean) else f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
-            cells.append(f"[bold]{text}[/]" if mean == best[metric] else text)
+            cells.append(f"[bold]{text}[/]" if mean == best[metric] and row in ended else text)
         table.add_row(*cells)
     return table
 
 
-def _write_csv(path: Path, keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> None:
+def _best(rows: Sequence[Row], metric: str, lower: bool) -> float:
+    values = [row.metrics[metric][0] for row in rows if math.isfinite(row.metrics.get(metric, (math.nan,))[0])]
+    return (min if lower else max)(values, default=math.nan)
+
+
+def _write_csv(path: Path, keys: Sequence[str], jobs: Sequence[Job], rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Every metric of every row, and the jobs without one."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["job", *keys, *(column for name in names for column in (name, f"{name} (standard error)"))])
+    numbers = [column for name in names for column in (name, f"{name} (standard error)")]
+    writer.writerow(["job", "state", *keys, *numbers])
     for row in rows:
-        numbers = [number for name in names for number in row.metrics.get(name, (math.nan, math.nan))]
-        cells = ["" if math.isnan(number) else number for number in numbers]
-        writer.writerow([" ".join(row.jobs), *row.values, *cells])
+        found = [number for name in names for number in row.metrics.get(name, (math.nan, math.nan))]
+        cells = ["" if math.isnan(number) else number for number in found]
+        writer.writerow([" ".join(row.jobs), row.note or "finished", *map(label, row.values), *cells])
+    told = {name for row in rows for name in row.jobs}
+    for job in jobs:
+        if job.name not in told:
+            values = [label(value_of(job, key)) if _tells(job, key) else "" for key in keys]
+            writer.writerow([job.name, job.state, *values, *[""] * len(numbers)])
     write_file(path, text.getvalue())
-
-
-class SweepFolder(Callback):
-    """Hydra's hook around a sweep (``hydra.callbacks`` of ``conf/sweep``): its folder before, its report after."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder, which a sweeper's own storage may need.
-
-        Raises:
-            ConfigError: torchrun started several processes, each of which would run the whole sweep.
-        """
-        refuse_torchrun()
-        make_folder(Path(config.hydra.sweep.dir))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report on what there is; a sweep of jobs that measure nothing has no report."""
-        folder = Path(config.hydra.sweep.dir)
-        if any(last_metrics(file.parent) for file in folder.glob("*/config.yaml")):
-            for path in report(folder):
-                console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -164,6 +164,10 @@ class AveragePrecision(GroundingMetric):
     """COCO's average precision over (picture, phrase) pairs."""
 
     pattern = "grounding/AP"
+
+    def names(self, sources: Collection[str]) -> Collection[str]:
+        """One a row."""
+        return list(ROWS)
 
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Over all pairs."""

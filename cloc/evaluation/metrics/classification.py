@@ -7,7 +7,7 @@ class is in LVIS. Class texts are the mean over templates; a set with templates 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -172,6 +172,14 @@ class ZeroShot(Metric):
         """Where there are pictures to classify."""
         return len(embedded.classified) > 0
 
+    def asks(self, data: EvalSet) -> bool:
+        """Where pictures have classes."""
+        return data.images is not None
+
+    def names(self, sources: Collection[str]) -> Collection[str]:
+        """By templates and by names alone."""
+        return [f"image/zero_shot_{row}{end}" for row in ROWS for end in ("", "_names")]
+
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Over the pictures that can be decoded, by templates and by names alone."""
         rows, images = embedded.classified, data.images
@@ -201,11 +209,15 @@ class RegionNaming(RegionMetric):
 
     pattern = "region/SOURCE/MEASURE_PART"
 
-    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+    def asks(self, data: EvalSet) -> bool:
         """Where boxes have classes of the set."""
         known = set(data.categories)
-        named = any(region.category in known for sample in data.samples for region in sample.regions)
-        return super().applies(outputs, data, embedded) and named
+        return any(region.category in known for sample in data.samples for region in sample.regions)
+
+    def measures(self) -> Collection[str]:
+        """By templates, by names alone, and by part."""
+        parts = [f"{row}_{part}" for part in PARTS for row in ("top1", "mAcc")]
+        return [*ROWS, *(f"{row}_names" for row in ROWS), *parts]
 
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """By templates, with the parts; and by names alone."""

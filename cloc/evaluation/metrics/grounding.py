@@ -115,6 +115,10 @@ class GroundingMetric(Metric):
         """Where the model draws boxes and there are phrases."""
         return len(embedded.predicted) > 0
 
+    def asks(self, data: EvalSet) -> bool:
+        """Where there are phrases."""
+        return any(region.phrases for sample in data.samples for region in sample.regions)
+
     def lacks(self, name: str, measured: Collection[str]) -> Lack | None:
         """A grounding head."""
         return lacks_head(measured)
@@ -129,6 +133,10 @@ class Grounding(GroundingMetric):
     """Where a phrase was found against the boxes that it owns."""
 
     pattern = "grounding/MEASURE"
+
+    def names(self, sources: Collection[str]) -> Collection[str]:
+        """One a row."""
+        return [f"grounding/{row}" for row in ROWS]
 
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Over all (picture, phrase) pairs."""

@@ -217,9 +217,30 @@ class Metric(ABC):
     def describe(self, name: str) -> Description | None:
         """What this metric says of a name of ``metrics.json``; None where the name is not one of its own."""
 
+    def asks(self, data: EvalSet) -> bool:
+        """Whether a set holds what this asks about, whatever the model; True where only measuring tells."""
+        return True
+
+    def names(self, sources: Collection[str]) -> Collection[str] | None:
+        """All names that it may give, by which a name in the configuration is checked before a run; None: not listed.
+
+        Args:
+            sources: of boxes, those that are measured.
+        """
+        return None
+
     def lacks(self, name: str, measured: Collection[str]) -> Lack | None:
         """The part that a model lacks where it has no value for a name of this metric, by all that it has."""
         return None
+
+
+def listed_names(metric: Metric, sources: Collection[str]) -> Collection[str] | None:
+    """:meth:`Metric.names`, where they are of the class that measures: a subclass may measure more than it inherits."""
+    for cls in type(metric).__mro__:
+        own = vars(cls).keys()
+        if own & {"measure", "measure_rows", "names", "measures"}:
+            return metric.names(sources) if own & {"names", "measures"} else None
+    return None
 
 
 def check_needs(metric: Metric) -> None:

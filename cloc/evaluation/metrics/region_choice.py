@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from cloc.evaluation.metrics.metric import BOXES, Description, Lead, Shown
 from cloc.evaluation.metrics.outcome import Outcomes, outcome
 from cloc.evaluation.metrics.regions import RegionMetric, pictures_of, regions_of
-from cloc.evaluation.model_outputs import Embedded, ModelOutputs
+from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.sets.eval_set import EvalSet
 
 
@@ -63,9 +63,13 @@ class HardNegatives(RegionMetric):
 
     pattern = "region/SOURCE/hard_negatives"
 
-    def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+    def asks(self, data: EvalSet) -> bool:
         """Where boxes have negatives."""
-        return super().applies(outputs, data, embedded) and any(region.negatives for region in regions_of(data))
+        return any(region.negatives for region in regions_of(data))
+
+    def measures(self) -> Collection[str]:
+        """One."""
+        return ["hard_negatives"]
 
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """Over the boxes that have negatives."""
@@ -90,6 +94,10 @@ class Comprehension(RegionMetric):
     """A phrase chooses among the given boxes of its picture."""
 
     pattern = "region/SOURCE/comprehension"
+
+    def measures(self) -> Collection[str]:
+        """One."""
+        return ["comprehension"]
 
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """Over the phrases that do not own all boxes of their picture."""

@@ -47,8 +47,21 @@ class RegionMetric(Metric):
     needs = ("regions",)
 
     def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
+        """Where there are boxes that it asks about."""
+        return bool(embedded.regions) and self.asks(data)
+
+    def asks(self, data: EvalSet) -> bool:
         """Where there are boxes."""
-        return bool(embedded.regions) and any(sample.regions for sample in data.samples)
+        return any(sample.regions for sample in data.samples)
+
+    def names(self, sources: Collection[str]) -> Collection[str] | None:
+        """Every measure by every source."""
+        measures = self.measures()
+        return None if measures is None else [f"region/{source}/{name}" for source in sources for name in measures]
+
+    def measures(self) -> Collection[str] | None:
+        """All that it may measure, the names behind the source; None: not listed."""
+        return None
 
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """By every source."""

@@ -146,6 +146,14 @@ class Relations(Metric):
         """Where there are relation items."""
         return len(embedded.relation_images) > 0
 
+    def asks(self, data: EvalSet) -> bool:
+        """Where there are relation items."""
+        return bool(data.relations)
+
+    def names(self, sources: Collection[str]) -> Collection[str]:
+        """Both scorings."""
+        return [f"relations/{scoring}/{row}" for scoring in FAMILIES for row in ROWS]
+
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Over all items; by grounding where the model grounds."""
         texts = [outputs.texts(item.candidates).cpu() for item in data.relations]

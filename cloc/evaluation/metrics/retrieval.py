@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -190,7 +190,15 @@ class Retrieval(Metric):
 
     def applies(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> bool:
         """Where pictures have captions."""
-        return len(embedded.images) > 0 and any(sample.captions for sample in data.samples)
+        return len(embedded.images) > 0 and self.asks(data)
+
+    def asks(self, data: EvalSet) -> bool:
+        """Where pictures have captions."""
+        return any(sample.captions for sample in data.samples)
+
+    def names(self, sources: Collection[str]) -> Collection[str]:
+        """Both directions at every K."""
+        return [f"image_text/{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in self.ks]
 
     def measure(self, outputs: ModelOutputs, data: EvalSet, embedded: Embedded) -> Outcomes:
         """Both directions over all pictures of the set."""
@@ -219,6 +227,10 @@ class RegionRetrieval(RegionMetric):
 
     def __init__(self, ks: Sequence[int] = (1, 10)) -> None:
         self.ks = list(ks)
+
+    def measures(self) -> Collection[str]:
+        """Both directions at every K."""
+        return [f"{way}_R@{k}" for way in ("text_to_region", "region_to_text") for k in self.ks]
 
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """Both directions."""

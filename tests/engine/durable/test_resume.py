@@ -167,9 +167,10 @@ def test_a_really_full_disk(squares: Path, whole: Path, tmp_path: Path) -> None:
 
 def test_the_newest_and_the_best_are_kept(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured after every step; the third is best. Resuming knows it."""
+    name = "openmoji_val/region/prompter/top1"
     values = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7])
-    monkeypatch.setattr("cloc.evaluation.suite.TrainingSuite", lambda *a: lambda model: {"set/top1": next(values)})
-    best = ["evaluation.every=8", "evaluation.data=[openmoji_val]", "evaluation.best=val/set/top1"]
+    monkeypatch.setattr("cloc.evaluation.suite.TrainingSuite", lambda *a: lambda model: {name: next(values)})
+    best = ["evaluation.every=8", "evaluation.data=[openmoji_val]", f"evaluation.best=val/{name}"]
     run.train(configure(squares, tmp_path, "samples=40", "trainer.checkpoint_every=8", *best))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best.ckpt", "last.ckpt", *(f"step-0000000{step}.ckpt" for step in (3, 4, 5))]
@@ -177,8 +178,8 @@ def test_the_newest_and_the_best_are_kept(squares: Path, tmp_path: Path, monkeyp
     assert os.readlink(tmp_path / "checkpoints" / "best.ckpt") == "step-00000003.ckpt"
     assert os.readlink(tmp_path / "checkpoints" / "last.ckpt") == "step-00000008.ckpt"
     values = iter([0.5] * 8)
-    with pytest.raises(ConfigError, match="val/set/top2.*val/set/top1"):
-        run.train(configure(squares, tmp_path / "b", *BUDGET, *best[:2], "evaluation.best=val/set/top2"))
+    with pytest.raises(ConfigError, match="mAcc' is not measured; choose of .*prompter/top1"):
+        run.train(configure(squares, tmp_path / "b", *BUDGET, *best[:2], best[2].replace("top1", "mAcc")))
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_budget_that_does_not_divide_ends_as_that_of_a_new_run(again: Path, sq
     assert inspect(again / "checkpoints" / "last.ckpt").info["samples_seen"] == 80
     assert "already trained on 80 samples" in " ".join(capsys.readouterr().out.split())
     assert min(rows(again, "lr")) > 0
-    run.train(configure(squares, again, *START, "samples=40"))  # less than it has seen
+    run.train(configure(squares, again, *START, "samples=40", "batch_size=24"))  # less than it has seen
     assert inspect(again / "checkpoints" / "last.ckpt").info["samples_seen"] == 80
 
 
@@ -375,15 +375,24 @@ def test_checkpoints_by_time(
     assert sorted(found) == expected
 
 
-def test_a_finished_run_with_other_settings_says_so(again: Path, squares: Path, capsys: Any) -> None:
-    """Its command ends as before, for scripts that repeat it."""
+def test_a_finished_run_is_told_and_one_with_other_settings_is_refused(
+    again: Path, squares: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Scripts repeat a command; a trial with other values must not pass for one that was trained."""
     same = [*START, *optimizer("muon")]
     run.train(configure(squares, again, *same))
     told = " ".join(capsys.readouterr().out.split())
-    assert "already trained on 32 samples (samples=32)" in told and "other settings" not in told
-    run.train(configure(squares, again, *same, "optim.lr=0.5", "loss.region=0.25", "seed=9"))
+    assert "already trained on 32 samples (samples=32)" in told and "of no effect" not in told
+    moved = shutil.copytree(squares / "tokenizer", tmp_path / "moved")
+    how = ["trainer.log_every=7", "data.cache_bytes=0", "evaluation.limit=3", "name=other", f"init_from={again}"]
+    run.train(configure(squares, again, *same, *how[:-1], f"model.text.tokenizer={moved}"))
     told = " ".join(capsys.readouterr().out.split())
-    assert "already trained on 32 samples (samples=32)" in told
-    assert "trained with other settings than this command has" in told and "give another name= or run_dir=" in told
-    assert all(key in told.split("other settings")[1] for key in ("optim.lr: ", "loss.region: ", "seed: 0 → 9"))
+    assert all(key in told.split("of no effect")[1] for key in ("trainer.log_every: 1 → 7", "name: ", "tokenizer: "))
+    for other in (["optim.lr=0.5", "loss.region=0.25", "seed=9"], how[-1:], ["batch_size=4"], ["data.regions=2"]):
+        for dry in ("true", "false"):
+            with pytest.raises(ConfigError) as refused:
+                run.train(configure(squares, again, *same, *other, f"dry_run={dry}"))
+            message = str(refused.value)
+            assert "set name or run_dir for each trial" in message and "\n" not in message
+            assert all(f"{key.partition('=')[0]}: " in message for key in other)
     assert list_checkpoints(again / "checkpoints")[0] == "step-00000004.ckpt"
