@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloc.console import progress, progress_console
 from cloc.data.shards.manifest import (
     MANIFEST_NAME,
     MANIFEST_VERSION,
@@ -65,7 +66,8 @@ def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manif
     if not paths:
         inside = sorted(path.name for path in folder.iterdir())[:5]
         raise FileNotFoundError(f"{folder}: holds no .tar, but {inside or 'nothing'}; name the folder of the shards")
-    scans = [scan_shard(path) for path in paths]
+    with progress(progress_console(), f"indexing {folder.name}", len(paths), "shards") as bar:
+        scans = [scan_shard(path) for path in bar.each(paths)]
     seen = set(categories) if categories is not None else set().union(*(found for _, found in scans))
     return Manifest(folder, tuple(info for info, _ in scans), tuple(sorted(seen)))
 

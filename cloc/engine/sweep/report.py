@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloc.config import ConfigError
+from cloc.console import print_table
 from cloc.engine.sweep.jobs import Job, Row, last_metrics, refuse_torchrun, short
 from cloc.files import make_folder, write_file
 
@@ -127,7 +128,7 @@ def report(folder: Path, metrics: Sequence[str] = ()) -> list[Path]:
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: not measured in {folder}; there are {', '.join(known)}")
     shown = list(metrics) or main_metrics(rows)
-    console.print(_table(folder, keys, rows, shown))
+    print_table(_table(folder, keys, rows, shown), console, keys=1 + len(keys))
     _write_csv(folder / "sweep.csv", keys, rows, known)
     plot(folder / "sweep.png", folder.name, keys, rows, shown)
     return [folder / "sweep.csv", folder / "sweep.png"]

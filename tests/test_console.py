@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cloc.data.console import plain, print_line, print_rows, progress
+from cloc.console import plain, print_line, print_rows, progress
 from cloc.data.convert.conversion import convert
 from tests.kit.landscapes import jpeg, landscape
 
