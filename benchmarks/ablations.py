@@ -11,7 +11,6 @@ JSON object. What is already there is not made again: finished runs and the metr
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from pathlib import Path
 from scipy import stats
 
 from benchmarks.seeds import ROOT, run, spread, wait
+from cloc.usage import Parser, one_line
 
 BASE = "cloc"
 RECIPE = ["experiment=demo_cloc", "samples=24_000", "data.regions=4", "loss.conflicts=cosine", "trainer.threads=1"]
@@ -84,15 +84,20 @@ def table(measured: dict[str, list[Measured]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Run all, print the table in Markdown, and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.ablations")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("overrides", nargs="*", help="further configuration of all runs")
-    options = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    """Run all, print the table in Markdown, and the JSON line."""
+    options = make_parser().parse_intermixed_args()
     jobs = list(product(options.seeds, options.only))
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(lambda job: measure(job[1], job[0], options.out, options.overrides), jobs))
@@ -107,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

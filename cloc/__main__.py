@@ -300,12 +300,19 @@ def _export_command(format: str, description: str) -> None:
         trusted = [find_class(name, "--trust") for name in trust or ()]
         choice = Choice(average, raw, base, alpha, unfinished, trusted)
         typer.echo(f"wrote {export(format, run, out, pictures, choice)}")
-        print_next(
-            shlex.join(["python", "-c", f"import cloc; print(cloc.load({str(out)!r}).encode_text(['a dog']).shape)"])
-        )
+        print_next(shlex.join(["python", "-c", _LOADING[format].replace("OUT", str(out))]))
 
     export_app.command(format, help=description, epilog=epilog(f"python -m cloc export {format} {RUN} OUT"))(command)
 
+
+_LOADING = {
+    "hf": 'from transformers import CLIPModel; CLIPModel.from_pretrained("OUT")',
+    "open_clip": 'import open_clip; open_clip.create_model_and_transforms("local-dir:OUT")',
+    "timm": 'import timm; timm.create_model("local-dir:OUT", pretrained=True)',
+    "onnx": 'import onnxruntime; onnxruntime.InferenceSession("OUT/image.onnx")',
+    "torch": 'import torch; torch.export.load("OUT/image.pt2").module()',
+    "regions": 'import sys; sys.path.insert(0, "OUT"); from regions import RegionSampler; RegionSampler.load("OUT")',
+}
 
 _export_command("hf", "CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/.")
 _export_command("open_clip", "Folder for open_clip's local-dir: names.")

@@ -23,7 +23,7 @@ from rich.segment import Segment, Segments
 from rich.table import Column, Table
 from rich.text import Text
 
-from cloc.usage import is_first_process
+from cloc.usage import clock, is_first_process
 
 Item = TypeVar("Item")
 
@@ -37,13 +37,6 @@ _LABELS = 24  # columns that the labels of a table have at least, where they are
 def progress_console() -> Console:
     """Where progress goes: standard error, of the first process alone."""
     return Console(stderr=True, quiet=not is_first_process())
-
-
-def clock(seconds: float) -> str:
-    """A duration as ``0:35`` or ``2:05:00``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Bar:

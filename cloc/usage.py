@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -69,7 +70,7 @@ def _reworded(error: Any) -> str:
     """Typer's message, with what was meant where it is near."""
     meant = getattr(error, "possibilities", None)
     if meant:
-        return f"{error.message}; did you mean {' or '.join(map(repr, meant))}?"
+        return f"{error.message}; did you mean {meant[0]!r}?"
     text: str = error.format_message()
     return text.removesuffix(".")
 
@@ -84,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, prog: str) -> None:
         kind = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, formatter_class=kind, epilog=EXIT_CODES)
+        super().__init__(prog, description=_flowed(description or ""), formatter_class=kind, epilog=EXIT_CODES)
 
     def error(self, message: str) -> NoReturn:
         """One line, and what was meant where an option is misspelled."""
@@ -92,12 +93,23 @@ class Parser(argparse.ArgumentParser):
         leave(message + (close(unknown[1], self._option_string_actions) if unknown else ""), self.prog)
 
 
+def _flowed(text: str) -> str:
+    """Paragraphs in lines of 80 columns; those with indented lines or a list stay as they are: they are commands."""
+    parts = text.strip("\n").split("\n\n")
+    kept = [any(line.startswith((" ", "-")) for line in part.splitlines()) for part in parts]
+    return "\n\n".join(
+        part if keep else textwrap.fill(part, 80, break_on_hyphens=False)
+        for part, keep in zip(parts, kept, strict=True)
+    )
+
+
 def one_line(main: Callable[[], Any]) -> Any:
     """Run a script; what the user can mend is one line on standard error with exit code 1."""
     try:
         return main()
     except (ValueError, OSError, ImportError) as error:
-        leave(told(error))
+        named = isinstance(error, OSError) and error.filename is not None and error.strerror
+        leave(f"{error.filename}: {error.strerror}" if named else told(error))
 
 
 def override(key: str, value: str | Sequence[str]) -> str:
@@ -123,6 +135,13 @@ def print_next(*commands: str) -> None:
     """Print what to do next, a line each, to be copied: the last lines of a command."""
     for command in commands:
         print(f"next: {command}", flush=True)
+
+
+def clock(seconds: float) -> str:
+    """A duration as ``0:35`` or ``2:05:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def is_first_process() -> bool:

@@ -117,10 +117,10 @@ def embed(
 
 def _look_at(out: Path, kind: str) -> str:
     """The command that reads the pictures' embeddings."""
-    file = str(out / f"images.{kind}")
-    read = f"import pandas; print(pandas.read_parquet({file!r}))"
+    file = json.dumps(str(out / f"images.{kind}"), ensure_ascii=False)
+    read = f"import pandas; print(pandas.read_parquet({file}))"
     if kind == "npz":
-        read = f"import numpy; rows = numpy.load({file!r}); print(rows['key'][:5], rows['embedding'].shape)"
+        read = f'import numpy; rows = numpy.load({file}); print(rows["key"][:5], rows["embedding"].shape)'
     return shlex.join(["python", "-c", read])
 
 
