@@ -144,7 +144,7 @@ def _train_on(folder: str, *more: str) -> str:
     "check",
     epilog=epilog(
         f"python -m cloc data check {SHARDS} --workers 8",
-        f"python -m cloc data check {SHARDS} --against data/mine/val --json found.json",
+        f"python -m cloc data check {SHARDS} --against data/mine/val",
         f"python -m cloc data check {SHARDS} --fix data/mine/clean",
     ),
 )

@@ -23,7 +23,7 @@ USER_ERROR = 1
 
 EXIT_CODES = "Exit codes: 0 done, 1 an error to mend, 75 stopped, continue, 130 Ctrl-C"
 
-_PLAIN = re.compile(r"[\w./:+@%-]+")  # values that Hydra's grammar takes without quotes
+_PLAIN = re.compile(r"[\w./:+@%-]+", re.ASCII)  # values that Hydra's grammar takes without quotes
 
 
 def epilog(*examples: str) -> str:
@@ -107,9 +107,10 @@ def one_line(main: Callable[[], Any]) -> Any:
     """Run a script; what the user can mend is one line on standard error with exit code 1."""
     try:
         return main()
-    except (ValueError, OSError, ImportError) as error:
-        named = isinstance(error, OSError) and error.filename is not None and error.strerror
-        leave(f"{error.filename}: {error.strerror}" if named else told(error))
+    except OSError as error:
+        leave(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else told(error))
+    except (ValueError, ImportError) as error:
+        leave(told(error))
 
 
 def override(key: str, value: str | Sequence[str]) -> str:
@@ -127,8 +128,11 @@ def override(key: str, value: str | Sequence[str]) -> str:
 def _quoted(value: str) -> str:
     if _PLAIN.fullmatch(value):
         return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return '"' + re.sub(r'(\\*)("|$)', _escaped, value) + '"'  # Hydra takes other backslashes as they are
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[1] * 2 + ("\\" + found[2] if found[2] else "")
 
 
 def print_next(*commands: str) -> None:
