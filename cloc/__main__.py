@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
-from cloc.usage import OneLineErrors, epilog, one_line, override, print_next  # noqa: E402
+from cloc.usage import OneLineErrors, epilog, one_line, opening, override, print_next  # noqa: E402
 
 if TYPE_CHECKING:
     from cloc.data.inspect.check import Check
@@ -236,9 +236,7 @@ def data_show(
 
     chooser = make_chooser(data_config(overrides or []), image_size) if view else None
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
-    print_next(
-        f"look at {out}", _train_on(str(folder), *(f"data.{key.removeprefix('data.')}" for key in overrides or ()))
-    )
+    print_next(opening(out), _train_on(str(folder), *(f"data.{key.removeprefix('data.')}" for key in overrides or ())))
 
 
 @data_app.command("bench", epilog=epilog(f"python -m cloc data bench {SHARDS} crop=0.4 --workers 2"))
@@ -366,7 +364,7 @@ def sweep_report(
 
     for path in report(folder, metric or ()):
         typer.echo(f"wrote {path}")
-    print_next(f"look at {folder / 'sweep.png'}")
+    print_next(opening(folder / "sweep.png"))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cloc.command import told
@@ -139,6 +140,11 @@ def print_next(*commands: str) -> None:
     """Print what to do next, a line each, to be copied: the last lines of a command."""
     for command in commands:
         print(f"next: {command}", flush=True)
+
+
+def opening(path: Path) -> str:
+    """The command that opens a file of this machine in the browser."""
+    return shlex.join(["python", "-m", "webbrowser", path.resolve().as_uri()])
 
 
 def clock(seconds: float) -> str:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from cloc.config.secrets import public
 from cloc.files import clear
-from cloc.usage import clock, print_next
+from cloc.usage import clock, override, print_next
 
 NAMES = ("multirun.yaml", "optuna.db", ".submitit")  # of Hydra, of conf/sweep/optuna.yaml, of conf/hydra/launcher
 REPORTS = "folder"  # the callback of conf/sweep/*.yaml, which reports at the end by itself
@@ -58,8 +58,16 @@ class ClearWay(Callback):
         if REPORTS in config.hydra.callbacks:
             return
         folder = Path(config.hydra.sweep.dir)
-        if any("val/" in file.open().readline() for file in folder.glob("*/metrics*.csv")):
+        if any(_measured(file) for file in folder.glob("*/metrics*.csv")):
             print_next(shlex.join(["python", "-m", "cloc", "sweep", "report", str(folder)]))
+        elif jobs := sorted(str(file.parent) for file in folder.glob("*/config.yaml")):
+            beside = [override("baseline", jobs[1:])] if jobs[1:] else []
+            print_next(" ".join(["python eval.py", override("checkpoint", jobs[0]), *beside, "'data=[FOLDER]'"]))
+
+
+def _measured(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return "val/" in lines.readline()
 
 
 def parsed(config: DictConfig) -> list[Override]:

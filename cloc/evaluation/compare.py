@@ -37,7 +37,7 @@ from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
 from cloc.loading import load
-from cloc.usage import print_next
+from cloc.usage import opening, print_next
 
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
@@ -121,7 +121,7 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         print_line(console, "")
         print_line(console, f"metrics  {out / 'metrics.json'}")
         print_line(console, f"report   {page}")
-        print_next(shlex.join(["python", "-m", "webbrowser", page.resolve().as_uri()]))
+        print_next(opening(page))
     return page
 
 

@@ -24,7 +24,7 @@ from cloc.config import ConfigError
 from cloc.console import print_table
 from cloc.engine.sweep.jobs import Job, Row, last_metrics, refuse_torchrun, short
 from cloc.files import make_folder, write_file
-from cloc.usage import print_next
+from cloc.usage import opening, print_next
 
 # What a sweep is read by, when it was measured: the first of each kind.
 REGION = ("region/prompter/top1", "region/prompter/text_to_region_R@10", "region/prompter/text_to_region_R@1")
@@ -183,4 +183,4 @@ class SweepFolder(Callback):
         if any(last_metrics(file.parent) for file in folder.glob("*/config.yaml")):
             for path in report(folder):
                 console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-            print_next(f"look at {folder / 'sweep.png'}")
+            print_next(opening(folder / "sweep.png"))
