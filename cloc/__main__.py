@@ -130,8 +130,8 @@ def data_convert(
     common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
     done = convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
-    folder = str(done.manifests[0].folder)
-    print_next(shlex.join(["python", "-m", "cloc", "data", "check", folder]), _train_on(folder))
+    for folder in [str(manifest.folder) for manifest in done.manifests[:1]]:  # openmoji writes several
+        print_next(shlex.join(["python", "-m", "cloc", "data", "check", folder]), _train_on(folder))
 
 
 def _train_on(folder: str, *more: str) -> str:
