@@ -1,7 +1,7 @@
 """The paper's ablations (CLOC, Table 2, rows 8 to 12) on OpenMoji scenes, over seeds.
 
     python -m benchmarks.ablations
-    python -m benchmarks.ablations --only cloc 'M = 2' --seeds 0 1 2 3 4 samples=34_000
+    python -m benchmarks.ablations samples=34_000 --only cloc 'M = 2' --seeds 0 1 2 3 4
 
 Trains `experiment=demo_cloc` with the paper's choices (M = 4, cosine conflicts) and with one choice changed at a time,
 two runs at once on one core each, measures all on the held-out scenes, and prints the mean and standard error over

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ WIDTH = 80
 
 FIRST, EVERY = 5.0, 15.0  # seconds: the first line of progress outside of a terminal, and those after it
 _LABELS = 24  # columns that the labels of a table have at least, where they are that long
+_HEADING = 16  # columns above which a word of a heading is broken
+_BREAKS = "/_. -"  # behind these a heading may be broken
 
 
 def progress_console() -> Console:
@@ -188,7 +191,8 @@ def _foldable(column: Column, width: int) -> Column:
 
 def _whole(column: Column) -> Column:
     header = column.header if isinstance(column.header, Text) else Text.from_markup(str(column.header))
-    wide = max(_longest(_cells(column)), min(10, cell_len(header.plain)))
+    words = re.split(f"(?<=[{_BREAKS}])", header.plain)
+    wide = max(_longest(_cells(column)), min(_HEADING, max(map(cell_len, words))))
     folded = Text("\n", style=header.style).join(_folded(header, wide))
     return replace(
         column, header=folded, no_wrap=True, overflow="fold", min_width=None, max_width=None, _cells=column._cells
@@ -199,7 +203,7 @@ def _folded(text: Text, width: int) -> list[Text]:
     """A heading in lines of at most ``width``, broken behind a slash, dash, dot or space where there is one."""
     lines = []
     while cell_len(text.plain) > width:
-        cut = max((text.plain.rfind(mark, 0, width) + 1 for mark in "/_-. "), default=0) or width
+        cut = max(text.plain.rfind(mark, 0, width) + 1 for mark in _BREAKS) or width
         lines.append(text[:cut])
         text = text[cut:]
     return [*lines, text]

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from cloc.console import Bar, print_line, print_rows, progress, progress_console
+from cloc.console import Bar, print_line, print_rows, progress, progress_console, working
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.data.sample import parse_sample
@@ -98,8 +98,7 @@ def bench(
     finally:
         torch.set_num_threads(before)
     stream = Stream(manifest, tokenizer, chooser, batch_size, max_skip_share=1.0)
-    with progress(progress_console(), "the whole stream", samples) as bar:
-        rate = _stream_rate(stream, workers, samples, bar)
+    rate = _stream_rate(stream, workers, samples)
     return Bench(samples, seconds, rate, workers, skipped)
 
 
@@ -182,12 +181,14 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         tokenizer.encode(text)
 
 
-def _stream_rate(stream: Stream, workers: int, samples: int, bar: Bar) -> float:
-    batches = iter(make_loader(stream, workers))
-    for _ in range(max(1, _PREFETCHED * workers)):
-        next(batches)
-    seen, start = 0, time.perf_counter()
-    while seen < samples:
-        seen += len(next(batches).images)
-        bar.move(seen, samples)
-    return seen / (time.perf_counter() - start)
+def _stream_rate(stream: Stream, workers: int, samples: int) -> float:
+    with working(progress_console(), "starting the workers"):
+        batches = iter(make_loader(stream, workers))
+        for _ in range(max(1, _PREFETCHED * workers)):
+            next(batches)
+    with progress(progress_console(), "the whole stream", samples) as bar:
+        seen, start = 0, time.perf_counter()
+        while seen < samples:
+            seen += len(next(batches).images)
+            bar.move(seen, samples)
+        return seen / (time.perf_counter() - start)
