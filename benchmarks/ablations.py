@@ -20,6 +20,7 @@ from pathlib import Path
 from scipy import stats
 
 from benchmarks.seeds import ROOT, run, spread, wait
+from cloc.console import progress, progress_console
 from cloc.usage import Parser, one_line
 
 BASE = "cloc"
@@ -99,8 +100,8 @@ def main() -> None:
     """Run all, print the table in Markdown, and the JSON line."""
     options = make_parser().parse_intermixed_args()
     jobs = list(product(options.seeds, options.only))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda job: measure(job[1], job[0], options.out, options.overrides), jobs))
+    with ThreadPoolExecutor(options.jobs) as pool, progress(progress_console(), "training", len(jobs), "runs") as bar:
+        found = list(bar.each(pool.map(lambda job: measure(job[1], job[0], options.out, options.overrides), jobs)))
     by_job = dict(zip(jobs, found, strict=True))
     measured = {variant: [by_job[seed, variant] for seed in options.seeds] for variant in options.only}
     print("\n".join(table(measured)))

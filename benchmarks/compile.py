@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, fast_precision, make_batch, our_model, trained_loss
 from cloc.config.schema import TrainerConfig
-from cloc.console import print_table
+from cloc.console import counted, print_table
 from cloc.contracts import Batch
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.strategy import prepare
@@ -70,7 +70,9 @@ def main() -> None:
     found = contenders(options.model, geometry, batches[0], options.precision == "bf16")
     times: dict[str, list[float]] = {name: [] for name in found}
     Ours.prepare()
-    for batch, _ in zip(cycle(batches), range(options.warmup + options.rounds), strict=False):
+    for _, batch in zip(
+        counted(range(options.warmup + options.rounds), "measuring", "steps"), cycle(batches), strict=False
+    ):
         for name, contender in found.items():
             contender.batch = batch
             start = time.perf_counter()

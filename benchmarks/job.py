@@ -28,6 +28,7 @@ from rich.console import Console
 from benchmarks.loader import write_data
 from benchmarks.step import GEOMETRIES, Geometry, Ours, fast_precision, our_model, trained_loss
 from cloc.config import DataConfig, validate
+from cloc.console import counted
 from cloc.contracts import Batch
 from cloc.data.shards.index import index_folder, write_manifest
 from cloc.data.stream.batches import Stream
@@ -117,7 +118,7 @@ def main() -> None:
         write_manifest(index_folder(shards))
         made = batches(shards, geometry, options.batch, options.regions, options.steps)
         jobs, waits, bares = [], [], []
-        for turn in range(options.rounds):
+        for turn in counted(range(options.rounds), "measuring"):
             seconds, wait = job(shards, Path(folder) / f"run{turn}", options, options.batch)
             jobs.append(seconds / measured)
             waits.append(wait)

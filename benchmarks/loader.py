@@ -36,7 +36,7 @@ from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 from webdataset.tariterators import tar_file_expander
 
-from cloc.console import print_table, progress, progress_console
+from cloc.console import counted, print_table, progress, progress_console
 from cloc.data.shards.index import index_folder, load_manifest, write_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
@@ -189,7 +189,7 @@ def compare(folder: Path, options: Namespace, console: Console) -> dict[str, Any
     files = encoded_pictures(manifest)
     ours, theirs = our_loader(folder, options), open_clip_loader(folder, options)
     rates: dict[str, list[float]] = {"ours": [], "open_clip": [], "decode": []}
-    for _ in range(options.rounds):
+    for _ in counted(range(options.rounds), "measuring"):
         rates["decode"].append(decode_rate(files, options.samples // 2))
         rates["ours"].append(loader_rate(ours, lambda batch: len(batch.images), options.samples))
         rates["open_clip"].append(loader_rate(theirs, lambda batch: len(batch[0]), options.samples))

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cloc.console import print_table
+from cloc.console import counted, print_table
 from cloc.contracts import Batch, Features
 from cloc.data.stream.batches import peak_memory
 from cloc.losses.global_batch import gather_batch
@@ -183,7 +183,10 @@ def measure_all(options: argparse.Namespace, console: Console) -> Found:
         for rows in options.rows:
             fits = MATRICES * 4 * rows**2 < 0.8 * free_memory()
             names = [name for name in CONTENDERS if fits or name == "ours"]
-            runs = [{name: measure(name, rows, options, rule) for name in names} for _ in range(options.rounds)]
+            runs = [
+                {name: measure(name, rows, options, rule) for name in names}
+                for _ in counted(range(options.rounds), f"{rule}, {rows:,} rows")
+            ]
             for name in names:
                 found[rule, rows, name] = {
                     key: statistics.median(run[name][key] for run in runs) for key in ("seconds", "bytes")

@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from cloc.console import print_table
+from cloc.console import counted, print_table
 from cloc.encoder import Encoder
 from cloc.models.build import build_model
 from cloc.usage import Parser, one_line
@@ -58,7 +58,7 @@ def seconds(function: Callable[[], object]) -> float:
 def measure(encoder: Encoder, images: list[Tensor], boxes: list[Tensor], rounds: int) -> dict[str, float]:
     """Median seconds of each way, in turn after a round to warm up."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(rounds + 1):
+    for turn in counted(range(rounds + 1), "measuring"):
         for way in WAYS:
             spent = seconds(lambda way=way: encoder.encode_regions(images, boxes, way))
             if turn:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cloc.console import print_table
+from cloc.console import counted, print_table
 from cloc.engine.machine import precision_of
 from cloc.usage import Parser, one_line
 
@@ -181,7 +181,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     try:
         traffic = [read(process) for processes in sides.values() for process in processes][-1]
         rounds: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        for number in range(arguments.rounds + 1):
+        for number in counted(range(arguments.rounds + 1), "measuring"):
             for phase in PHASES:
                 processes = sides[phase != PHASES[0]]
                 for process in processes:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cloc.console import counted
 from cloc.usage import Parser, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +111,8 @@ def main() -> None:
     options = make_parser().parse_intermixed_args()
     out = options.out or ROOT / "runs" / "seeds" / options.name
     seeds = [
-        one_seed(options.name, seed, options.data, out, options.overrides, options.evaluate) for seed in options.seeds
+        one_seed(options.name, seed, options.data, out, options.overrides, options.evaluate)
+        for seed in counted(options.seeds, "training and measuring", "seeds")
     ]
     print("| metric | CLIP | CLOC |\n|---|---|---|")
     summary: dict[str, dict[str, list[float]]] = {}

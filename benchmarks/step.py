@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import naive_loss, padded
 from cloc.config import OptimConfig
-from cloc.console import print_table
+from cloc.console import counted, print_table
 from cloc.contracts import Batch
 from cloc.data.stream.collate import Item, collate
 from cloc.data.tokenizer import Tokenizer
@@ -265,7 +265,7 @@ def contenders(geometry: Geometry, batch: Batch, bf16: bool) -> dict[str, Any]:
 def measure(found: dict[str, Any], rounds: int, warmup: int = 2) -> dict[str, float]:
     """Median seconds a step; the contenders take turns, so that a slow minute of the machine hits all."""
     times: dict[str, list[float]] = {name: [] for name in found}
-    for turn in range(rounds + warmup):
+    for turn in counted(range(rounds + warmup), "measuring"):
         for name, contender in found.items():
             contender.prepare()
             start = time.perf_counter()

@@ -131,6 +131,13 @@ def progress(console: Console, title: str, total: int | None = None, unit: str =
         yield Bar(console, title, total, unit, shown)
 
 
+def counted(items: Sequence[Item], title: str, unit: str = "rounds") -> Iterator[Item]:
+    """Pass items on, telling progress in lines, in a terminal too: a bar's thread would disturb what is measured."""
+    console = Console(stderr=True, force_terminal=False, quiet=not is_first_process())
+    with progress(console, title, len(items), unit) as bar:
+        yield from bar.each(items)
+
+
 @contextlib.contextmanager
 def working(console: Console, title: str) -> Iterator[None]:
     """Tell what goes on where nothing can be counted: a spinner in a terminal, elsewhere a line where it takes long."""

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from cloc.console import plain, print_line, print_rows, print_table, progress, progress_console, working
+from cloc.console import counted, plain, print_line, print_rows, print_table, progress, progress_console, working
 from cloc.data.convert.conversion import convert
 from tests.kit.landscapes import jpeg, landscape
 
@@ -101,6 +101,16 @@ def test_what_cannot_be_counted_is_told_where_it_takes_long(monkeypatch: pytest.
     with working(console, "reading annotations"):
         time.sleep(0.1)
     assert console.file.getvalue() == "reading annotations …\n"
+
+
+def test_what_is_measured_is_told_in_lines_alone(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in counted(range(2), "measuring"):
+        now[0] += 90
+    printed = capsys.readouterr()
+    assert printed.err == "measuring: 1 of 2 rounds (50%), 0.011/s, 1:30 left\n" + (
+        "measuring: 2 of 2 rounds (100%), 0.011/s, 0:00 left\nmeasuring: 2 rounds in 3:00\n"
+    )
+    assert printed.out == ""
 
 
 def test_progress_goes_to_standard_error_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
