@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from cloc.command import prepare, run
+from cloc.command import continued, prepare, run
 
 if __name__ == "__main__":
     prepare()  # before the imports that take time
@@ -129,7 +129,8 @@ def data_convert(
 
     common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
-    done = convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
+    with continued():
+        done = convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
     for folder in [str(manifest.folder) for manifest in done.manifests[:1]]:  # openmoji writes several
         print_next(shlex.join(["python", "-m", "cloc", "data", "check", folder]), _train_on(folder))
 
@@ -343,7 +344,8 @@ def embed_command(
     from cloc.evaluation.embed import embed
 
     trusted = [find_class(name, "--trust") for name in trust or ()]
-    embed(run, data, out, format, source, device, images, trusted)
+    with continued():
+        embed(run, data, out, format, source, device, images, trusted)
 
 
 @sweep_app.command(

@@ -59,6 +59,7 @@ class Bar:
         self._due, self._told = self._started + FIRST, False
         self._task = None if shown is None else shown.add_task("", total=total, rate="")
         self._done = self._worked = 0
+        self._lock = threading.Lock()
 
     def advance(self, count: int = 1, *, worked: int | None = None) -> None:
         """Count further ones; ``worked`` is how many of these took time, where it is not all of them."""
@@ -67,9 +68,8 @@ class Bar:
         now = time.perf_counter()
         if self._shown is not None and self._task is not None:
             self._shown.update(self._task, advance=count, rate=f"{self._rate(now):,.0f} {self._unit}/s")
-        elif now >= self._due:
-            self._due, self._told = now + EVERY, True
-            self._say(self._state(now))
+        else:
+            self.tell(now)
 
     def each(self, items: Iterable[Item], count: Callable[[Item], int] = lambda item: 1) -> Iterator[Item]:
         """Pass items on, counting each when it has been worked on; ``count`` says for how many it stands."""
@@ -84,6 +84,19 @@ class Bar:
             self._shown.update(self._task, total=total)
         self.advance(done - self._done)
 
+    def tell(self, now: float) -> None:
+        """Say how far it is, where nothing was said for long."""
+        with self._lock:
+            if now < self._due:
+                return
+            self._due, self._told = now + EVERY, True
+        self._say(self._state(now))
+
+    def wait(self, ended: threading.Event) -> None:
+        """Tell that it goes on while nothing is counted, until it has ended."""
+        while not ended.wait(EVERY):
+            self.tell(time.perf_counter())
+
     def end(self) -> None:
         """Say how long it took, where anything was said before."""
         if self._told:
@@ -94,12 +107,12 @@ class Bar:
 
     def _state(self, now: float) -> str:
         rate = self._rate(now)
-        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        speed = f", {rate:,.0f}/s" if rate >= 10 else f", {rate:.2g}/s" if rate else ""
         if not self._total:
-            return f"{self._done:,} {self._unit}, {speed}"
+            return f"{self._done:,} {self._unit}{speed}"
         left = f", {clock((self._total - self._done) / rate)} left" if rate else ""
         share = f"{self._done / self._total:.0%}"
-        return f"{self._done:,} of {self._total:,} {self._unit} ({share}), {speed}{left}"
+        return f"{self._done:,} of {self._total:,} {self._unit} ({share}){speed}{left}"
 
     def _say(self, text: str) -> None:
         print_line(self._console, f"{self._title}: {text}")
@@ -123,8 +136,12 @@ def progress(console: Console, title: str, total: int | None = None, unit: str =
         TimeRemainingColumn(),
     )
     if not console.is_terminal or console.quiet:
-        bar = Bar(console, title, total, unit, None)
-        yield bar
+        bar, ended = Bar(console, title, total, unit, None), threading.Event()
+        threading.Thread(target=bar.wait, args=(ended,), name="progress", daemon=True).start()
+        try:
+            yield bar
+        finally:
+            ended.set()
         bar.end()
         return
     with Progress(*columns, console=console, transient=True) as shown:

@@ -95,6 +95,15 @@ def test_progress_without_a_total_and_of_work_that_is_soon_done(now: list[float]
     ]
 
 
+def test_progress_is_told_while_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloc.console.FIRST", 0.0)
+    monkeypatch.setattr("cloc.console.EVERY", 0.02)
+    console = made(False)
+    with progress(console, "converting", 4020, "records"):
+        time.sleep(0.2)
+    assert console.file.getvalue().splitlines()[0] == "converting: 0 of 4,020 records (0%)"
+
+
 def test_what_cannot_be_counted_is_told_where_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     console = made(False)
     monkeypatch.setattr("cloc.console.FIRST", 0.01)
