@@ -29,6 +29,7 @@ say = @printf '\033[1m==>\033[0m %s\n'
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "Example: make demo PYTHON=python3.12 PIP_ARGS='--extra-index-url URL'"
 
 setup: $(STAMP) ## Make .venv and install the package with all that demo and tests need
 
@@ -59,6 +60,7 @@ demo: $(STAMP) | $(DEMO_DATA) ## Draw data, train CLIP and CLOC on it, compare t
 	$(say) "demo: measuring both"
 	@$(PY) eval.py checkpoint=runs/demo/cloc 'baseline=[runs/demo/clip]' 'data=[openmoji]' out=runs/demo
 	$(say) "demo: done; open runs/demo/report/index.html, numbers in runs/demo/metrics.json"
+	@echo "next: your own data, see README.md: $(PY) -m cloc data convert --help"
 
 # One thread in each test process: the processes share the cores, and results do not depend on their number.
 test test-slow: export OMP_NUM_THREADS := 1

@@ -9,6 +9,9 @@ from cloc.command import prepare, require, run
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
     require("eval")
+    from cloc.config.help import EVAL, front
+
+    front(EVAL, sys.argv[1:])
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402

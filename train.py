@@ -10,6 +10,9 @@ from cloc.command import prepare, require, run
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
     require("train")
+    from cloc.config.help import TRAIN, front
+
+    front(TRAIN, sys.argv[1:])
 
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402

@@ -1,7 +1,7 @@
 """The paper's ablations (CLOC, Table 2, rows 8 to 12) on OpenMoji scenes, over seeds.
 
     python -m benchmarks.ablations
-    python -m benchmarks.ablations --only cloc 'M = 2' --seeds 0 1 2 3 4 samples=34_000
+    python -m benchmarks.ablations samples=34_000 --only cloc 'M = 2' --seeds 0 1 2 3 4
 
 Trains `experiment=demo_cloc` with the paper's choices (M = 4, cosine conflicts) and with one choice changed at a time,
 two runs at once on one core each, measures all on the held-out scenes, and prints the mean and standard error over
@@ -11,7 +11,6 @@ JSON object. What is already there is not made again: finished runs and the metr
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from pathlib import Path
 from scipy import stats
 
 from benchmarks.seeds import ROOT, run, spread, wait
+from cloc.console import progress, progress_console
+from cloc.usage import Parser, one_line
 
 BASE = "cloc"
 RECIPE = ["experiment=demo_cloc", "samples=24_000", "data.regions=4", "loss.conflicts=cosine", "trainer.threads=1"]
@@ -84,18 +85,23 @@ def table(measured: dict[str, list[Measured]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Run all, print the table in Markdown, and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.ablations")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("overrides", nargs="*", help="further configuration of all runs")
-    options = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    """Run all, print the table in Markdown, and the JSON line."""
+    options = make_parser().parse_intermixed_args()
     jobs = list(product(options.seeds, options.only))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda job: measure(job[1], job[0], options.out, options.overrides), jobs))
+    with ThreadPoolExecutor(options.jobs) as pool, progress(progress_console(), "training", len(jobs), "runs") as bar:
+        found = list(bar.each(pool.map(lambda job: measure(job[1], job[0], options.out, options.overrides), jobs)))
     by_job = dict(zip(jobs, found, strict=True))
     measured = {variant: [by_job[seed, variant] for seed in options.seeds] for variant in options.only}
     print("\n".join(table(measured)))
@@ -107,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

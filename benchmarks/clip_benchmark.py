@@ -11,7 +11,6 @@ either picture for right. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -25,12 +24,12 @@ from pathlib import Path
 import open_clip
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cloc.config import DatasetConfig
+from cloc.console import print_table
 from cloc.contracts import Sample
 from cloc.encoder import Encoder
 from cloc.evaluation.metrics.retrieval import owners, recall
@@ -38,6 +37,7 @@ from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.export.pipeline import export
 from cloc.loading import load
 from cloc.models.trust.values import OPEN_CLIP_CONFIG
+from cloc.usage import Parser, one_line
 
 KS = (1, 5, 10)
 BATCH = 64
@@ -113,13 +113,18 @@ def ours(images: Tensor, encoder: Encoder, samples: Sequence[Sample], distinct: 
     return found | {f"text_to_image_R@{k}": value for k, value in recall(embedded, images, by_text, KS).items()}
 
 
-def main() -> None:
-    """Measure, print, and end with exit code 1 where the numbers differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.clip_benchmark")
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of shards with captions")
     parser.add_argument("--limit", type=int, default=0, help="at most so many pictures")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print, and end with exit code 1 where the numbers differ."""
+    options = make_parser().parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         exported = options.run.resolve()
@@ -141,7 +146,7 @@ def main() -> None:
         table.add_column(header, justify="right" if header else "left", no_wrap=True)
     for metric in columns["CLIP_benchmark"]:
         table.add_row(metric, *(f"{100 * column[metric]:.2f}" for column in columns.values()))
-    Console().print(table)
+    print_table(table)
     largest = {
         name: max(abs(column[metric] - value) for metric, value in columns["CLIP_benchmark"].items())
         for name, column in columns.items()
@@ -153,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -9,7 +9,6 @@ step has another batch, whose texts are trimmed to other lengths. The last line 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -21,9 +20,11 @@ from rich.table import Table
 
 from benchmarks.step import GEOMETRIES, Geometry, Ours, cpu, fast_precision, make_batch, our_model, trained_loss
 from cloc.config.schema import TrainerConfig
+from cloc.console import counted, print_table
 from cloc.contracts import Batch
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.strategy import prepare
+from cloc.usage import Parser, one_line
 
 MODELS = {
     "clip": ((None, None), {"region": 0.0, "grounding": 0.0}),
@@ -42,9 +43,9 @@ def contenders(name: str, geometry: Geometry, batch: Batch, bf16: bool) -> dict[
     return found
 
 
-def main() -> None:
-    """Measure, print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.compile")
     parser.add_argument("--model", choices=MODELS, default="cloc")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="small")
     parser.add_argument("--batch", type=int, default=16)
@@ -53,6 +54,12 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=4, help="first steps, in which compilation happens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default=fast_precision())
+    return parser
+
+
+def main() -> None:
+    """Measure, print the table and the JSON line."""
+    parser = make_parser()
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: give 1 or more")
@@ -63,7 +70,9 @@ def main() -> None:
     found = contenders(options.model, geometry, batches[0], options.precision == "bf16")
     times: dict[str, list[float]] = {name: [] for name in found}
     Ours.prepare()
-    for batch, _ in zip(cycle(batches), range(options.warmup + options.rounds), strict=False):
+    for _, batch in zip(
+        counted(range(options.warmup + options.rounds), "measuring", "steps"), cycle(batches), strict=False
+    ):
         for name, contender in found.items():
             contender.batch = batch
             start = time.perf_counter()
@@ -81,11 +90,11 @@ def main() -> None:
         table.add_row(name, f"{settled:.3f}", f"{more:.1f} s")
         result |= {f"{name}_seconds": settled, f"{name}_warmup_seconds": more}
     result["compiled_over_plain"] = result["compiled_seconds"] / result["plain_seconds"]
-    console.print(table)
+    print_table(table, console)
     console.print(f"  compiled / plain: {result['compiled_over_plain']:.3f}", highlight=False)
     settings = {"model": options.model, "geometry": options.geometry}
     print(json.dumps({name: round(value, 4) for name, value in result.items()} | settings))
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

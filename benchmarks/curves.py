@@ -9,13 +9,14 @@ between two measurements). Its last line is one JSON object. Seconds are of trai
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from cloc.usage import Parser, one_line
 
 METRICS = ["region/prompter/top1", "grounding/any/acc@0.5", "image_text/text_to_image_R@1"]
 AXES = ("samples", "seconds")
@@ -69,12 +70,18 @@ def draw(found: dict[str, dict[str, Curve]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main() -> None:
-    """Draw, print the table in Markdown, and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.curves")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; a folder's name is its curve's")
     parser.add_argument("--metrics", nargs="+", default=METRICS)
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
+    return parser
+
+
+def main() -> None:
+    """Draw, print the table in Markdown, and the JSON line."""
+    parser = make_parser()
     options = parser.parse_args()
     found: dict[str, dict[str, Curve]] = {}
     for metric in options.metrics:
@@ -97,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -28,12 +28,14 @@ from rich.console import Console
 from benchmarks.loader import write_data
 from benchmarks.step import GEOMETRIES, Geometry, Ours, fast_precision, our_model, trained_loss
 from cloc.config import DataConfig, validate
+from cloc.console import counted
 from cloc.contracts import Batch
 from cloc.data.shards.index import index_folder, write_manifest
 from cloc.data.stream.batches import Stream
 from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.sources import open_sources
 from cloc.data.tokenizer import Tokenizer
+from cloc.usage import Parser, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 WARMUP = 4  # steps
@@ -89,9 +91,9 @@ def job(shards: Path, out: Path, options: argparse.Namespace, size: int) -> tupl
     return sum(kept), sum(step * wait for step, wait in zip(kept, waited, strict=True)) / sum(kept)
 
 
-def main() -> None:
-    """Measure in turn; print the figures and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.job")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--regions", type=int, default=4)
@@ -99,6 +101,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default=fast_precision())
+    return parser
+
+
+def main() -> None:
+    """Measure in turn; print the figures and the JSON line."""
+    parser = make_parser()
     options = parser.parse_args()
     if options.steps <= WARMUP + 1:
         parser.error(f"--steps {options.steps}: the first {WARMUP} are a warm-up; give at least {WARMUP + 2}")
@@ -110,7 +118,7 @@ def main() -> None:
         write_manifest(index_folder(shards))
         made = batches(shards, geometry, options.batch, options.regions, options.steps)
         jobs, waits, bares = [], [], []
-        for turn in range(options.rounds):
+        for turn in counted(range(options.rounds), "measuring"):
             seconds, wait = job(shards, Path(folder) / f"run{turn}", options, options.batch)
             jobs.append(seconds / measured)
             waits.append(wait)
@@ -126,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -11,7 +11,6 @@ decoder at full size, in one process. Prints medians; the last line is one JSON 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -33,11 +32,11 @@ from open_clip.transform import image_transform
 from open_clip_train import data as open_clip_data
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 from webdataset.tariterators import tar_file_expander
 
+from cloc.console import counted, print_table, progress, progress_console
 from cloc.data.shards.index import index_folder, load_manifest, write_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
@@ -45,6 +44,7 @@ from cloc.data.stream.batches import Stream, make_loader
 from cloc.data.stream.region_sampling import Chooser
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.transforms import View
+from cloc.usage import Parser, one_line
 
 WIDTH, HEIGHT = 500, 375
 QUALITY = 75  # Pillow's default: 55 KB a picture
@@ -113,17 +113,18 @@ def write_data(out: Path, samples: int, folder: Path | None, quality: int = QUAL
     rng = np.random.default_rng(0)
     files = pictures(folder, min(samples, DISTINCT), rng, quality)
     out.mkdir(parents=True, exist_ok=True)
-    for start in track(range(0, samples, PER_SHARD), "writing shards", transient=True):
-        with tarfile.open(out / f"{start // PER_SHARD:05d}.tar", "w") as tar:
-            for number in range(start, min(samples, start + PER_SHARD)):
-                captions, regions = texts(rng)
-                record = {"captions": captions, "regions": regions, "width": WIDTH, "height": HEIGHT}
-                members = {"jpg": files[number % len(files)], "json": json.dumps(record), "txt": captions[0]}
-                for extension, content in members.items():
-                    data = content if isinstance(content, bytes) else content.encode()
-                    member = tarfile.TarInfo(f"{number:08d}.{extension}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+    with progress(progress_console(), "writing shards", samples) as bar:
+        for start in range(0, samples, PER_SHARD):
+            with tarfile.open(out / f"{start // PER_SHARD:05d}.tar", "w") as tar:
+                for number in bar.each(range(start, min(samples, start + PER_SHARD))):
+                    captions, regions = texts(rng)
+                    record = {"captions": captions, "regions": regions, "width": WIDTH, "height": HEIGHT}
+                    members = {"jpg": files[number % len(files)], "json": json.dumps(record), "txt": captions[0]}
+                    for extension, content in members.items():
+                        data = content if isinstance(content, bytes) else content.encode()
+                        member = tarfile.TarInfo(f"{number:08d}.{extension}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
     write_manifest(index_folder(out))
 
 
@@ -188,7 +189,7 @@ def compare(folder: Path, options: Namespace, console: Console) -> dict[str, Any
     files = encoded_pictures(manifest)
     ours, theirs = our_loader(folder, options), open_clip_loader(folder, options)
     rates: dict[str, list[float]] = {"ours": [], "open_clip": [], "decode": []}
-    for _ in range(options.rounds):
+    for _ in counted(range(options.rounds), "measuring"):
         rates["decode"].append(decode_rate(files, options.samples // 2))
         rates["ours"].append(loader_rate(ours, lambda batch: len(batch.images), options.samples))
         rates["open_clip"].append(loader_rate(theirs, lambda batch: len(batch[0]), options.samples))
@@ -205,7 +206,7 @@ def compare(folder: Path, options: Namespace, console: Console) -> dict[str, Any
     }
     for name, label in names.items():
         table.add_row(label, *(f"{value:,.0f}" for value in (median[name], min(rates[name]), max(rates[name]))))
-    console.print(table)
+    print_table(table, console)
     return {
         "ours_over_open_clip": round(median["ours"] / median["open_clip"], 3),
         "share_of_decode": round(median["ours"] / median["decode"], 3),
@@ -222,10 +223,11 @@ def memory(folder: Path, options: Namespace, console: Console) -> dict[str, Any]
     loader = our_loader(folder, options)
     steps = max(10, options.memory_samples // options.batch)
     curve = []
-    for step in track(range(steps), "reading", console=console, transient=True):
-        next(loader)
-        if step >= steps // 5 and step % max(1, steps // 100) == 0:
-            curve.append(_resident_bytes() / 2**20)
+    with progress(progress_console(), "reading", steps, "batches") as bar:
+        for step in bar.each(range(steps)):
+            next(loader)
+            if step >= steps // 5 and step % max(1, steps // 100) == 0:
+                curve.append(_resident_bytes() / 2**20)
     half = len(curve) // 2
     first, second = statistics.median(curve[:half]), statistics.median(curve[half:])
     console.print(
@@ -251,9 +253,9 @@ def _resident_bytes() -> int:
     return pages * page
 
 
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.loader")
     parser.add_argument("--samples", type=int, default=2048, help="in the shards, and measured in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
@@ -262,6 +264,12 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=QUALITY, help="of the JPEG files")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed (Linux)")
     parser.add_argument("--memory-samples", type=int, default=50_000)
+    return parser
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = make_parser()
     options = parser.parse_args()
     if options.samples % options.batch:
         parser.error(f"--samples {options.samples} must be a multiple of --batch {options.batch}")
@@ -275,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

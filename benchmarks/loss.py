@@ -29,10 +29,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from cloc.console import counted, print_table
 from cloc.contracts import Batch, Features
 from cloc.data.stream.batches import peak_memory
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.region import RegionContrast
+from cloc.usage import Parser, one_line
 
 THRESHOLD = 0.9
 HEADLINE = 16_384
@@ -181,7 +183,10 @@ def measure_all(options: argparse.Namespace, console: Console) -> Found:
         for rows in options.rows:
             fits = MATRICES * 4 * rows**2 < 0.8 * free_memory()
             names = [name for name in CONTENDERS if fits or name == "ours"]
-            runs = [{name: measure(name, rows, options, rule) for name in names} for _ in range(options.rounds)]
+            runs = [
+                {name: measure(name, rows, options, rule) for name in names}
+                for _ in counted(range(options.rounds), f"{rule}, {rows:,} rows")
+            ]
             for name in names:
                 found[rule, rows, name] = {
                     key: statistics.median(run[name][key] for run in runs) for key in ("seconds", "bytes")
@@ -200,7 +205,7 @@ def show(found: Found, rule: str, console: Console) -> None:
         values = [found.get((rule, rows, name)) for name in CONTENDERS]
         cells = [(f"{v['seconds']:.2f}", f"{v['bytes'] / 2**20:,.0f}") if v else ("–", "–") for v in values]
         table.add_row(f"{rows:,}", *(cell for pair in cells for cell in pair))
-    console.print(table)
+    print_table(table, console)
 
 
 def ratios(found: Found, rule: str) -> dict[str, float]:
@@ -219,15 +224,20 @@ def ratios(found: Found, rule: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure, print the tables and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.loss")
     parser.add_argument("--rows", type=int, nargs="+", default=[2048, 4096, 8192, 16_384, 32_768])
     parser.add_argument("--width", type=int, default=512, help="of the joint space; ViT-B/16 has 512")
     parser.add_argument("--rules", nargs="+", choices=["cosine", "exact"], default=["cosine", "exact"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print the tables and the JSON line."""
+    options = make_parser().parse_args()
     console = Console()
     console.print(f"width {options.width}, {options.threads} threads, float32, median of {options.rounds}")
     found = measure_all(options, console)
@@ -240,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from cloc.console import print_table
+
 ROOT = Path(__file__).resolve().parent.parent
 
 BATCH, REGIONS = 32_768, 4
@@ -170,5 +172,5 @@ def main() -> None:
                 row["step_ms"] = row["towers_ms"] + row["loss_ms"] + row["features_ms"]
                 row["step_ms"] += max(0.0, row["gradients_ms"] - row["towers_ms"] * 2 / 3)
                 table.add_row(str(world), str(row["pictures"]), *(f"{row[column]:,.1f}" for column in columns))
-            console.print(table)
+            print_table(table, console)
     print(json.dumps({name: values["counted"] for name, values in found.items()}))

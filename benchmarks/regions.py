@@ -10,19 +10,19 @@ runs the tower for each. Prints regions a second and, as its last line, one JSON
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cloc.console import counted, print_table
 from cloc.encoder import Encoder
 from cloc.models.build import build_model
+from cloc.usage import Parser, one_line
 
 WAYS = ("prompter", "roi_align", "crop")
 
@@ -58,7 +58,7 @@ def seconds(function: Callable[[], object]) -> float:
 def measure(encoder: Encoder, images: list[Tensor], boxes: list[Tensor], rounds: int) -> dict[str, float]:
     """Median seconds of each way, in turn after a round to warm up."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(rounds + 1):
+    for turn in counted(range(rounds + 1), "measuring"):
         for way in WAYS:
             spent = seconds(lambda way=way: encoder.encode_regions(images, boxes, way))
             if turn:
@@ -66,9 +66,9 @@ def measure(encoder: Encoder, images: list[Tensor], boxes: list[Tensor], rounds:
     return {way: statistics.median(times) for way, times in found.items()}
 
 
-def main() -> None:
-    """Measure, print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.regions")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch", type=int, default=16)
     parser.add_argument("--width", type=int, default=768)
@@ -78,7 +78,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompter", choices=["SharedPrompter", "PaperPrompter"], default="SharedPrompter")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print the table and the JSON line."""
+    options = make_parser().parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     encoder = make_encoder(options.image_size, options.patch, options.width, options.layers, options.prompter)
@@ -94,11 +99,11 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "way" else "right")
     for way, spent in times.items():
         table.add_row(way, f"{spent:.3f}", f"{regions / spent:.1f}", f"{times['crop'] / spent:.2f}")
-    Console().print(table)
+    print_table(table)
     result = {f"{way}_over_crop": round(times["crop"] / times[way], 3) for way in WAYS if way != "crop"}
     rates = {f"{way}_regions_per_second": round(regions / spent, 2) for way, spent in times.items()}
     print(json.dumps(result | rates))
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -30,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from cloc.console import counted, print_table
 from cloc.engine.machine import precision_of
+from cloc.usage import Parser, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 29541
@@ -179,7 +181,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     try:
         traffic = [read(process) for processes in sides.values() for process in processes][-1]
         rounds: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        for number in range(arguments.rounds + 1):
+        for number in counted(range(arguments.rounds + 1), "measuring"):
             for phase in PHASES:
                 processes = sides[phase != PHASES[0]]
                 for process in processes:
@@ -223,19 +225,27 @@ def show(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> N
             f"{values[key]:.1f}" if key.endswith(("ms", "mb")) else f"{values[key]:.3f}" for key in columns.values()
         ]
         table.add_row(name, *cells)
-    console.print(table)
+    print_table(table, console)
 
 
-def main() -> None:
-    """Measure both models, or print the paper calculation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.scaling")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256, help="pictures a process")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10, help="steps a round")
     parser.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--joint", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Measure both models, or print the paper calculation."""
+    parser = make_parser()
     arguments, overrides = parser.parse_known_args()
+    if flags := [one for one in overrides if one.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.worker is not None:
         work(arguments.joint, arguments.worker, arguments.processes, arguments.batch, overrides)
     elif overrides == ["paper"]:
@@ -251,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

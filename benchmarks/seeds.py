@@ -11,13 +11,15 @@ What is already there is not made again: finished runs and the metrics of a seed
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from cloc.console import counted
+from cloc.usage import Parser, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("clip", "cloc")
@@ -92,19 +94,25 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def main() -> None:
-    """Run, print the table in Markdown, and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.seeds")
     parser.add_argument("name", help="experiments NAME_clip and NAME_cloc")
     parser.add_argument("--data", required=True, help="evaluation set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--evaluate", nargs="*", default=[], help="further configuration of eval.py")
     parser.add_argument("overrides", nargs="*", help="further configuration of both runs")
-    options = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    """Run, print the table in Markdown, and the JSON line."""
+    options = make_parser().parse_intermixed_args()
     out = options.out or ROOT / "runs" / "seeds" / options.name
     seeds = [
-        one_seed(options.name, seed, options.data, out, options.overrides, options.evaluate) for seed in options.seeds
+        one_seed(options.name, seed, options.data, out, options.overrides, options.evaluate)
+        for seed in counted(options.seeds, "training and measuring", "seeds")
     ]
     print("| metric | CLIP | CLOC |\n|---|---|---|")
     summary: dict[str, dict[str, list[float]]] = {}
@@ -125,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

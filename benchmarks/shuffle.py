@@ -27,11 +27,12 @@ import numpy as np
 from open_clip_train.data import _SAMPLE_SHUFFLE_INITIAL, _SAMPLE_SHUFFLE_SIZE, detshuffle2
 from open_clip_train.data import _SHARD_SHUFFLE_INITIAL as SHARD_INITIAL
 from open_clip_train.data import _SHARD_SHUFFLE_SIZE as SHARD_SIZE
-from rich.console import Console
 from rich.table import Table
 from webdataset.filters import _shuffle
 
+from cloc.console import print_table
 from cloc.data.stream.order import GlobalOrder
+from cloc.usage import Parser, one_line
 
 
 def our_batches(shards: int, samples: int, args: argparse.Namespace) -> np.ndarray:
@@ -93,16 +94,21 @@ def _largest(shards: np.ndarray) -> float:
     return float(np.mean([np.bincount(row).max() / len(row) for row in shards]))
 
 
-def main() -> None:
-    """Compute and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.shuffle")
     parser.add_argument("--layout", action="append", help="SHARDS:SAMPLES of each; may be given several times")
     parser.add_argument("--sample-bytes", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=4096, help="global batch")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--workers", type=int, default=4, help="of each rank")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Compute and print."""
+    args = make_parser().parse_args()
     orders = {"ours": our_batches, "open_clip": open_clip_batches, "uniform": uniform_batches}
     title = (
         f"global batch {args.batch}, {args.ranks} ranks × {args.workers} workers, {args.sample_bytes:,} bytes a sample"
@@ -117,11 +123,11 @@ def main() -> None:
             found = quality(batches(shards, samples, args), samples, args.ranks)
             results.setdefault(layout, {})[name] = found
             table.add_row(f"{shards} × {samples:,}", name, *(f"{value:.3f}" for value in found.values()))
-    Console().print(table)
+    print_table(table)
     first = next(iter(results.values()))
     ratio = first["open_clip"]["largest shard"] / first["ours"]["largest shard"]
     print(json.dumps({"largest_shard_open_clip_over_ours": round(ratio, 3), "layouts": results}))
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

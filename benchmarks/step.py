@@ -10,7 +10,6 @@ their ratios, and the share of the machine's measured matrix-multiply peak. The 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -38,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import naive_loss, padded
 from cloc.config import OptimConfig
+from cloc.console import counted, print_table
 from cloc.contracts import Batch
 from cloc.data.stream.collate import collate
 from cloc.data.stream.region_sampling import Item
@@ -49,6 +49,7 @@ from cloc.models.build import build_model
 from cloc.models.model import Cloc
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD
 from cloc.models.temperature import clamp_temperatures
+from cloc.usage import Parser, one_line
 
 NOUNS = """man woman dog child boy girl ball bike street water horse shirt snow grass beach car wall hat player tree
 bench camera crowd rock field river boat table guitar jacket""".split()
@@ -265,7 +266,7 @@ def contenders(geometry: Geometry, batch: Batch, bf16: bool) -> dict[str, Any]:
 def measure(found: dict[str, Any], rounds: int, warmup: int = 2) -> dict[str, float]:
     """Median seconds a step; the contenders take turns, so that a slow minute of the machine hits all."""
     times: dict[str, list[float]] = {name: [] for name in found}
-    for turn in range(rounds + warmup):
+    for turn in counted(range(rounds + warmup), "measuring"):
         for name, contender in found.items():
             contender.prepare()
             start = time.perf_counter()
@@ -320,9 +321,9 @@ def fast_precision() -> str:
     return "bf16" if precision_of("auto", "cpu") == "bf16-mixed" else "fp32"
 
 
-def main() -> None:
-    """Measure, print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.step")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--regions", type=int, default=4)
@@ -331,7 +332,12 @@ def main() -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=["bf16", "fp32"], default=[*dict.fromkeys((fast_precision(), "fp32"))]
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print the table and the JSON line."""
+    options = make_parser().parse_args()
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -357,7 +363,7 @@ def main() -> None:
         for name, value in seconds.items():
             over = value / seconds["open_clip CLIP"]
             table.add_row(name, f"{value:.3f}", f"{over:.2f}", f"{counted[name] / 1e9:.0f}", f"{shares[name]:.2f}")
-        console.print(table)
+        print_table(table, console)
         values = ratios(seconds) | {"matmul_peak_share": shares["our CLOC"]}
         values["open_clip_matmul_peak_share"] = shares["open_clip CLIP"]
         for name, value in values.items():
@@ -369,4 +375,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

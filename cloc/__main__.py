@@ -6,9 +6,9 @@ and heavy modules are imported where a command runs, so that ``--help`` answers 
 
 from __future__ import annotations
 
-import sys
+import shlex
 
-from cloc.command import prepare, run, told
+from cloc.command import continued, prepare, run
 
 if __name__ == "__main__":
     prepare()  # before the imports that take time
@@ -16,22 +16,41 @@ if __name__ == "__main__":
 import inspect  # noqa: E402
 from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
-from typer.core import TyperCommand  # noqa: E402
+from typer.core import TyperCommand, TyperGroup  # noqa: E402
+
+from cloc.usage import OneLineErrors, epilog, one_line, opening, override, print_next  # noqa: E402
+
+if TYPE_CHECKING:
+    from cloc.data.inspect.check import Check
+
+RUN, SHARDS = "runs/demo/cloc", "data/mine/train"  # of the examples
+
+
+class _Commands(OneLineErrors, TyperGroup):
+    """All commands; a command line that cannot be read is one line, with exit code 1."""
+
+
+def _group(name: str, help: str, example: str) -> typer.Typer:
+    """Add a group of commands."""
+    made = typer.Typer(help=help, no_args_is_help=True, epilog=epilog(f"python -m cloc {name} {example}"))
+    app.add_typer(made, name=name)
+    return made
+
 
 app = typer.Typer(
-    help="Localized contrastive pretraining: what goes before and after a run.",
+    cls=_Commands,
+    help="Localized contrastive pretraining: what goes before and after a run. Training is `python train.py`, "
+    "measuring `python eval.py`.",
     no_args_is_help=True,
+    epilog=epilog("python -m cloc data convert openmoji data/openmoji", f"python -m cloc embed {RUN} photos OUT"),
     pretty_exceptions_show_locals=False,  # they may be secrets
 )
-data_app = typer.Typer(help="Make, check and look at shards.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-export_app = typer.Typer(help="Write a trained model for other libraries, with proof of parity.", no_args_is_help=True)
-app.add_typer(export_app, name="export")
-sweep_app = typer.Typer(help="Look at what `train.py -m` trained.", no_args_is_help=True)
-app.add_typer(sweep_app, name="sweep")
+data_app = _group("data", "Make, check and look at shards.", f"check {SHARDS}")
+export_app = _group("export", "Write a trained model for other libraries, with proof of parity.", f"hf {RUN} OUT")
+sweep_app = _group("sweep", "Look at what `train.py -m` trained.", "report runs/sweeps/weights")
 
 
 @app.callback()
@@ -80,7 +99,15 @@ class _ConvertCommand(TyperCommand):
         return super().invoke(ctx)
 
 
-@data_app.command("convert", cls=_ConvertCommand)
+@data_app.command(
+    "convert",
+    cls=_ConvertCommand,
+    epilog=epilog(
+        f"python -m cloc data convert jsonl train.jsonl {SHARDS} --workers 8",
+        "python -m cloc data convert auto coco data/coco/val --split val2017",
+        "python -m cloc data convert openmoji data/openmoji",
+    ),
+)
 def data_convert(
     context: typer.Context,
     format: Annotated[str, typer.Argument(help="Name of a format.")],
@@ -102,10 +129,26 @@ def data_convert(
 
     common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
-    convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
+    with continued():
+        done = convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
+    for folder in [str(manifest.folder) for manifest in done.manifests[:1]]:  # openmoji writes several
+        print_next(shlex.join(["python", "-m", "cloc", "data", "check", folder]), _train_on(folder))
 
 
-@data_app.command("check")
+def _train_on(folder: str, *more: str) -> str:
+    """The plan of a run on shards."""
+    keys = ["name=mine", override("data.train", folder), "samples=100_000", "batch_size=64", *more, "dry_run=true"]
+    return " ".join(["python train.py", *keys])
+
+
+@data_app.command(
+    "check",
+    epilog=epilog(
+        f"python -m cloc data check {SHARDS} --workers 8",
+        f"python -m cloc data check {SHARDS} --against data/mine/val",
+        f"python -m cloc data check {SHARDS} --fix data/mine/clean",
+    ),
+)
 def data_check(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=1)] = 1,
@@ -140,8 +183,26 @@ def data_check(
         text = dumps(to_json(found), ensure_ascii=False, indent=1)
         text = text.encode("utf-8", "backslashreplace").decode()  # of lone surrogates, JSON's own escapes
         typer.echo(text) if to_stdout else write_file(json, text + "\n")
+    if not to_stdout:
+        print_next(*_after_check(found))
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _after_check(found: Check) -> list[str]:
+    """What is to be done with checked shards, or with those that are not as they should be."""
+    command = ["python", "-m", "cloc", "data"]
+    if found.ok:
+        shown = shlex.join([*command, "show", str(found.folder), "--out", "samples.html"])
+        return [shown, _train_on(str(found.folder))]
+    if found.fixed is not None:
+        return [shlex.join([*command, "check", str(found.fixed.folder)])]
+    misread = found.region_fault is not None and found.region_fault.misread
+    if misread or not found.usable:
+        return []
+    copy = found.folder.with_name(f"{found.folder.name}-fixed")
+    against = [] if found.shared is None else ["--against", found.shared.folder]
+    return [shlex.join([*command, "check", str(found.folder), *against, "--fix", str(copy)])]
 
 
 OverridesArgument = Annotated[
@@ -151,7 +212,13 @@ OverridesArgument = Annotated[
 ImageSizeOption = Annotated[int, typer.Option(help="Side of the view in pixels.", min=1)]
 
 
-@data_app.command("show")
+@data_app.command(
+    "show",
+    epilog=epilog(
+        f"python -m cloc data show {SHARDS} --out samples.html",
+        f"python -m cloc data show {SHARDS} crop=0.4 flip=0.5 --view --count 32",
+    ),
+)
 def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     overrides: OverridesArgument = None,
@@ -170,9 +237,10 @@ def data_show(
 
     chooser = make_chooser(data_config(overrides or []), image_size) if view else None
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
+    print_next(opening(out), _train_on(str(folder), *(f"data.{key.removeprefix('data.')}" for key in overrides or ())))
 
 
-@data_app.command("bench")
+@data_app.command("bench", epilog=epilog(f"python -m cloc data bench {SHARDS} crop=0.4 --workers 2"))
 def data_bench(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     overrides: OverridesArgument = None,
@@ -191,6 +259,7 @@ def data_bench(
     chooser = make_chooser(data_config(overrides or []), image_size)
     options = {"samples": samples, "batch_size": batch_size, "workers": workers}
     print_bench(bench(folder, chooser, tokenizer=Tokenizer(tokenizer), **options))
+    print_next(_train_on(str(folder), f"data.workers={workers}"))
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]
@@ -230,9 +299,19 @@ def _export_command(format: str, description: str) -> None:
         trusted = [find_class(name, "--trust") for name in trust or ()]
         choice = Choice(average, raw, base, alpha, unfinished, trusted)
         typer.echo(f"wrote {export(format, run, out, pictures, choice)}")
+        print_next(shlex.join(["python", "-c", _LOADING[format].replace("OUT", str(out))]))
 
-    export_app.command(format, help=description)(command)
+    export_app.command(format, help=description, epilog=epilog(f"python -m cloc export {format} {RUN} OUT"))(command)
 
+
+_LOADING = {
+    "hf": 'from transformers import CLIPModel; CLIPModel.from_pretrained("OUT")',
+    "open_clip": 'import open_clip; open_clip.create_model_and_transforms("local-dir:OUT")',
+    "timm": 'import timm; timm.create_model("local-dir:OUT", pretrained=True)',
+    "onnx": 'import onnxruntime; onnxruntime.InferenceSession("OUT/image.onnx")',
+    "torch": 'import torch; torch.export.load("OUT/image.pt2").module()',
+    "regions": 'import sys; sys.path.insert(0, "OUT"); from regions import RegionSampler; RegionSampler.load("OUT")',
+}
 
 _export_command("hf", "CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/.")
 _export_command("open_clip", "Folder for open_clip's local-dir: names.")
@@ -242,7 +321,14 @@ _export_command("torch", "torch.export programs of the same parts.")
 _export_command("regions", "Prompter and grounding head as one Python file that needs PyTorch alone.")
 
 
-@app.command("embed")
+@app.command(
+    "embed",
+    epilog=epilog(
+        f"python -m cloc embed {RUN} data/mine/val embeddings",
+        f"python -m cloc embed {RUN} photos embeddings --format parquet",
+        f"torchrun --nproc-per-node=8 -m cloc embed {RUN} data/mine/val OUT",
+    ),
+)
 def embed_command(
     run: Annotated[str, typer.Argument(help="Run, checkpoint, export, CLIP folder, or open_clip:ARCH:WEIGHTS.")],
     data: Annotated[Path, typer.Argument(help="Folder of shards or of pictures, or a COCO annotation file.")],
@@ -258,10 +344,17 @@ def embed_command(
     from cloc.evaluation.embed import embed
 
     trusted = [find_class(name, "--trust") for name in trust or ()]
-    embed(run, data, out, format, source, device, images, trusted)
+    with continued():
+        embed(run, data, out, format, source, device, images, trusted)
 
 
-@sweep_app.command("report")
+@sweep_app.command(
+    "report",
+    epilog=epilog(
+        "python -m cloc sweep report runs/sweeps/weights",
+        "python -m cloc sweep report runs/sweep --metric val/mine/grounding/mIoU",
+    ),
+)
 def sweep_report(
     folder: Annotated[Path, typer.Argument(help="run_dir of the sweep.", metavar="DIR")],
     metric: Annotated[
@@ -273,6 +366,7 @@ def sweep_report(
 
     for path in report(folder, metric or ()):
         typer.echo(f"wrote {path}")
+    print_next(opening(folder / "sweep.png"))
 
 
 def main() -> None:
@@ -280,11 +374,7 @@ def main() -> None:
     from cloc.config.secrets import guard_output
 
     guard_output()
-    try:
-        app()
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {told(error)}", err=True)
-        sys.exit(1)
+    one_line(app)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
+STOPPED = 75
+"""Exit code of what a signal stopped and the same command continues (EX_TEMPFAIL: run it again)."""
+
 EXTRAS = {
     "train": ("aiohttp", "braceexpand", "fsspec", "hydra", "ijson", "lightning", "webdataset"),
     "eval": ("fsspec", "hydra", "ijson", "jinja2", "matplotlib", "pycocotools"),
@@ -30,6 +33,7 @@ EXTRAS = {
 """Modules that the extras ``train`` and ``eval`` bring; a loaded model needs none of them."""
 
 _WORD = "interrupted; run the same command again"
+_CONTINUE = "stopped by SIGTERM; run the same command again to continue"
 _PATIENCE = 5.0  # seconds until a process whose main thread does not come back from compiled code is ended from outside
 # One press may come twice: torchrun passes on what the terminal has already sent to every process, as some wrappers do.
 _ONE_PRESS = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.25
@@ -40,6 +44,13 @@ class Interrupt(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(INTERRUPTED)
+
+
+class Stop(SystemExit):
+    """SIGTERM in a command that can be continued: unwinds as :class:`Interrupt` does, and ends with code 75."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED)
 
 
 class _Watch:
@@ -134,6 +145,28 @@ def announced(word: str) -> Iterator[None]:
         _watch.word = before
 
 
+@contextlib.contextmanager
+def continued() -> Iterator[None]:
+    """SIGTERM (a time limit) ends the block as Ctrl-C would, with code 75: what is done is kept.
+
+    Of several processes that a launcher started each ends at once: one that waits for the others could not unwind.
+    """
+    alone = all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    raise Stop
+
+
 def require(extra: str) -> None:
     """Leave the process with one line where a module of an extra is missing; imports none of them."""
     missing = [module for module in EXTRAS[extra] if not _is_there(module)]
@@ -169,6 +202,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
     except SystemExit as end:
         if isinstance(end, Interrupt):
             print(_WORD, file=sys.stderr)
+        if isinstance(end, Stop):
+            print(_CONTINUE, file=sys.stderr)
         _code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     finally:

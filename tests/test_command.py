@@ -74,6 +74,22 @@ def test_ctrl_c_ends_a_command_in_one_line(lines: list[str], told: str) -> None:
     assert press(python(command(*lines)))[:2] == (130, told)
 
 
+def test_sigterm_ends_what_can_be_continued_in_one_line() -> None:
+    process = python(command("with continued():", *(f"    {line}" for line in UNWINDING)))
+    process.stdout.readline()
+    process.terminate()
+    told = "put away\nstopped by SIGTERM; run the same command again to continue\n"
+    assert (process.communicate(timeout=60)[1], process.returncode) == (told, 75)
+
+
+def test_sigterm_ends_one_of_several_processes_at_once() -> None:
+    lines = command("with continued():", *(f"    {line}" for line in UNWINDING))
+    process = python(lines, env=os.environ | {"WORLD_SIZE": "2"})
+    process.stdout.readline()
+    process.terminate()
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", -signal.SIGTERM)
+
+
 def test_ctrl_c_during_an_import_that_swallows_it(tmp_path: Path) -> None:
     (tmp_path / "slow_import.py").write_text(
         f"import time\ntry:\n    {READY}; time.sleep(60)\nexcept BaseException: pass\n"

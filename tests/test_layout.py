@@ -21,13 +21,15 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
 FLOW = ["data", "models", "losses", "evaluation", "engine"]
-BASE = {"checkpoints", "command", "contracts", "config", "files"}
+BASE = {"checkpoints", "command", "console", "contracts", "config", "files", "usage"}
 MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": set(),
     "command": set(),
+    "usage": {"command"},
+    "console": {"usage"},
     "contracts": set(),
     "files": set(),
-    "config": {"contracts", "files"},
+    "config": {"contracts", "files", "usage"},
     **{folder: BASE | set(FLOW[:place]) for place, folder in enumerate(FLOW)},
     "encoder": BASE | {"data", "models"},
     "loading": BASE | {"data", "models", "encoder"},

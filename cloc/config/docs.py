@@ -1,4 +1,6 @@
-"""Key tables of ``docs/``, written from the schema: ``python -m cloc.config.docs --write``.
+"""Key tables of ``docs/``, written from the schema.
+
+    python -m cloc.config.docs --write
 
 A key's type, default, domain and meaning stand in ``schema`` (or in the signature and docstring of a part) and nowhere
 else. A page asks for a table by a pair of comments; what stands between them is replaced::
@@ -28,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from cloc.config import schema
 from cloc.config.nodes import find_class
 from cloc.files import write_file
+from cloc.usage import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN, CLOSE = r"<!-- keys (?P<name>\S+)(?: (?P<path>\S+))? -->\n", "<!-- end of keys -->"
@@ -204,7 +207,9 @@ def render(text: str, composed: Callable[[str], DictConfig] = compose) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or compare all pages; returns the exit code."""
-    stale = []
+    parser = Parser(__doc__, "python -m cloc.config.docs")
+    parser.add_argument("--write", action="store_true", help="write the pages that are out of date")
+    write, stale = parser.parse_args(arguments).write, []
     compositions = {name: compose(name) for name in COMPOSED.values()}
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
@@ -212,11 +217,11 @@ def main(arguments: list[str]) -> int:
         if fresh == text:
             continue
         stale.append(page.name)
-        if "--write" in arguments:
+        if write:
             write_file(page, fresh)
     if stale:
-        print(f"{', '.join(stale)}: {'written' if '--write' in arguments else 'out of date; run `make docs`'}")
-    return int(bool(stale) and "--write" not in arguments)
+        print(f"{', '.join(stale)}: {'written' if write else 'out of date; run `make docs`'}")
+    return int(bool(stale) and not write)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from cloc.engine.moving_average import weights_to_measure
 from cloc.engine.process_group import gather_objects
 from cloc.engine.task import Measure, Reading, Task, TaskBatch, as_task
 from cloc.engine.trainer_state import is_log_step
+from cloc.usage import clock
 
 
 def is_due(every: int, seen: int, batch_size: int) -> bool:
@@ -142,12 +143,14 @@ class ProgressLine(Callback):
         self.title, self.every = title, every
         self.console = Console()
         self.live: Progress | None = None
-        self.last = time.perf_counter()
+        self.last = self.begun = time.perf_counter()
+        self.first_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Open the bar, at the step a resumed run starts from."""
         if not trainer.is_global_zero:
             return
+        self.begun, self.first_step = time.perf_counter(), trainer.global_step
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
         if self.console.is_terminal and sys.stdout.isatty():
             self.live = Progress(
@@ -170,7 +173,14 @@ class ProgressLine(Callback):
             self.last = now
             share = min(1.0, task.samples_seen / task.config.samples)
             text = f"{self.title}  {share:4.0%}  step {trainer.global_step}/{trainer.max_steps}"
+            if not done:
+                text += f"  {self._left(trainer, now)} left"
             self.console.print(f"{text}  {self._text(trainer, task)}", highlight=False, soft_wrap=True)
+
+    def _left(self, trainer: lightning.Trainer, now: float) -> str:
+        """Time to the end at the pace so far, with all that goes on between steps."""
+        made = max(1, trainer.global_step - self.first_step)
+        return clock((now - self.begun) / made * (trainer.max_steps - trainer.global_step))
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close the bar."""

@@ -150,6 +150,10 @@ class Pretrain(Task):
 
         return TrainingSuite(self.config.evaluation, self.config.datasets, self.model, chosen_metrics(self.config))
 
+    def next_commands(self) -> list[str]:
+        """See :func:`cloc.engine.pretrain_data.next_commands`."""
+        return pretrain_data.next_commands(self.config, self.model)
+
     @classmethod
     def health(cls, parts: Sequence[Reading]) -> dict[str, float]:
         """See :func:`cloc.engine.pretrain_data.data_health`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.task import Reading
 from cloc.files import into_folder
 from cloc.models.model import Cloc
-from cloc.models.protocols import architecture, view
+from cloc.models.protocols import architecture, refusals, view
 from cloc.models.trust.text_files import DIGEST, FOLDER, KEY, carried
+from cloc.usage import override
+
+FORMATS = ("hf", "open_clip", "timm", "torch")  # of export, in the order in which they are proposed
 
 
 def open_data(config: TrainConfig) -> ShardSources:
@@ -137,3 +141,21 @@ def data_health(parts: Sequence[Reading]) -> dict[str, float]:
         "data/truncated_share": truncated / max(1, samples + regions),
         "data/duplicate_phrase_share": 1 - counts["phrases_distinct"] / regions if regions else 0.0,
     }
+
+
+def next_commands(config: TrainConfig, model: Cloc) -> list[str]:
+    """Measure the run, and write it for another library that can hold it; empty for one in an object store."""
+    run = config.run_dir
+    if "://" in run:
+        return []
+    sets = list(config.evaluation.data) or _sets_beside(config.data.train)
+    fitting = (name for name in FORMATS if not refusals(model.image, name) + refusals(model.text, name))
+    exported = ["python", "-m", "cloc", "export", next(fitting, "torch"), run, f"{run}-export"]
+    return [f"python eval.py {override('checkpoint', run)} {override('data', sets)}", shlex.join(exported)]
+
+
+def _sets_beside(train: Any) -> list[str]:
+    """Folders of shards that lie beside those that were trained on, under the usual names; else a name to fill in."""
+    near = [] if not isinstance(train, str) else [Path(train).parent / name for name in ("val", "validation", "test")]
+    found = [str(folder) for folder in near if any(folder.glob("*.tar")) and folder != Path(train)]
+    return found[:1] or ["FOLDER"]

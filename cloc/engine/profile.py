@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from cloc.console import print_table
 from cloc.contracts import Batch
 from cloc.files import make_folder, new_path, write_file
 
@@ -154,5 +155,5 @@ def show(seconds: dict[str, float], steps: int, folder: Path) -> None:
     table.add_section()
     table.add_row("step", f"{total / steps * 1e3:.1f}", "100%")
     console = Console()
-    console.print(table)
+    print_table(table, console)
     console.print(f"trace   {folder / 'trace.json.gz'} (https://ui.perfetto.dev)", highlight=False, soft_wrap=True)

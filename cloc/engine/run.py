@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,10 +20,12 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from cloc.config import ConfigError, RunConfig, find_class, validate
 from cloc.config.secrets import public
+from cloc.console import print_line
 from cloc.engine.agreement import check_same
 from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
 from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
@@ -57,6 +61,7 @@ from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
 from cloc.engine.trainer_state import callbacks_of
 from cloc.files import make_folder
 from cloc.models.weights.digests import weights_digest
+from cloc.usage import print_next
 
 console = Console()
 
@@ -88,6 +93,8 @@ def train(composed: DictConfig) -> Path | None:
         if stored is not None and is_finished(stored, config):
             check_finished(stored, kind, resolved, data.digest, folder)
         _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=stored)
+        if rank == 0:
+            _print_launch()
         return None
     use_threads(config.trainer.threads)
     connect(config.trainer.accelerator)
@@ -97,6 +104,8 @@ def train(composed: DictConfig) -> Path | None:
         stored = decide(lambda: begin(folder, config, task, data.digest, held))
         _check_nodes(folder)
         if stored is not None and is_finished(stored, config):
+            if rank == 0:
+                _print_after(task)
             return folder.local
         if stored is not None:
             stream.cursor = stored.info["cursor"]
@@ -115,7 +124,24 @@ def train(composed: DictConfig) -> Path | None:
         _fit(folder, task, stream, stored)
         if rank == 0:
             folder.push()
+            print_line(console, f"wrote {folder.location}")
+            _print_after(task)
     return folder.local
+
+
+def _print_launch() -> None:
+    """The command that trains what was planned."""
+    script, *arguments = sys.argv
+    if Path(script).name == "train.py" and rank_and_world()[1] == 1:
+        print_next(
+            public(shlex.join(["python", script, *(one for one in arguments if not one.startswith("dry_run="))]))
+        )
+
+
+def _print_after(task: Task) -> None:
+    """What to do with a run; a sweep says so when all of its jobs are done."""
+    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+        print_next(*task.next_commands())
 
 
 def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], TaskData]:
@@ -350,6 +376,8 @@ def _print_plan(
         at = f"at sample {stored.info['samples_seen']:,} of {stored.path.name}"
         lines["continues"] = f"{at}: {steps_left(config, stored):,} steps are left"
     table = Table(title=config.name, title_justify="left", show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in lines.items():
-        table.add_row(f"[dim]{name}", str(value))
+        table.add_row(f"[dim]{name}", Text(str(value)))
     console.print(table)

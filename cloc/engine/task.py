@@ -209,6 +209,10 @@ class Task(lightning.LightningModule):
         """What measures the model while it trains, larger is better: metrics by name; None for nothing."""
         return None
 
+    def next_commands(self) -> list[str]:
+        """What to do with a run that is done, as command lines to copy."""
+        return []
+
     @classmethod
     def health(cls, parts: Sequence[Reading]) -> dict[str, float]:
         """What to log of the data since the last line, of all processes."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class
 from cloc.config.versions import versions
+from cloc.console import print_line, working
 from cloc.encoder import Encoder
 from cloc.evaluation.cache import Cache
 from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
@@ -36,6 +36,7 @@ from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
 from cloc.loading import load
+from cloc.usage import opening, print_next
 
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
@@ -75,45 +76,50 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         "data": {},
     }
     reports = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        cache = Cache(config.cache, ranks)
-        models = [ModelOutputs(encoder, ranks, cache, progress) for encoder in encoders]
-        for name, dataset in sets.items():
+    waiting = Console(stderr=True, quiet=not ranks.first)
+    cache = Cache(config.cache, ranks)
+    models = [ModelOutputs(encoder, ranks, cache, waiting) for encoder in encoders]
+    for number, (name, dataset) in enumerate(sets.items(), start=1):
+        of = f" ({number} of {len(sets)} sets)" * (len(sets) > 1)
+        with working(waiting, f"reading {name}{of}"):
             data = load_eval_set(name, dataset, config.limit, ranks)
-            embedded = [outputs.embed(data, config.evaluation, catalog.needs) for outputs in models]
-            outcomes = {
-                outputs.encoder.name: measure(outputs, data, own, catalog.metrics)
-                for outputs, own in zip(models, embedded, strict=True)
-            }
-            metrics = {model: values(found) for model, found in outcomes.items()}
-            unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
-            entry: Entry = {
-                "models": metrics,
-                "counts": data.counts,
-                "skipped": data.skipped | ({"image_to_classify_unreadable": unreadable} if unreadable else {}),
-                "notes": data.notes,
-                "lead": data.lead,
-                "class_texts": data.templates,
-            }
-            if config.evaluation.bootstrap and ranks.first:
+        embedded = [outputs.embed(data, config.evaluation, catalog.needs) for outputs in models]
+        outcomes = {
+            outputs.encoder.name: measure(outputs, data, own, catalog.metrics)
+            for outputs, own in zip(models, embedded, strict=True)
+        }
+        metrics = {model: values(found) for model, found in outcomes.items()}
+        unreadable = int(embedded[0].classified.isnan().any(1).sum()) if len(embedded[0].classified) else 0
+        entry: Entry = {
+            "models": metrics,
+            "counts": data.counts,
+            "skipped": data.skipped | ({"image_to_classify_unreadable": unreadable} if unreadable else {}),
+            "notes": data.notes,
+            "lead": data.lead,
+            "class_texts": data.templates,
+        }
+        if config.evaluation.bootstrap and ranks.first:
+            with working(waiting, f"intervals of {name}{of}"):
                 entry = {**entry, **uncertainty(outcomes, config.evaluation.bootstrap, config.seed, catalog)}
-            result["data"][name] = entry
-            best = {model: catalog.best_sources(own) for model, own in metrics.items()}
-            found = Evaluated(models, data, embedded, outcomes, best, catalog)
-            reports.append(dataset_report(found, entry, config.pictures, config.evaluation.bootstrap, config.seed))
+        result["data"][name] = entry
+        best = {model: catalog.best_sources(own) for model, own in metrics.items()}
+        found = Evaluated(models, data, embedded, outcomes, best, catalog)
+        reports.append(dataset_report(found, entry, config.pictures, config.evaluation.bootstrap, config.seed))
     page = out / "report" / "index.html"
     if ranks.first:
         make_folder(out)
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
         write_json(out / "metrics.json", result)
         write_file(out / "metrics.md", markdown(result, catalog))
-        console.print(comparison_table(result, catalog))
+        console.print(comparison_table(result, catalog, console.width))
         for name, entry in result["data"].items():
             for note in entry["notes"]:
                 console.print(f"{name}: {note}", style="yellow", highlight=False, markup=False)
         page = write_report(_report(config, result, reports, encoders, catalog), out / "report")
-        console.print(f"\nmetrics  {out / 'metrics.json'}\nreport   {page}", highlight=False, soft_wrap=True)
+        print_line(console, "")
+        print_line(console, f"metrics  {out / 'metrics.json'}")
+        print_line(console, f"report   {page}")
+        print_next(opening(page))
     return page
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
+from cloc.console import Bar, print_line, progress
 from cloc.contracts import BadSample, Sample
 from cloc.data.convert.formats.coco import COCO_BOXES, coco_object, file_name, read_coco
 from cloc.data.convert.records import normalize_regions, stated_size
@@ -34,6 +35,7 @@ from cloc.evaluation.reduce import Ranks, together
 from cloc.files import make_folder, read_file, write_file, write_json
 from cloc.loading import load
 from cloc.models.sanity import check_embedded
+from cloc.usage import print_next
 
 FORMATS = ("npz", "parquet")
 KINDS = ("images", "regions", "texts")
@@ -106,8 +108,19 @@ def embed(
         ranks.all(True)  # all pieces are there
         counts = _join(pieces, out, pictures.count, kind) if ranks.first else {}
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
-        Console(quiet=not ranks.first).print(f"wrote {told}: {out}", highlight=False, soft_wrap=True)
+        if ranks.first:
+            print_line(Console(), f"wrote {told}: {out}")
+            print_next(_look_at(out, kind))
         return ranks.collect(counts)[0]
+
+
+def _look_at(out: Path, kind: str) -> str:
+    """The command that reads the pictures' embeddings."""
+    file = json.dumps(str(out / f"images.{kind}"), ensure_ascii=False)
+    read = f"import pandas; print(pandas.read_parquet({file}))"
+    if kind == "npz":
+        read = f'import numpy; rows = numpy.load({file}); print(rows["key"][:5], rows["embedding"].shape)'
+    return shlex.join(["python", "-c", read])
 
 
 def open_source(data: Path, images: Path | None = None) -> EmbedInput:
@@ -204,21 +217,21 @@ def _piece(pieces: Path, start: int) -> Path:
 def _make_pieces(encoder: Encoder, pictures: EmbedInput, source: str, pieces: Path, ranks: Ranks) -> None:
     mine = ranks.batches(pictures.count, BATCH * PIECE)
     console = Console(quiet=not ranks.first, stderr=True)
-    with Progress(console=console, transient=not console.is_terminal) as progress:
-        task = progress.add_task(f"{encoder.name}", total=sum(map(len, mine)))
+    with progress(console, f"embedding with {encoder.name}", sum(map(len, mine)), "pictures") as bar:
         for piece in mine:
             path = _piece(pieces, piece.start)
-            if not path.is_file():
-                _write(path, _embed_piece(encoder, pictures, source, piece))
-            progress.advance(task, len(piece))
+            if path.is_file():
+                bar.advance(len(piece), worked=0)
+            else:
+                _write(path, _embed_piece(encoder, pictures, source, piece, bar))
 
 
-def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: range) -> dict[str, np.ndarray]:
+def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: range, bar: Bar) -> dict[str, np.ndarray]:
     width = encoder.joint_dim
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "size", "region_key", "box", "region_text")}
     rows |= {name: [] for name in ("text_key", "text", "text_kind")}
     image, region, skipped = [torch.zeros(0, width)], [torch.zeros(0, width)], 0
-    for start in range(piece.start, piece.stop, BATCH):
+    for start in bar.each(range(piece.start, piece.stop, BATCH), lambda start: min(BATCH, piece.stop - start)):
         read = [_read(pictures, index) for index in range(start, min(start + BATCH, piece.stop))]
         usable = [found for found in read if found is not None]
         skipped += len(read) - len(usable)

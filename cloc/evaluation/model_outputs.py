@@ -7,13 +7,15 @@ no metric.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.console import Console
 from torch import Tensor
 
 from cloc.config import EvaluationConfig
+from cloc.console import Bar, progress
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import EncodedPictures, Encoder
@@ -82,13 +84,13 @@ class ModelOutputs:
         encoder: the model.
         ranks: processes that share the work.
         cache: where embeddings are kept; None for nowhere.
-        progress: a bar to advance.
+        console: where progress is told; None for nowhere.
     """
 
     def __init__(
-        self, encoder: Encoder, ranks: Ranks, cache: Cache | None = None, progress: Progress | None = None
+        self, encoder: Encoder, ranks: Ranks, cache: Cache | None = None, console: Console | None = None
     ) -> None:
-        self.encoder, self.ranks, self.progress = encoder, ranks, progress
+        self.encoder, self.ranks, self.console = encoder, ranks, console or Console(quiet=True)
         self.cache = cache or Cache(None, ranks)
         self.model = model_digest(encoder) if self.cache.folder else ""
         self.width = encoder.joint_dim
@@ -112,10 +114,11 @@ class ModelOutputs:
     def _encode(self, texts: list[str]) -> Tensor:
         """In batches of like length, shared by ranks."""
         order = sorted(range(len(texts)), key=lambda i: len(self.encoder.tokenizer.encode(texts[i])[0]))
-        parts = [
-            self.encoder.encode_text([texts[order[i]] for i in batch], TEXTS)
-            for batch in self.ranks.batches(len(texts), TEXTS)
-        ]
+        batches = self.ranks.batches(len(texts), TEXTS)
+        with self._bar("reads texts", batches, "texts") as bar:
+            parts = [
+                self.encoder.encode_text([texts[order[i]] for i in batch], TEXTS) for batch in bar.each(batches, len)
+            ]
         rows = self.ranks.join(parts, torch.zeros(0, self.width))
         return rows[torch.tensor(order).argsort()]
 
@@ -174,20 +177,19 @@ class ModelOutputs:
         rows: dict[str, list[Tensor]] = {part: [] for part in wanted}
         scores: list[Tensor] = []
         batches = self.ranks.batches(len(data.samples), batch_size)
-        task = self._start(f"{self.encoder.name} on {data.name}", batches)
-        for batch in batches:
-            seen = self.encoder.see(data.pictures(batch))
-            for part in wanted:
-                if part == "images":
-                    rows[part].append(seen.features.pooled)
-                elif part == "grounded":
-                    own, likeness = self._ground(seen, [phrases[i] for i in batch])
-                    rows[part].append(own)
-                    scores.append(likeness)
-                else:
-                    source = part.removeprefix("region-")
-                    rows[part] += self.encoder.regions(seen, [boxes[i] for i in batch], source)
-            self._advance(task, len(batch))
+        with self._bar(f"on {data.name}", batches) as bar:
+            for batch in bar.each(batches, len):
+                seen = self.encoder.see(data.pictures(batch))
+                for part in wanted:
+                    if part == "images":
+                        rows[part].append(seen.features.pooled)
+                    elif part == "grounded":
+                        own, likeness = self._ground(seen, [phrases[i] for i in batch])
+                        rows[part].append(own)
+                        scores.append(likeness)
+                    else:
+                        source = part.removeprefix("region-")
+                        rows[part] += self.encoder.regions(seen, [boxes[i] for i in batch], source)
         found: dict[str, Tensors] = {}
         for part in wanted:
             if part == "grounded":
@@ -211,11 +213,8 @@ class ModelOutputs:
         kept = self.cache.read(*key)
         if kept is None:
             batches = self.ranks.batches(len(images.labels), batch_size)
-            task = self._start(f"{self.encoder.name} classifies {name}", batches)
-            parts = []
-            for batch in batches:
-                parts.append(self._readable(images, batch))
-                self._advance(task, len(batch))
+            with self._bar(f"classifies {name}", batches) as bar:
+                parts = [self._readable(images, batch) for batch in bar.each(batches, len)]
             kept = {"rows": self.ranks.join(parts, torch.zeros(0, self.width))}
             self.cache.write(kept, *key)
         return kept["rows"]
@@ -244,11 +243,10 @@ class ModelOutputs:
         kept = self.cache.read(*key)
         if kept is None:
             batches = self.ranks.batches(len(items), batch_size)
-            task = self._start(f"{self.encoder.name} on {data.name}: relations", batches)
             parts: dict[str, list[Tensor]] = {"images": [], "boxes": [], "common": [], "aspect": []}
-            for batch in batches:
-                self._relation_batch([items[i] for i in batch], parts)
-                self._advance(task, len(batch))
+            with self._bar(f"on {data.name}: relations", batches, "items") as bar:
+                for batch in bar.each(batches, len):
+                    self._relation_batch([items[i] for i in batch], parts)
             shapes = {"images": (0, self.width), "boxes": (0, 4), "common": (0, self.width), "aspect": (0,)}
             kept = {name: self.ranks.join(parts[name], torch.zeros(*shape)) for name, shape in shapes.items()}
             self.cache.write(kept, *key)
@@ -288,12 +286,8 @@ class ModelOutputs:
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
-    def _start(self, title: str, batches: list[range]) -> TaskID | None:
-        return self.progress.add_task(title, total=sum(map(len, batches))) if self.progress else None
-
-    def _advance(self, task: TaskID | None, count: int) -> None:
-        if self.progress is not None and task is not None:
-            self.progress.advance(task, count)
+    def _bar(self, title: str, batches: list[range], unit: str = "pictures") -> AbstractContextManager[Bar]:
+        return progress(self.console, f"{self.encoder.name} {title}", sum(map(len, batches)), unit)
 
 
 def common_box(item: RelationItem, boxes: dict[str, Sequence[float]]) -> list[float]:

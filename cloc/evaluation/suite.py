@@ -10,6 +10,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from cloc.config import ConfigError, DatasetConfig, EvaluationConfig
+from cloc.console import progress_console
 from cloc.encoder import Encoder
 from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
 from cloc.evaluation.metrics.metric import Metric, listed_names
@@ -161,7 +162,10 @@ class TrainingSuite:
 
     def __call__(self, model: Cloc) -> dict[str, float]:
         """Metrics by ``SET/METRIC``."""
-        outputs = ModelOutputs(Encoder(model, {}, str(next(model.parameters()).device)), Ranks())
+        console = progress_console()
+        console.quiet |= console.is_terminal  # the run's own bar is there
+        encoder = Encoder(model, {}, str(next(model.parameters()).device))
+        outputs = ModelOutputs(encoder, Ranks(), console=console)
         return {
             f"{data.name}/{name}": value for data in self.sets for name, value in self._values(outputs, data).items()
         }

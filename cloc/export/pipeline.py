@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from cloc.console import progress, progress_console, working
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError, check_pair
 from cloc.export.card import write_card
@@ -46,8 +47,9 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
     encoder = load_source(run, choice or Choice())
     tolerance = check_pair(encoder, format).tolerance
     with hidden_folder(out) as aside:
-        writer.write(encoder, aside)
-        write_extra(encoder, aside, format)
+        with working(progress_console(), f"export {format}: writing {encoder.name}"):
+            writer.write(encoder, aside)
+            write_extra(encoder, aside, format)
         ok = _prove(writer, encoder, aside, tolerance, pictures, format)
         kept = out if ok else _free(out)
         publish(aside, kept)
@@ -59,9 +61,15 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
 def _prove(
     writer: ModuleType, encoder: Encoder, folder: Path, tolerance: float, pictures: Path | None, format: str
 ) -> bool:
-    probe = make_probe(encoder, pictures)
-    rows = compare(original(encoder, probe), writer.read(folder, probe), tolerance)
-    rows += writer.more_rows(encoder, probe, folder, tolerance)
+    with progress(progress_console(), f"export {format}: comparing with {encoder.name}", 4, "steps") as bar:
+        probe = make_probe(encoder, pictures)
+        bar.advance()
+        ours = original(encoder, probe)
+        bar.advance()
+        rows = compare(ours, writer.read(folder, probe), tolerance)
+        bar.advance()
+        rows += writer.more_rows(encoder, probe, folder, tolerance)
+        bar.advance()
     report(rows, f"{format} of {encoder.name}, {len(probe.pictures)} pictures")
     write_parity(rows, folder, len(probe.pictures))
     write_card(encoder, folder, format, writer.usage(encoder), rows, len(probe.pictures))

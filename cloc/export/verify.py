@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 from torchvision.transforms.functional import to_pil_image
 
+from cloc.console import print_table
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.encoder import Encoder
@@ -214,7 +214,7 @@ def report(rows: list[Row], title: str) -> None:
     for row in rows:
         allowed = "–" if row.tolerance is None else f"{row.tolerance * max(1.0, row.scale):.1e}"
         table.add_row(row.name, f"{row.difference:.1e}", f"{row.scale:.3g}", allowed, "" if row.ok else "[red]differs")
-    Console().print(table)
+    print_table(table)
 
 
 def write_parity(rows: list[Row], folder: Path, pictures: int) -> None:

@@ -114,8 +114,9 @@ def named(*metrics: Any) -> EvaluationConfig:
 
 
 def test_a_metric_of_ones_own_is_in_the_numbers_the_table_and_the_page(
-    data: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("cloc.console.FIRST", 0.0)  # progress is told at once
     mine = {"_target_": f"{HERE}.CaptionDistance", "power": 2.0}
     page = compare(configuration(data, runs, tmp_path, evaluation=named("retrieval", mine, "grounding")))
     found = result(tmp_path)["data"]["toy"]
@@ -125,7 +126,12 @@ def test_a_metric_of_ones_own_is_in_the_numbers_the_table_and_the_page(
         assert not any(name.startswith(("region/", "relations/", "image/")) for name in found["models"][model])
     assert "mine/caption_distance" in found["differences"]["clip"]
     value = found["models"]["cloc"]["mine/caption_distance"]
-    for text in (capsys.readouterr().out, page.read_text(encoding="utf-8")):
+    printed, progress = capsys.readouterr()
+    assert "cloc on toy: 5 of 12 pictures (42%), " in progress and "clip on toy: 12 pictures in 0:" in progress
+    assert "cloc reads texts: " in progress
+    assert printed.splitlines()[-2:] == [f"report   {page}", f"next: python -m webbrowser {page.as_uri()}"]
+    assert max(map(len, printed.split("\nmetrics ")[0].splitlines())) <= 80
+    for text in (printed, page.read_text(encoding="utf-8")):
         assert "Of my own" in text and "Distance to the caption" in text and "Mean (units)" in text
         assert f"{value:.3f}" in text
     assert f"`mine/caption_distance` | {value:.3f}" in (tmp_path / "metrics.md").read_text().replace("**", "")

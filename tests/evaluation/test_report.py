@@ -242,13 +242,13 @@ def test_a_difference_whose_interval_holds_zero_is_not_a_lead() -> None:
     assert (row.gap.text, row.gap.interval, row.gap.ahead) == ("−1.9", (-0.04, 0.002), None)
 
 
-def test_terminal_table_fits_100_columns() -> None:
+def test_terminal_table_fits_80_columns() -> None:
     models = {"first": {name: 0.0 for name in CLOC}} | {f"cloc-variant-{number}": CLOC for number in range(6)}
     for chosen in ({"cloc": CLOC, "clip": CLIP}, models, {}):
-        console = Console(width=100, file=StringIO())
+        console = Console(width=80, file=StringIO())
         console.print(comparison_table({"data": {"[bold]openmoji": {"models": chosen}, "empty": {"models": {}}}}))
         text = console.file.getvalue()
-        assert max(map(len, text.splitlines())) <= 100
+        assert max(map(len, text.splitlines())) <= 80 and "…" not in text
         assert "[bold]openmoji" in text and "nan" not in text
         named = sum(m.get("region/prompter/top1") == 0.93 for m in chosen.values())
         assert text.count("93.0%") == 2 * named  # by the Prompter, and as the best source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,10 @@ def test_command_line(cloc_run: Path, tmp_path: Path) -> None:
     args = ["export", "open_clip", str(cloc_run), str(tmp_path / "out"), "--pictures", str(tmp_path / "pictures")]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
-    assert "penultimate" in result.output and "wrote" in result.output
+    assert "penultimate" in result.output
+    wrote, then = result.output.splitlines()[-2:]
+    assert wrote == f"wrote {tmp_path / 'out'}" and then.startswith("next: python -c 'import open_clip; ")
+    exec(shlex.split(then)[3])
     assert json.loads((tmp_path / "out" / "parity.json").read_text())["pictures"] == 5
     assert CliRunner().invoke(app, args).exit_code == 1
 

@@ -11,8 +11,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+from typer.core import TyperCommand
+
+from cloc.console import print_table, progress, progress_console
+from cloc.usage import OneLineErrors, epilog
 
 from .checkpoints import CHECKPOINTS
 from .configurations import CONFIGURATIONS
@@ -28,6 +31,14 @@ SHOWN = 12  # examples of each class that is a fault
 FAULTS = CLASSES[2:]
 
 
+app = typer.Typer(add_completion=False)
+
+
+class _Command(OneLineErrors, TyperCommand):
+    """A command line that cannot be read is one line."""
+
+
+@app.command(cls=_Command, epilog=epilog("python -m tests.fuzz --seed 1 --inputs 5000 --keep faults"))
 def main(
     seed: Annotated[int, typer.Option(help="Of all inputs: the same seed makes the same ones.")] = 0,
     inputs: Annotated[int, typer.Option(help="How many.", min=1)] = 1000,
@@ -49,10 +60,8 @@ def main(
     chosen = [one for one in KINDS if not kind or one.name in kind]
     started = time.monotonic()
     indices = range(inputs) if only is None else [only]
-    console = Console(stderr=True)
-    found = list(
-        track(run(chosen, seed, indices, seconds, keep), "fuzz", total=len(indices), console=console, transient=True)
-    )
+    with progress(progress_console(), "fuzz", len(indices), "inputs") as bar:
+        found = list(bar.each(run(chosen, seed, indices, seconds, keep)))
     _show(found, [one.name for one in chosen], time.monotonic() - started)
     counts = Counter(one.outcome for one in found)
     print(json.dumps({"inputs": len(found)} | {name: counts[name] for name in CLASSES}))
@@ -60,7 +69,7 @@ def main(
 
 
 def _show(found: list[Outcome], kinds: list[str], seconds: float) -> None:
-    console = Console(width=160)
+    console = Console()
     table = Table("", *CLASSES, title=f"{len(found)} inputs in {seconds:.0f} s")
     for name in kinds:
         counts = Counter(one.outcome for one in found if one.kind == name)
@@ -68,11 +77,12 @@ def _show(found: list[Outcome], kinds: list[str], seconds: float) -> None:
     for outcome in FAULTS:
         examples = [one for one in found if one.outcome == outcome]
         for one in examples[:SHOWN]:
-            console.print(f"{outcome} {one.kind} {one.index} ({one.what}): {one.detail}"[:400], markup=False)
+            line = f"{outcome} {one.kind} {one.index} ({one.what}): {one.detail}"[:400]
+            console.print(line, markup=False, soft_wrap=True)
         if len(examples) > SHOWN:
             console.print(f"{outcome}: {len(examples) - SHOWN} more", markup=False)
-    console.print(table)
+    print_table(table, console)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app(prog_name="python -m tests.fuzz")

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from cloc import __version__
-from cloc.data.console import print_line, print_rows, progress
+from cloc.console import print_line, print_rows, progress, working
 from cloc.data.convert.formats.registry import DrawnSource, Format, find_format, guess_format
 from cloc.data.convert.limits import Limits
 from cloc.data.convert.records import Record, RecordSource, build_samples
@@ -210,7 +210,7 @@ def _refuse_imbalance(job: Job, report: Report) -> None:
 
 def _open(format: Format, source: Path, options: Mapping[str, Any], console: Console) -> RecordSource:
     try:
-        with console.status("reading annotations"):
+        with working(console, "reading annotations"):
             opened = format.open(source, **options)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not {format.reads}, as published ({type(error).__name__}: {error})") from error

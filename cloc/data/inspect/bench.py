@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from cloc.console import Bar, print_line, print_rows, progress, progress_console, working
 from cloc.contracts import BadSample
-from cloc.data.console import print_line, print_rows
 from cloc.data.decode import decode_rgb
 from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
@@ -94,7 +94,8 @@ def bench(
     torch.set_num_threads(1)  # as in a reading process
     try:
         _stages(manifest, chooser, tokenizer, min(samples, _WARM), batch_size)  # libraries load, the tokenizer too
-        seconds, skipped = _stages(manifest, chooser, tokenizer, samples, batch_size)
+        with progress(progress_console(), "stage by stage", samples) as bar:
+            seconds, skipped = _stages(manifest, chooser, tokenizer, samples, batch_size, bar)
     finally:
         torch.set_num_threads(before)
     stream = Stream(manifest, tokenizer, chooser, batch_size, max_skip_share=1.0)
@@ -135,7 +136,7 @@ class _Clock:
 
 
 def _stages(
-    manifest: Manifest, chooser: Chooser, tokenizer: Tokenizer, samples: int, batch_size: int
+    manifest: Manifest, chooser: Chooser, tokenizer: Tokenizer, samples: int, batch_size: int, bar: Bar | None = None
 ) -> tuple[dict[str, float], int]:
     """Seconds of each stage, and how many samples were left out."""
     stream = Stream(manifest, tokenizer, chooser, batch_size)
@@ -158,6 +159,8 @@ def _stages(
         clock("tokenize", _encode, tokenizer, texts)
         clock("collate", collate, items, tokenizer, chooser.regions, position, Counter(), chooser.negatives, images)
         done += len(items)
+        if bar is not None:
+            bar.advance(len(items))
     reader.close()
     return clock.seconds, skipped
 
@@ -180,10 +183,13 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 
 def _stream_rate(stream: Stream, workers: int, samples: int) -> float:
-    batches = iter(make_loader(stream, workers))
-    for _ in range(max(1, _PREFETCHED * workers)):
-        next(batches)
-    seen, start = 0, time.perf_counter()
-    while seen < samples:
-        seen += len(next(batches).images)
-    return seen / (time.perf_counter() - start)
+    with working(progress_console(), "starting the workers"):
+        batches = iter(make_loader(stream, workers))
+        for _ in range(max(1, _PREFETCHED * workers)):
+            next(batches)
+    with progress(progress_console(), "the whole stream", samples) as bar:
+        seen, start = 0, time.perf_counter()
+        while seen < samples:
+            seen += len(next(batches).images)
+            bar.move(seen, samples)
+        return seen / (time.perf_counter() - start)

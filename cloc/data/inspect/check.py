@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from cloc.console import Bar, progress
 from cloc.contracts import Sample
 from cloc.data.boxes import NORMALIZED
-from cloc.data.console import Bar, progress
 from cloc.data.drops import MAX_DROP_SHARE, RegionFault, check_share, region_fault
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Shared

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cloc.data.console import print_line, print_rows
+from cloc.console import print_line, print_rows
 from cloc.data.drops import dropped, dropped_regions, mended
 from cloc.data.inspect.check import Check
 from cloc.data.inspect.duplicates import repeated_captions, repeated_files, repeated_looks

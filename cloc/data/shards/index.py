@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cloc.console import progress, progress_console
 from cloc.data.shards.manifest import (
     MANIFEST_NAME,
     MANIFEST_VERSION,
@@ -36,7 +37,8 @@ def load_manifest(folder: Path | str) -> Manifest:
     if path.exists():
         return _read_manifest(path)
     _LOG.warning("%s has no %s: indexing every shard; save the index: python -m cloc data check", folder, MANIFEST_NAME)
-    return index_folder(folder)
+    with progress(progress_console(), f"indexing {folder.name}", unit="shards") as bar:
+        return index_folder(folder, told=bar.move)
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -50,12 +52,15 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manifest:
+def index_folder(
+    folder: Path, categories: Sequence[str] | None = None, told: Callable[[int, int], None] | None = None
+) -> Manifest:
     """Index every ``*.tar`` of a folder.
 
     Args:
         folder: where the shards are.
         categories: names to record instead of those that occur.
+        told: called with how many shards are done, and how many there are.
 
     Raises:
         FileNotFoundError: there is no ``.tar`` in the folder.
@@ -65,7 +70,11 @@ def index_folder(folder: Path, categories: Sequence[str] | None = None) -> Manif
     if not paths:
         inside = sorted(path.name for path in folder.iterdir())[:5]
         raise FileNotFoundError(f"{folder}: holds no .tar, but {inside or 'nothing'}; name the folder of the shards")
-    scans = [scan_shard(path) for path in paths]
+    scans = []
+    for path in paths:
+        scans.append(scan_shard(path))
+        if told is not None:
+            told(len(scans), len(paths))
     seen = set(categories) if categories is not None else set().union(*(found for _, found in scans))
     return Manifest(folder, tuple(info for info, _ in scans), tuple(sorted(seen)))
 

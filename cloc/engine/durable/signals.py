@@ -14,13 +14,12 @@ from typing import Any, Generic, TypeVar
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from cloc.command import INTERRUPTED, announced, listen
+from cloc.command import INTERRUPTED, STOPPED, announced, listen
 from cloc.contracts import Batch
 from cloc.data.stream.workers import ReaderError
 from cloc.engine.process_group import gather_objects
 
 T = TypeVar("T")  # a batch of whatever task
-STOPPED = 75  # exit code of a run that a signal stopped after a checkpoint (EX_TEMPFAIL: run it again)
 # Of several at a time the first one counts: the job goes back into the queue, or the user stands waiting.
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

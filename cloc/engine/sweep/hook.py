@@ -27,6 +27,7 @@ from cloc.engine.sweep.jobs import (
     refuse_torchrun,
 )
 from cloc.files import make_folder
+from cloc.usage import opening, print_next
 
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -91,8 +92,10 @@ class SweepFolder(Callback):
         jobs = read_jobs(folder)
         new = {path.parent.name for path, stamp in _stamps(folder).items() if self.before.get(path) != stamp}
         if gather_rows(jobs, ()):
-            for path in report(folder):
+            written = report(folder)
+            for path in written:
                 console.print(f"wrote {path}", markup=False)
+            print_next(opening(written[-1]))
         elif any(job.failure for job in jobs):
             console.print(f"{folder}: {summary(jobs)}", markup=False)
             tell_states(jobs)

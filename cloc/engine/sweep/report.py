@@ -22,6 +22,7 @@ from rich.table import Table
 
 from cloc.config import ConfigError
 from cloc.config.nodes import present_name
+from cloc.console import print_table
 from cloc.engine.sweep.jobs import FAILURE, Job, Row, read_failure, read_log, short
 from cloc.engine.sweep.values import label, order
 from cloc.files import discard, write_file
@@ -167,7 +168,7 @@ def report(folder: Path, metrics: Sequence[str] = ()) -> list[Path]:
     if jobs:
         console.print(f"{folder}: {summary(jobs)}", markup=False)
     if rows:
-        Console().print(_table(keys, rows, shown, lower))
+        print_table(_table(keys, rows, shown, lower), keys=1 + len(keys))
     tell_states(jobs)
     if not rows:
         raise FileNotFoundError(

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Group as Tables
 from rich.table import Table
 from rich.text import Text
 
+from cloc.console import WIDTH, fit
 from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import OTHER, Description
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
@@ -22,7 +24,6 @@ from cloc.evaluation.report.formats import MISSING, format_gap, format_range, fo
 from cloc.evaluation.report.metrics_file import Entry, MetricsFile
 
 Interval = tuple[float, float]
-WIDTH = 100  # columns of the terminal's table
 WITH_INTERVALS = 3  # models up to which the terminal has room for intervals
 
 
@@ -227,15 +228,17 @@ def absences(groups: list[Group]) -> list[str]:
     return [f"{', '.join(models)}: {why}" for why, models in reasons.items()]
 
 
-def comparison_table(data: MetricsFile, catalog: Catalog = ALL) -> Table:
+def comparison_table(data: MetricsFile, catalog: Catalog = ALL, width: int = WIDTH) -> Tables:
     """Builds the comparison of ``metrics.json`` for the terminal.
 
     Args:
         data: ``{"data": {NAME: {"models": {MODEL: {METRIC: value}}, "intervals", "differences"}}}``.
         catalog: metrics that say what they are.
+        width: columns of the terminal.
 
     Returns:
-        A table with models as columns, metrics as rows by data set and group, best values bold; it fits 100 columns.
+        A table with models as columns, metrics as rows by data set and group, best values bold; several tables, each
+        with some of the models, where one would be wider than the terminal.
 
     Raises:
         ValueError: ``data`` has no ``data`` key.
@@ -244,14 +247,12 @@ def comparison_table(data: MetricsFile, catalog: Catalog = ALL) -> Table:
         raise ValueError(f"metrics hold {sorted(data)} and no 'data'; pass the whole content of metrics.json")
     models = list(dict.fromkeys(model for entry in data["data"].values() for model in entry["models"]))
     several, roomy = len(models) > 1, len(models) <= WITH_INTERVALS
-    gap = 2 if len(models) < 6 else 1
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, gap, 0, 0))
-    table.add_column("", overflow="fold", min_width=18)
-    widest = max(7, (WIDTH - 34 - 8) // max(len(models), 1) - gap)  # what is left beside labels and difference
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
     for model in models:
-        table.add_column(Text(model), justify="right", min_width=6, max_width=widest, overflow="fold")
+        table.add_column(Text(model), justify="right")
     if several:
-        table.add_column("Δ", justify="right", min_width=6, no_wrap=True)
+        table.add_column("Δ", justify="right")
     for name, entry in data["data"].items():
         if table.row_count:
             table.add_row()
@@ -261,7 +262,7 @@ def comparison_table(data: MetricsFile, catalog: Catalog = ALL) -> Table:
             _add_group(table, group, several, roomy)
     table.caption = Text("\n".join(_caption(data, models, roomy)), style="dim")
     table.caption_justify = "left"
-    return table
+    return fit(table, width)
 
 
 def _caption(data: MetricsFile, models: list[str], roomy: bool) -> list[str]:

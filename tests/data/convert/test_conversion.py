@@ -213,12 +213,19 @@ def test_command_line(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "set.jsonl", {"image": "x.jpg", "captions": ["$a chick$"], "regions": [REGION]})
     out = tmp_path / "out"
     runner = CliRunner()
-    assert runner.invoke(app, ["data", "convert", "jsonl", str(lines), str(out)]).exit_code == 0
+    done = runner.invoke(app, ["data", "convert", "jsonl", str(lines), str(out)])
+    assert done.exit_code == 0 and done.output.splitlines()[-3:] == [
+        f"wrote 1 sample to {out}",
+        f"next: python -m cloc data check {out}",
+        f"next: python train.py name=mine data.train={out} samples=100_000 batch_size=64 dry_run=true",
+    ]
     (out / MANIFEST_NAME).unlink()
     checked = runner.invoke(app, ["data", "check", str(out)])
     assert checked.exit_code == 0 and "usable 1" in checked.output and (out / MANIFEST_NAME).is_file()
+    assert f"\nnext: python -m cloc data show {out} --out samples.html\nnext: python train.py " in checked.output
     shown = runner.invoke(app, ["data", "show", str(out), "--out", str(tmp_path / "sheet.png")])
     assert shown.exit_code == 0 and Image.open(tmp_path / "sheet.png").width > 200
+    assert f"\nnext: python -m webbrowser file://{tmp_path}/sheet.png\n" in shown.output
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import cloc.__main__ as command_line
-from cloc.data.convert.conversion import convert
+from cloc.data.convert.conversion import Conversion, convert
 from cloc.data.convert.formats import registry
 from cloc.data.convert.formats.registry import FORMATS, all_options, guess_format, holds, register
 from cloc.data.convert.records import Record, RecordSource
@@ -100,9 +100,12 @@ def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
 
 def test_the_command_line_passes_on_what_was_given_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(
-        "cloc.data.convert.conversion.convert", lambda *paths, **options: calls.append((paths, options))
-    )
+
+    def convert(*paths: object, **options: object) -> Conversion:
+        calls.append((paths, options))
+        return Conversion()
+
+    monkeypatch.setattr("cloc.data.convert.conversion.convert", convert)
     run = CliRunner().invoke
     words = ["openmoji", "out", "--train", "0", "--sprite", "3", "5", "--workers", "2", "--relation-sets", "7"]
     assert run(command_line.app, ["data", "convert", *words]).exit_code == 0

@@ -211,12 +211,15 @@ def test_command_line(faulty: Path, tmp_path: Path) -> None:
     arguments = ["data", "check", str(faulty), "--json", str(report), "--fix", str(tmp_path / "clean")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1 and "not ok" in done.output and "k3" in done.output
+    assert done.output.endswith(f"not ok\nnext: python -m cloc data check {tmp_path / 'clean'}\n")
     written = json.loads(report.read_text(encoding="utf-8"))
     assert written["bad"] == {"corrupt_image": 2} and written["fixed"]["samples"] == 8
     assert [one["key"] for one in written["bad_samples"]] == ["k3", "k8"]
     assert CliRunner().invoke(app, ["data", "check", str(tmp_path / "clean")]).exit_code == 0
     leaked = CliRunner().invoke(app, ["data", "check", str(tmp_path / "clean"), "--against", str(faulty)])
     assert leaked.exit_code == 1 and "8 pictures" in leaked.output and "not compared\t2 samples" in leaked.output
+    remedy = f"--against {faulty} --fix {tmp_path / 'clean-fixed'}"
+    assert leaked.output.splitlines()[-1] == f"next: python -m cloc data check {tmp_path / 'clean'} {remedy}"
     piped = CliRunner().invoke(app, ["data", "check", str(faulty), "--json", "-"])
     assert piped.exit_code == 1 and json.loads(piped.output)["usable"] == 8
     with pytest.raises(ValueError, match="make its folder"):

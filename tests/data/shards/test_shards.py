@@ -185,3 +185,13 @@ def test_offsets_are_those_of_tarfile(tmp_path: Path) -> None:
     info = index_shard(tmp_path / "shard-000000.tar")
     with tarfile.open(tmp_path / "shard-000000.tar") as tar:
         assert list(info.offsets[:-1]) == [member.offset for member in tar if member.name.endswith(".json")]
+
+
+def test_indexing_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cloc.console.FIRST", 0.0)
+    write_shards(make_samples(), tmp_path / "out", samples_per_shard=3)
+    (tmp_path / "out" / MANIFEST_NAME).unlink()
+    load_manifest(tmp_path / "out")
+    assert "indexing out: 1 of 3 shards (33%), " in capsys.readouterr().err
