@@ -29,10 +29,10 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
     path = "data." if schema is DataConfig else ""
     raw: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
     check_value(dict, raw, path.rstrip("."))
-    _refuse_flags(schema, raw, path)
+    _check_kinds(schema, raw, path)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        missing = sorted(OmegaConf.missing_keys(merged))
+        missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(config))
         if missing:
             raise ConfigError(
                 f"no value for {', '.join(missing)}: give it on the command line or in an experiment file"
@@ -48,16 +48,23 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
     return result
 
 
-def _refuse_flags(schema: type, config: Any, path: str) -> None:
-    """A truth value is no text, though OmegaConf makes one of it: ``name=true`` would train in ``runs/True``."""
+def _check_kinds(schema: type, config: Mapping[str, Any], path: str) -> None:
+    """Refuse what OmegaConf would make something else of: ``name=true`` would train in ``runs/True``, ``resume=3`` so.
+
+    Args:
+        schema: of the group.
+        config: its values as they are given.
+        path: of it, with its dot.
+    """
     hints = get_type_hints(schema)
     for field in fields(schema):
-        value, wanted = config.get(field.name), hints[field.name]
+        value, wanted, key = config.get(field.name), hints[field.name], f"{path}{field.name}"
         if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, Mapping):
-            _refuse_flags(wanted, value, f"{path}{field.name}.")
+            _check_kinds(wanted, value, f"{key}.")
         elif isinstance(value, bool) and str in (kind_of(wanted), *map(kind_of, get_args(wanted))):
-            key = f"{path}{field.name}"
             raise ConfigError(f"{key}={written(value)}: must be {KINDS[str]}; in quotes, '{key}=\"{value}\"'")
+        elif wanted is bool and isinstance(value, int) and value not in (0, 1):
+            raise ConfigError(f"{key}={value}: must be {KINDS[bool]}")
 
 
 def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig) -> Any:

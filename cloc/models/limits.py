@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import open_clip
 import timm
+import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from cloc.config import ConfigError, find_class
@@ -39,6 +43,7 @@ def check_model(model: Mapping[str, Any]) -> None:
         cls = find_class(node.get("_target_"), f"{key}._target_")
         if issubclass(cls, TimmTower):
             check_timm(node.get("name"), f"{key}.name")
+            _check_timm_options(str(node.get("name")), node.get("options") or {}, f"{key}.options")
             check_file(node.get("pretrained"), f"{key}.pretrained")
         elif issubclass(cls, OpenClipTower | ClipText):
             name = node.get("name", "ViT-B-16")
@@ -64,6 +69,35 @@ def _check_options(options: Mapping[str, Any], section: type, key: str) -> None:
             raise ConfigError(f"{key}.{name}: open_clip's {section.__name__} has no such option{meant(name, known)}")
         if value is not None:
             check_value(known[name], value, f"{key}.{name}")
+
+
+def _check_timm_options(name: str, options: Mapping[str, Any], key: str) -> None:
+    """Arguments of a backbone, held to the types in its class's signature where it has any."""
+    known: dict[str, Any] = {}
+    found = _timm_class(name)
+    for cls in reversed(found.__mro__):
+        known |= dict.fromkeys(signature(cls).parameters, Any) if cls is not object else {}
+        with suppress(NameError, TypeError, AttributeError):  # annotations that only a type checker resolves
+            known |= get_type_hints(cls.__init__)  # type: ignore[misc]  # of this very class
+    for option, value in options.items():
+        if value is None:
+            raise ConfigError(f"{key}.{option}=null: timm leaves it out; remove the key, or give a value")
+        if found is not object and option not in known and option not in signature(timm.create_model).parameters:
+            raise ConfigError(f"{key}.{option}: timm's {found.__name__} has no such argument{meant(option, known)}")
+        check_value(known.get(option, Any), value, f"{key}.{option}")
+
+
+@cache
+def _timm_class(name: str) -> type:
+    """Class of a backbone, built without memory; none in particular where it cannot be."""
+    if ":" in name:
+        return object
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn later stay the same
+        try:
+            with torch.device("meta"):
+                return type(timm.create_model(name, num_classes=0))
+        except (RuntimeError, NotImplementedError):  # a class that reads values while it is built
+            return object
 
 
 def memory() -> int:

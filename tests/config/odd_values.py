@@ -1,7 +1,8 @@
 """Odd values for every key of a configuration, and what becomes of them: ``python -m tests.config.odd_values``.
 
 Each value goes the way of ``train.py`` (or ``eval.py``): it is refused in a line before anything is trained, or a dry
-run passes it; then a tiny run of one step is trained with it. Anything else is a fault. The last line is one JSON object.
+run passes it, and a tiny run of one step is trained with it. Anything else is a fault. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import io
 import json
 import math
+import os
 import sys
 import tempfile
 import warnings
@@ -31,8 +33,9 @@ from tests.kit.resuming import configure, make_squares
 
 CLASSES = ("refused", "trained", "traceback", "accepted_then_refused", "ignored")
 FAULTS = CLASSES[2:]
+os.environ |= {"HF_HUB_OFFLINE": "1"}  # names of a hub are asked of nobody
 ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 3, 1.5, 2**63, 10**400, math.nan, "", "8", "abc", "a name, with spaces", "µ日本" * 900),
+    *(None, True, -1, 0, 3, 1.5, 2**63, math.nan, "", "8", "a name, with spaces", "µ日本" * 900),
     *("/nowhere/there", "two\n\0\ud800", "???", "${nowhere.there}", [], [1, "x"], {"a": 1}),
 )
 MAIN = ("data", "model", "loss", "optim", "trainer", "evaluation", "datasets", "logger")
@@ -142,23 +145,25 @@ def _judged(key: str, value: Any, error: Exception) -> Outcome:
     return Outcome(key, value, "traceback", f"{place} {line[:200]}")
 
 
-def sweep(folder: Path, every: int = 1, step: bool = True) -> Iterator[Outcome]:
+def sweep(folder: Path, every: int = 1, trained: int = 1) -> Iterator[Outcome]:
     """Try the values, one after another.
 
     Args:
         folder: to work in.
         every: only each so many of them.
-        step: train with what a dry run passes.
+        trained: train with each so many of those that a dry run passes; 0 for none.
     """
     squares = make_squares(folder / "squares", 16)
-    config, number = base(squares, folder / "run"), 0
+    config, number, passed = base(squares, folder / "run"), 0, 0
     trial = {"checkpoint": "x", "data": ["squares"], "evaluation": config["evaluation"], "datasets": config["datasets"]}
     for key in places(config, TrainConfig):
         for value in ODD:
             number += 1
             if number % every == 0:
                 with _quiet():
+                    step = trained > 0 and passed % trained == 0
                     found = try_train(config, key, value, folder / f"run{number}", step)
+                passed += found.outcome != "refused"
                 yield found
     for key in places(trial, EvalConfig):
         for value in ODD:
@@ -180,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for found in sweep(Path(folder), every, step="--dry" not in sys.argv):
+        for found in sweep(Path(folder), every, trained="--dry" not in sys.argv):
             counts.setdefault(found.key.partition(".")[0], Counter())[found.outcome] += 1
             if found.outcome in FAULTS or "-v" in sys.argv:
                 print(
