@@ -205,13 +205,16 @@ def in_a_line() -> Iterator[None]:
 
     With ``HYDRA_FULL_ERROR=1`` its traceback is printed instead.
     """
-    os.environ[FULL] = "1"  # Hydra then passes on what it would else print in many lines
+    before, os.environ[FULL] = os.environ.get(FULL), "1"  # Hydra passes on what it would else print in many lines
     try:
         yield
     except Exception as error:  # noqa: BLE001  (raised again unless it is the user's)
         if _full or not is_users(error):
             raise
         sys.exit(line_of(error))
+    finally:
+        os.environ.pop(FULL)
+        os.environ |= {FULL: before} if before is not None else {}
 
 
 def line_of(error: BaseException) -> str:

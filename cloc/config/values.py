@@ -159,7 +159,8 @@ def _is_text(value: str) -> bool:
 
 def _told(domain: Any, value: Any) -> str:
     """A domain in words, with the name that was meant."""
-    return f"{domain}{meant(value, getattr(domain, 'names', ()))}"
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return f"{domain}{meant(name, getattr(domain, 'names', ()))}"
 
 
 def meant(name: Any, known: Iterable[str]) -> str:

@@ -41,6 +41,8 @@ ODD: tuple[Any, ...] = (
 MAIN = ("data", "model", "loss", "optim", "trainer", "evaluation", "datasets", "logger")
 # What takes long or starts processes: passed by the dry run alone.
 LONG = {"trainer.compile", "profile", "data.workers", "trainer.threads"}
+# Known once the model has been measured, which a run does before its first step.
+MEASURED = {"evaluation.best"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def try_train(config: dict[str, Any], key: str, value: Any, folder: Path, step: 
         check_keys(made, TrainConfig)
         run.train(made)
         outcome = "accepted_then_refused"
-        if step and key not in LONG:
+        if step and key not in LONG | MEASURED:
             run.train(changed(config | {"run_dir": str(folder)}, key, value))
     except Exception as error:  # noqa: BLE001  (whatever it is, it is judged)
         if "accepted" in outcome:
@@ -145,6 +147,14 @@ def _judged(key: str, value: Any, error: Exception) -> Outcome:
     return Outcome(key, value, "traceback", f"{place} {line[:200]}")
 
 
+@contextlib.contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    """Relative paths among the values lead nowhere else."""
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def sweep(folder: Path, every: int = 1, trained: int = 1) -> Iterator[Outcome]:
     """Try the values, one after another.
 
@@ -160,7 +170,7 @@ def sweep(folder: Path, every: int = 1, trained: int = 1) -> Iterator[Outcome]:
         for value in ODD:
             number += 1
             if number % every == 0:
-                with _quiet():
+                with _within(folder):
                     step = trained > 0 and passed % trained == 0
                     found = try_train(config, key, value, folder / f"run{number}", step)
                 passed += found.outcome != "refused"
@@ -170,13 +180,6 @@ def sweep(folder: Path, every: int = 1, trained: int = 1) -> Iterator[Outcome]:
             number += 1
             if number % every == 0:
                 yield try_eval(trial, key, value)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def main() -> None:
