@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +32,7 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
     check_value(dict, raw, path.rstrip("."))
     _check_kinds(schema, raw, path)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        merged = OmegaConf.merge(_structured(schema), config)
         missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(config))
         if missing:
             raise ConfigError(
@@ -46,6 +47,12 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
         raise ConfigError("an interpolation (${…}) of the configuration leads back to itself; mend it") from error
     check_schema(result, path)
     return result
+
+
+@cache
+def _structured(schema: type) -> Any:
+    """A schema as OmegaConf has it; to be merged into a copy."""
+    return OmegaConf.structured(schema)
 
 
 def _check_kinds(schema: type, config: Mapping[str, Any], path: str) -> None:

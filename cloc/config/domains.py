@@ -202,8 +202,8 @@ class Choice:
         return f"its name must be {', '.join(self.names[:-1])} or {self.names[-1]}"
 
     def cell(self) -> str:
-        """As a table of keys says it."""
-        return "node"
+        """Nothing: its type says it."""
+        return ""
 
 
 class DeviceName:
