@@ -68,9 +68,10 @@ def _check_kinds(schema: type, config: Mapping[str, Any], path: str) -> None:
         value, wanted, key = config.get(field.name), hints[field.name], f"{path}{field.name}"
         if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, Mapping):
             _check_kinds(wanted, value, f"{key}.")
-        elif isinstance(value, Mapping) and is_dataclass(inner := (get_args(wanted) or (None,))[-1]):
-            for name, entry in value.items():
-                _check_kinds(inner, entry if isinstance(entry, Mapping) else {}, f"{key}.{name}.")
+        elif isinstance(value, Mapping) and is_dataclass(entry := (get_args(wanted) or (None,))[-1]):
+            assert isinstance(entry, type)  # of what a name stands for
+            for name, own in value.items():
+                _check_kinds(entry, own if isinstance(own, Mapping) else {}, f"{key}.{name}.")
         elif isinstance(value, bool) and str in (kind_of(wanted), *map(kind_of, get_args(wanted))):
             raise ConfigError(f"{key}={written(value)}: must be {KINDS[str]}; in quotes, '{key}=\"{value}\"'")
         elif wanted is bool and isinstance(value, int) and value not in (0, 1):
