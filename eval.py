@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cloc.command import prepare, require, run
+from cloc.command import in_a_line, prepare, require, run
 
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from cloc.config import ConfigError, EvalConfig, check_overrides, register_eval, validate  # noqa: E402
+from cloc.config import EvalConfig, check_overrides, register_eval, validate  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
 
 register_eval()
@@ -25,19 +25,15 @@ register_eval()
 @hydra.main(version_base="1.3", config_path=None, config_name="eval")
 def main(config: DictConfig) -> None:
     """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
-    from cloc.data.shards.tars import ShardError
-    from cloc.evaluation.compare import compare
+    with in_a_line():
+        checked = validate(config, EvalConfig)  # before the heavy imports
+        from cloc.evaluation.compare import compare
 
-    try:
-        compare(validate(config, EvalConfig))
-    except (ConfigError, ShardError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        compare(checked)
 
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
-    try:
-        check_overrides(sys.argv[1:], EvalConfig)
-    except ConfigError as wrong:
-        sys.exit(f"ConfigError: {wrong}")
-    run(main)
+    with in_a_line():
+        sys.argv[1:] = check_overrides(sys.argv[1:], EvalConfig)
+        run(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloc.command import prepare, require, run
+from cloc.command import in_a_line, prepare, require, run
 
 if __name__ == "__main__":
     prepare(tell_closed_pipe=True)  # before the imports that take time
@@ -26,38 +26,34 @@ from cloc.config.secrets import guard_output  # noqa: E402
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Compose, build, run; see :func:`cloc.engine.run.train`."""
+    if _in_sweep():  # `cloc.engine.sweep.hook` tells why a job failed, and goes on
+        return _train(config)
+    with in_a_line():  # before Hydra sees an error, and adds a line of its own
+        return _train(config)
+
+
+def _train(config: DictConfig) -> float | None:
     try:
         # Another task brings a schema of its own.
         schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
         checked = check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
-    except ConfigError as error:
-        if _in_sweep():
+    except ConfigError:
+        if _in_sweep() or not _one_of_many():
             raise
-        if not _one_of_many():  # else the others wait to hear of it, and `train` tells them
-            sys.exit(f"ConfigError: {error}")
+        # else the others wait to hear of it, and `train` tells them
     else:
         if checked.evaluation.every or _in_sweep():  # else it would be told hours later
             require("eval")
-    from cloc.data.shards.tars import ShardError
-    from cloc.data.stream.skip_limits import SkipLimitError
-    from cloc.data.stream.workers import ReaderError
-    from cloc.engine.durable.checkpoint_file import CheckpointError
     from cloc.engine.run import train
     from cloc.engine.sweep.jobs import objective
 
-    mendable = (ConfigError, CheckpointError, ShardError, SkipLimitError, ReaderError, OSError, FloatingPointError)
-    try:
-        folder = train(config)
-        wanted = config.get("objective")
-        return objective(folder, wanted) if folder and wanted else None
-    except mendable as error:
-        if _in_sweep():
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+    folder = train(config)
+    wanted = config.get("objective")
+    return objective(folder, wanted) if folder and wanted else None
 
 
 def _in_sweep() -> bool:
-    """Whether this is one job of several: it raises, so that the others go on, and Hydra tells at the end."""
+    """Whether this is one job of several."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -68,8 +64,6 @@ def _one_of_many() -> bool:
 
 if __name__ == "__main__":
     guard_output()  # Hydra repeats the command line where it fails
-    try:
-        check_overrides(sys.argv[1:], TrainConfig)
-    except ConfigError as wrong:
-        sys.exit(f"ConfigError: {wrong}")
-    run(main)
+    with in_a_line():
+        sys.argv[1:] = check_overrides(sys.argv[1:], TrainConfig)
+        run(main)

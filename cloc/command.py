@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import errno
 import importlib.util
 import io
@@ -29,9 +30,17 @@ STOPPED = 75
 EXTRAS = {
     "train": ("aiohttp", "braceexpand", "fsspec", "hydra", "ijson", "lightning", "webdataset"),
     "eval": ("fsspec", "hydra", "ijson", "jinja2", "matplotlib", "pycocotools"),
+    "tensorboard": ("tensorboard",),
+    "transformers": ("transformers",),
+    "wandb": ("wandb",),
 }
-"""Modules that the extras ``train`` and ``eval`` bring; a loaded model needs none of them."""
+"""Modules that extras bring; a loaded model needs none of them."""
 
+LONGEST = 600  # characters of a message: some libraries repeat all that they were given
+FULL = "HYDRA_FULL_ERROR"
+"""Environment variable that asks for tracebacks, where it is 1."""
+
+_full = os.environ.get(FULL) == "1"
 _WORD = "interrupted; run the same command again"
 _CONTINUE = "stopped by SIGTERM; run the same command again to continue"
 _PATIENCE = 5.0  # seconds until a process whose main thread does not come back from compiled code is ended from outside
@@ -169,16 +178,82 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def require(extra: str) -> None:
     """Leave the process with one line where a module of an extra is missing; imports none of them."""
+    if missing := needs(extra):
+        sys.exit(f"ImportError: {missing}")
+
+
+def needs(extra: str) -> str:
+    """What to install, in words, where a module of an extra is missing; empty where all are there. Imports none."""
     missing = [module for module in EXTRAS[extra] if not _is_there(module)]
-    if missing:
-        sys.exit(f"ImportError: {_remedy(missing, extra)}")
+    return _remedy(missing, extra) if missing else ""
 
 
-def told(error: Exception) -> str:
-    """An error in a line; of a module that an extra brings, with that extra."""
+def told(error: BaseException) -> str:
+    """An error in a line; of a module that an extra brings, with that extra; of Hydra, in the words of this project."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     extra = next((name for name, modules in EXTRAS.items() if module in modules), None)
-    return _remedy([module], extra) if extra else str(error)
+    if extra:
+        return _remedy([module], extra)
+    if type(error).__module__.startswith("hydra."):
+        return _told_by_hydra(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def _told_by_hydra(error: Any) -> str:
+    """What Hydra says of a command line in several lines, without its links."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    override, file = getattr(error, "override", None), getattr(error, "missing_cfg_file", None)
+    if override:  # not of its grammar
+        key, given, value = override.partition("=")
+        reason = next((line for line in more if not line.startswith("See ")), first) if "parsing" in first else first
+        remedy = (
+            f"a value with = , : or brackets in it is quoted twice: '{key}=\"{value}\"'" if given else "give KEY=VALUE"
+        )
+        return f"{override!r}: {reason}; {remedy}"
+    if file and getattr(error, "options", None) is not None:
+        group, _, name = file.rpartition("/")
+        close = difflib.get_close_matches(name, error.options, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{group}={name}: no such file; {hint}known are {', '.join(error.options)}"
+    lines = [first, *(line for line in more if not line.startswith(("See ", "Config search path", "Set the env")))]
+    cause = str(error.__cause__ or "").splitlines()
+    return " ".join([f"{line.rstrip('.')}." for line in lines[:4]] + cause[:1])
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is one that the user can mend: of a value, a file, the machine, an extra, the command line.
+
+    What else is raised is a fault of the program, whose traceback is wanted.
+    """
+    owner = type(error).__module__.partition(".")[0]
+    short = type(error).__name__ in ("OutOfMemoryError", "MisconfigurationException")  # PyTorch's and Lightning's
+    usual = ValueError | OSError | ImportError | MemoryError | FloatingPointError
+    return isinstance(error, usual) or owner in ("cloc", "hydra", "omegaconf", "yaml") or short
+
+
+@contextlib.contextmanager
+def in_a_line() -> Iterator[None]:
+    """Leave the process with code 1 and one line where the block fails by what a user can mend.
+
+    With ``HYDRA_FULL_ERROR=1`` its traceback is printed instead.
+    """
+    before, os.environ[FULL] = os.environ.get(FULL), "1"  # Hydra passes on what it would else print in many lines
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (raised again unless it is the user's)
+        if _full or not is_users(error):
+            raise
+        sys.exit(line_of(error))
+    finally:
+        os.environ.pop(FULL)
+        os.environ |= {FULL: before} if before is not None else {}
+
+
+def line_of(error: BaseException) -> str:
+    """An error as the last line of a command: its kind, and :func:`told`."""
+    kind = "ConfigError" if type(error).__module__.startswith(("hydra.", "omegaconf.")) else type(error).__name__
+    return f"{kind}: {told(error)}"
 
 
 def _remedy(missing: list[str], extra: str) -> str:

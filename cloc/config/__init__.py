@@ -8,8 +8,9 @@ one run must agree on.
 
 from contextlib import suppress
 
-from cloc.config.checks import check_keys, check_overrides, data_config, register_eval, validate
-from cloc.config.domains import ConfigError, check_arguments
+from cloc.config.checks import check_keys, data_config, register_eval, validate
+from cloc.config.command_line import check_overrides
+from cloc.config.domains import ConfigError
 from cloc.config.fields import from_fields, register_defaults
 from cloc.config.nodes import find_class, instantiate, resolve
 from cloc.config.schema import (
@@ -23,6 +24,7 @@ from cloc.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from cloc.config.values import check_arguments
 
 __all__ = [
     "ConfigError",

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from cloc.config.domains import ConfigError, check_schema
+from cloc.config.command_line import CONF, hint
+from cloc.config.domains import ConfigError
 from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
 from cloc.config.terms import check_needs, check_negatives, terms_of
-
-_CONF = Path(__file__).resolve().parents[2] / "conf"
-_KEY = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+from cloc.config.values import KINDS, check_schema, check_value, kind_of, meant, written
 
 
 def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
@@ -30,9 +27,13 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value or one outside of its domain; names the key.
     """
+    path = "data." if schema is DataConfig else ""
+    raw: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
+    check_value(dict, raw, path.rstrip("."))
+    _check_kinds(schema, raw, path)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        missing = sorted(OmegaConf.missing_keys(merged))
+        merged = OmegaConf.merge(_structured(schema), config)
+        missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(config))
         if missing:
             raise ConfigError(
                 f"no value for {', '.join(missing)}: give it on the command line or in an experiment file"
@@ -40,10 +41,41 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        hint = _hint(schema, key) if isinstance(error, ConfigKeyError) else ""
-        raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0]}{hint}") from error
-    check_schema(result, "data." if schema is DataConfig else "")
+        known = hint(schema, key) if isinstance(error, ConfigKeyError) else ""
+        raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0][:300]}{known}") from error
+    except RecursionError as error:
+        raise ConfigError("an interpolation (${…}) of the configuration leads back to itself; mend it") from error
+    check_schema(result, path)
     return result
+
+
+@cache
+def _structured(schema: type) -> Any:
+    """A schema as OmegaConf has it; to be merged into a copy."""
+    return OmegaConf.structured(schema)
+
+
+def _check_kinds(schema: type, config: Mapping[str, Any], path: str) -> None:
+    """Refuse what OmegaConf would make something else of: ``name=true`` would train in ``runs/True``, ``resume=3`` so.
+
+    Args:
+        schema: of the group.
+        config: its values as they are given.
+        path: of it, with its dot.
+    """
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        value, wanted, key = config.get(field.name), hints[field.name], f"{path}{field.name}"
+        if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, Mapping):
+            _check_kinds(wanted, value, f"{key}.")
+        elif isinstance(value, Mapping) and is_dataclass(entry := (get_args(wanted) or (None,))[-1]):
+            assert isinstance(entry, type)  # of what a name stands for
+            for name, own in value.items():
+                _check_kinds(entry, own if isinstance(own, Mapping) else {}, f"{key}.{name}.")
+        elif isinstance(value, bool) and str in (kind_of(wanted), *map(kind_of, get_args(wanted))):
+            raise ConfigError(f"{key}={written(value)}: must be {KINDS[str]}; in quotes, '{key}=\"{value}\"'")
+        elif wanted is bool and isinstance(value, int) and value not in (0, 1):
+            raise ConfigError(f"{key}={value}: must be {KINDS[bool]}")
 
 
 def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig) -> Any:
@@ -79,45 +111,6 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
     assert isinstance(merged, DictConfig)
     found: DataConfig = validate(merged, DataConfig)
     return found
-
-
-def check_overrides(arguments: Sequence[str], schema: type) -> None:
-    """Look at the keys of a command line before Hydra does, whose own words for an unknown one are seven lines.
-
-    Groups (``model/prompter=paper``), additions (``+key=…``), keys of nodes and command lines with a folder of
-    configurations (``--config-dir``) are left to Hydra and to :func:`check_keys`.
-
-    Args:
-        arguments: as in ``sys.argv``, behind the program.
-        schema: of the composed configuration.
-
-    Raises:
-        ConfigError: the schema has no such key; names it, and one that looks like it.
-    """
-    if any(argument.startswith(("-c", "--config")) for argument in arguments):  # groups of the user's own
-        return
-    for argument in arguments:
-        key, given, _ = argument.partition("=")
-        if not given or not _KEY.fullmatch(key) or key.startswith("hydra.") or (_CONF / key).is_dir():
-            continue
-        cls: Any = schema
-        for name in key.split("."):
-            if not isinstance(cls, type) or not is_dataclass(cls):
-                break
-            known = get_type_hints(cls)
-            if name not in known:
-                raise ConfigError(
-                    f"configuration key {key!r}: Key {name!r} not in {cls.__name__!r}{_hint(schema, key)}"
-                )
-            cls = known[name]
-
-
-def _hint(schema: type, key: str) -> str:
-    parent, _, name = key.rpartition(".")
-    structured = OmegaConf.structured(schema)
-    known = OmegaConf.select(structured, parent) if parent else structured  # none inside an entry of a user's own name
-    close = difflib.get_close_matches(name, list(known or ()), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_train(config: TrainConfig) -> None:
@@ -175,9 +168,7 @@ def _check_measured(config: TrainConfig) -> None:
     evaluation = config.evaluation
     for name in evaluation.data:
         if name not in config.datasets:
-            close = difflib.get_close_matches(name, list(config.datasets), 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(config.datasets) or 'none'}"
-            raise ConfigError(f"evaluation.data: no set {name!r} in datasets; {hint}")
+            raise ConfigError(f"evaluation.data: no set {name!r} in datasets{meant(name, config.datasets)}")
     given = {"objective": config.objective, "evaluation.best": evaluation.best}
     wants = [name for name, on in (given | {"evaluation.at_start": evaluation.at_start}).items() if on]
     if wants and not (evaluation.every and evaluation.data):
@@ -200,7 +191,7 @@ def register_eval() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(name="eval", node=OmegaConf.load(_CONF / "eval.yaml"))
+    store.store(name="eval", node=OmegaConf.load(CONF / "eval.yaml"))
     for group in ("evaluation", "datasets"):
-        for file in sorted((_CONF / group).glob("*.yaml")):
+        for file in sorted((CONF / group).glob("*.yaml")):
             store.store(group=group, name=file.stem, node=OmegaConf.load(file))

@@ -1,20 +1,22 @@
 """What values a leaf may have, said where its type is said: ``lr: Rate = 5e-4``, in ``schema`` or a part's signature.
 
 A domain stands in an annotation (``Annotated[float, Interval(0)]``), which neither OmegaConf nor the part itself looks
-at. Numbers without a domain must be finite.
+at. ``values`` holds values to it.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from cloc.config.secrets import public
+
+LARGEST = 2**53
+"""No number of a configuration is larger: beyond it a float skips whole numbers, and a counter of 64 bits is near."""
+MOST_DEVICES = 1_000_000
 
 
 class ConfigError(ValueError):
@@ -44,7 +46,7 @@ class Interval:
     open_high: bool = False
 
     def __contains__(self, value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             return False
         above = value > self.low if self.open_low else value >= self.low
         return above and (value < self.high if self.open_high else value <= self.high)
@@ -112,7 +114,7 @@ class Host:
     """A host of the network, with or without a port."""
 
     def __contains__(self, value: Any) -> bool:
-        return bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s/:?#@\[\]]+)(:\d{1,5})?", value))
+        return isinstance(value, str) and bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s/:?#@\[\]]+)(:\d{1,5})?", value))
 
     def __str__(self) -> str:
         return "give NAME or NAME:PORT"
@@ -122,15 +124,112 @@ class Host:
         return "hosts"
 
 
+@dataclass(frozen=True)
+class Line:
+    """Texts of one line that are not empty.
+
+    Attributes:
+        what: they are: a name, a path, a URL.
+        path: a part between slashes fits a file system, unless it is a URL.
+    """
+
+    what: str = "path"
+    path: bool = True
+
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value.encode()) > 4096:
+            return False
+        return not self.path or "://" in value or all(len(part.encode()) <= 255 for part in value.split("/"))
+
+    def __str__(self) -> str:
+        parts = " and at most 255 between slashes" if self.path else ""
+        return f"give a {self.what}: one line, not empty, of at most 4,096 bytes{parts}"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return self.what
+
+
+class NameOrNode:
+    """Known names, or a node that names a class of the user's.
+
+    Args:
+        names: known ones.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.names if isinstance(value, str) else isinstance(value, Mapping) and "_target_" in value
+
+    def __str__(self) -> str:
+        return f"known are {', '.join(self.names)}; a class of your own goes by _target_"
+
+    def cell(self) -> str:
+        """As a table of keys says it: the names."""
+        return f"{', '.join(f'`{name}`' for name in self.names)}, node"
+
+
+class Sources:
+    """What to train on: a path or URL, or several sources by name."""
+
+    def __contains__(self, value: Any) -> bool:
+        return value in Line() if isinstance(value, str) else isinstance(value, Mapping) and bool(value)
+
+    def __str__(self) -> str:
+        return "give a folder, a pattern, a URL, or sources NAME: {path, weight}"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "path, sources"
+
+
+class Choice:
+    """Nodes that choose by ``name``.
+
+    Args:
+        names: known ones.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, Mapping) and value.get("name", self.names[0]) in self.names
+
+    def __str__(self) -> str:
+        return f"its name must be {', '.join(self.names[:-1])} or {self.names[-1]}"
+
+    def cell(self) -> str:
+        """Nothing: its type says it."""
+        return ""
+
+
+class DeviceName:
+    """PyTorch's names of devices, and ``auto``."""
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu)(:\d{1,4})?", value))
+
+    def __str__(self) -> str:
+        return "give auto, cpu, cuda, cuda:1, mps, …"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "`auto`, `cpu`, `cuda`, `cuda:1`, …"
+
+
 class Devices:
     """Lightning's ways to say which devices: a number, ``auto``, or a list of indices."""
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, str):
-            return value == "auto" or value.replace(",", "").strip().isdecimal()
+            return value == "auto" or bool(re.fullmatch(r"0*[1-9]\d{0,5}|-1|\d{1,6}(,\d{1,6})+", value, re.ASCII))
         if isinstance(value, list):
-            return bool(value) and all(type(index) is int and index >= 0 for index in value)
-        return type(value) is int and (value >= 1 or value == -1)
+            whole = all(type(index) is int and 0 <= index < MOST_DEVICES for index in value)
+            return bool(value) and whole and len(set(value)) == len(value)
+        return type(value) is int and (1 <= value < MOST_DEVICES or value == -1)
 
     def __str__(self) -> str:
         return "give a number of at least 1, -1 or auto for all there are, or a list of indices"
@@ -145,82 +244,20 @@ Amount = Annotated[int, Interval(0)]
 Finite = Annotated[float, Interval()]
 Weight = Annotated[float, Interval(0)]  # and factors, norms, rates that may be off
 Rate = Annotated[float, Interval(0, open_low=True)]
+LearningRate = Annotated[float, Interval(0, 1000, open_low=True)]
 Share = Annotated[float, Interval(0, 1)]
 PositiveShare = Annotated[float, Interval(0, 1, open_low=True)]
 Decay = Annotated[float, Interval(0, 1, open_high=True)]
 Seed = Annotated[int, Interval(0, 2**32 - 1)]  # what NumPy and Lightning take
-TextLength = Annotated[int, Interval(3)]  # start, a token, end
-
-
-def check_schema(config: Any, path: str = "") -> None:
-    """Check all leaves of a dataclass of ``schema``.
-
-    Args:
-        config: a dataclass.
-        path: of it, with its dot, for messages.
-
-    Raises:
-        ConfigError: a value outside of its domain; names key, value and domain.
-    """
-    hints = get_type_hints(type(config), include_extras=True)
-    for field in fields(config):
-        check_value(hints[field.name], getattr(config, field.name), f"{path}{field.name}")
-
-
-def check_arguments(part: Any, arguments: Mapping[str, Any], path: str) -> None:
-    """Check the arguments of a part against the domains in its signature.
-
-    Args:
-        part: a class.
-        arguments: by name.
-        path: of its node, for messages.
-
-    Raises:
-        ConfigError: as :func:`check_schema`.
-    """
-    signature = inspect.signature(part)
-    try:
-        hints = get_type_hints(part.__init__, include_extras=True)
-    except NameError:  # annotations of a user's class that only a type checker can resolve
-        hints = {}
-    for name, value in arguments.items():
-        if name in signature.parameters:
-            check_value(hints.get(name, Any), value, f"{path}.{name.rstrip('_')}")
-
-
-def check_value(hint: Any, value: Any, key: str) -> None:
-    """Check one value, and all that it holds.
-
-    Args:
-        hint: its annotation.
-        value: of the leaf.
-        key: for messages.
-
-    Raises:
-        ConfigError: as :func:`check_schema`.
-    """
-    if is_dataclass(value):
-        check_schema(value, f"{key}.")
-        return
-    if get_origin(hint) in (Union, UnionType):
-        if value is None and type(None) in get_args(hint):
-            return
-        choices = [choice for choice in get_args(hint) if choice is not type(None)]
-        hint = choices[0] if len(choices) == 1 else Any
-    domains, hint = (hint.__metadata__, get_args(hint)[0]) if get_origin(hint) is Annotated else ((), hint)
-    for domain in domains:
-        if value not in domain:
-            raise ConfigError(f"{key}={_written(value)}: {domain}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}={value}: {Interval()}")
-    if isinstance(value, Mapping):
-        for name, own in value.items():
-            check_value(Any, own, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        of = get_args(hint)[0] if get_args(hint) else Any
-        for i, own in enumerate(value):
-            check_value(of, own, f"{key}[{i}]")
-
-
-def _written(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+TextLength = Annotated[int, Interval(3, 2**14)]  # start, a token, end; a causal tower has a mask of its square
+# More than any model or machine has: what lies beyond would run out of memory, or of processes, after a while.
+Width = Annotated[int, Interval(1, 2**16)]
+Depth = Annotated[int, Interval(0, 1000)]
+Side = Annotated[int, Interval(1, 4096)]  # of a view in pixels
+Heads = Annotated[int, Interval(1, 1024)]
+Drawn = Annotated[int, Interval(1, 4096)]  # of one picture
+Pictures = Annotated[int, Interval(1, 2**20)]  # of one pass
+Processes = Annotated[int, Interval(0, 512)]
+Threads = Annotated[int, Interval(0, 1024)]
+Path = Annotated[str, Line()]  # or URL
+Name = Annotated[str, Line("name", path=False)]

@@ -6,13 +6,13 @@ that ``known`` lists, and nothing is imported for it.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from cloc.config.domains import ConfigError, check_arguments
+from cloc.config.domains import ConfigError
+from cloc.config.values import check_arguments, meant, written
 
 # Where classes went that configurations and checkpoints of earlier versions name; names of ours alone.
 MOVED = {f"cloc.engine.sweep{part}.SweepFolder": "cloc.engine.sweep.hook.SweepFolder" for part in ("", ".report")}
@@ -34,13 +34,15 @@ def find_class(name: Any, key: str) -> type:
         ConfigError: it cannot be imported, or is no class.
     """
     if not isinstance(name, str) or "." not in name:
-        raise ConfigError(f"{key}={name!r}: must name a class with its module, such as mypackage.towers.MyTower")
+        raise ConfigError(f"{key}={written(name)}: must name a class with its module, such as mypackage.towers.MyTower")
     try:
         found = pkgutil.resolve_name(present_name(name))
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{key}={name!r}: {error}; is its folder on PYTHONPATH, or its package installed?") from error
+        raise ConfigError(
+            f"{key}={written(name)}: {error}; is its folder on PYTHONPATH, or its package installed?"
+        ) from error
     if not inspect.isclass(found):
-        raise ConfigError(f"{key}={name!r}: a {type(found).__name__}; must name a class")
+        raise ConfigError(f"{key}={written(name)}: a {type(found).__name__}; must name a class")
     return found
 
 
@@ -60,7 +62,7 @@ def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None
             outside of its domain.
     """
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path}={node!r}: must be a node, with a _target_ and the arguments of that class")
+        raise ConfigError(f"{path}={written(node)}: must be a node, with a _target_ and the arguments of that class")
     target = present_name(node.get("_target_"))
     if known is None:
         found = find_class(target, f"{path}._target_")
@@ -68,23 +70,40 @@ def resolve(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None
         found = known[target]
     else:
         raise ConfigError(f"{path}._target_={target!r}: known are {', '.join(known)}")
-    arguments = {key: value for key, value in node.items() if key != "_target_"}
-    parameters = inspect.signature(found).parameters
+    arguments = {str(key): value for key, value in node.items() if key != "_target_"}
+    try:
+        parameters = inspect.signature(found).parameters
+    except (ValueError, TypeError) as error:  # a class of C
+        raise ConfigError(f"{path}._target_={target!r}: {error}; give a class of Python") from error
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        check_arguments(found, arguments, path)
         return found, arguments
     for key in arguments:
         # `global` is a Python keyword; its argument is spelled `global_`.
         if key not in parameters and f"{key}_" not in parameters:
-            close = difflib.get_close_matches(key, parameters, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(parameters)}"
-            raise ConfigError(f"{path}.{key}: {target} has no such argument; {hint}")
+            hint = meant(key, parameters) or f"; it takes {', '.join(parameters)}"
+            raise ConfigError(f"{path}.{key}: {target} has no such argument{hint}")
     arguments = {key if key in parameters else f"{key}_": value for key, value in arguments.items()}
     check_arguments(found, arguments, path)
     return found, arguments
 
 
 def instantiate(node: Mapping[str, Any], path: str, known: Mapping[str, type] | None = None, **context: Any) -> Any:
-    """Build a node's target with its own arguments and those of the context (``joint_dim``, …)."""
+    """Build a node's target with its own arguments and those of the context (``joint_dim``, …).
+
+    Raises:
+        ConfigError: as :func:`resolve`, or the class cannot be built with these arguments.
+        OSError, ImportError: a file, or a package, that it needs is missing.
+    """
     found, arguments = resolve(node, path, known)
     parameters = inspect.signature(found).parameters
-    return found(**{key: value for key, value in context.items() if key in parameters} | arguments)
+    given = {key: value for key, value in context.items() if key in parameters} | arguments
+    try:
+        return found(**given)
+    except (ConfigError, OSError, ImportError):
+        raise
+    except Exception as error:  # of whatever library the part is built by
+        reason = " ".join(str(error).split()) or "it cannot be built with these arguments"
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        place = "" if reason.startswith(path) else f"{path}: {node['_target_'].rpartition('.')[2]}: {kind}"
+        raise ConfigError(f"{place}{reason[:500]}") from error

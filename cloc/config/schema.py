@@ -9,18 +9,32 @@ from omegaconf import MISSING
 
 from cloc.config.domains import (
     Amount,
+    Choice,
     Count,
     Decay,
+    DeviceName,
     Devices,
+    Drawn,
     Finite,
     Host,
+    Interval,
+    LearningRate,
     Length,
+    Line,
+    Name,
+    NameOrNode,
     OneOf,
+    Path,
+    Pictures,
     PositiveShare,
+    Processes,
     Rate,
     Seed,
     Share,
+    Sources,
+    Threads,
     Weight,
+    Width,
 )
 
 PARTS = ("image", "region", "grounding", "relations")
@@ -37,19 +51,21 @@ METRICS = (
 )
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "64", "32", "16", "bf16", "auto")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "auto")
+LOGGERS = ("csv", "tensorboard", "wandb")
+RELATION_FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
 
 
 @dataclass
 class DataConfig:
     """What to train on."""
 
-    train: Any = MISSING
+    train: Annotated[Any, Sources()] = MISSING
     """Folder, ``.tar`` files (braces expand) or URL of shards; or several sources, each NAME: {path, weight}. See
     docs/shards.md#sources."""
-    regions: Count = 4
+    regions: Drawn = 4
     """M, regions drawn per image and step."""
-    negatives: Amount = 0
+    negatives: Annotated[int, Interval(0, 4096)] = 0
     """Hard negative texts drawn per region, where the shards hold them; they join its denominator. See
     docs/method.md."""
     min_size: Share = 0.0
@@ -66,13 +82,13 @@ class DataConfig:
     """Amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none."""
     flip: Share = 0.0
     """Share of pictures that are mirrored; their texts exchange left and right."""
-    workers: Amount = 1
+    workers: Processes = 1
     """Reading processes per training process; 0 reads in it."""
     batch_timeout: Weight = 600.0
     """Seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever."""
     max_skip_share: Share = 0.01
     """The run stops when more than this share of a source's samples, or of its shards, is unusable."""
-    cache_dir: str | None = None
+    cache_dir: Path | None = None
     """Cache of remote shards; null for ``~/.cache/cloc``."""
     cache_bytes: Amount = 1 << 36
     """Bound of the cache (64 GiB); 0 reads each remote sample by range requests."""
@@ -86,7 +102,7 @@ class DataConfig:
 class ModelConfig:
     """Parts of the model; each a ``_target_`` node."""
 
-    joint_dim: Count = 512
+    joint_dim: Width = 512
     """D, width of the joint space."""
     logit_bias: Finite | None = None
     """Start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for softmax."""
@@ -108,9 +124,9 @@ class OptimConfig:
 
     name: Annotated[str, OneOf("adamw", "muon")] = "adamw"
     """AdamW, or Muon (``torch.optim.Muon``) for the blocks' matrices and AdamW for the rest."""
-    lr: Rate = 5e-4
+    lr: LearningRate = 5e-4
     """AdamW's peak rate."""
-    muon_lr: Rate = 4e-3
+    muon_lr: LearningRate = 4e-3
     """Muon's peak rate (``optim=muon``: 0.015)."""
     weight_decay: Weight = 0.2
     """AdamW's, on matrices and convolutions only; never on temperatures, norms, biases, tables."""
@@ -145,9 +161,9 @@ class TrainerConfig:
     strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
     """``ddp`` holds the model on every process; ``fsdp`` (FSDP2) shards parameters, gradients and optimizer state."""
     precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
-    """Lightning's name; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where the device computes it: a processor
-    that imitates it is 40 times slower."""
-    threads: Amount = 0
+    """Lightning's name; the 16 of float16 need a GPU; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where the
+    device computes it: a processor that imitates it is 40 times slower."""
+    threads: Threads = 0
     """CPU threads of the training process; 0 leaves PyTorch's choice."""
     log_every: Count = 10
     """Steps between log lines."""
@@ -175,33 +191,33 @@ class TrainerConfig:
 class DatasetConfig:
     """One evaluation set; at least one of ``shards``, ``relations``, ``images`` and ``set``."""
 
-    shards: str | None = None
+    shards: Path | None = None
     """Folder of shards (docs/shards.md): captions, boxes, phrases, categories, negatives."""
-    relations: str | None = None
+    relations: Path | None = None
     """Folder of relation shards, or the annotation file of a published relation set."""
-    relation_format: str = "shards"
+    relation_format: Annotated[str, OneOf(*RELATION_FORMATS)] = "shards"
     """``shards``, ``whatsup`` (controlled or COCO/GQA-spatial), ``vsr`` or ``sugarcrepe``."""
-    pictures: str | None = None
+    pictures: Path | None = None
     """Folder of the pictures that a published relation set names."""
-    images: str | None = None
+    images: Path | None = None
     """Pictures to classify: ``FOLDER/CLASS/*.jpg``; a folder of shards (``jpg`` and ``cls``, with ``classnames.txt``);
     or ``torchvision:NAME:FOLDER`` for a set of torchvision that is already there."""
-    classes: str | None = None
+    classes: Path | None = None
     """File of class names, one a line (with or without a synset in front) or JSON; ``imagenet`` for open_clip's list
     with ImageNet's synsets; null takes the set's own."""
     templates: list[str] = field(default_factory=lambda: ["{}"])
     """Class texts; ``{}`` is the class name. One embedding a class: the mean over templates. A set with templates is
     also measured by names alone."""
-    template_file: str | None = None
+    template_file: Path | None = None
     """File of templates, one a line or a JSON list, instead of ``templates``; ``openai`` for the 80 of CLIP's ImageNet
     evaluation."""
-    frequency: str | None = None
+    frequency: Path | None = None
     """LVIS' annotation file, or a JSON object of class → ``r``, ``c`` or ``f``, for rare, common and frequent classes;
     null for none."""
     set: dict[str, Any] | None = None
     """A kind of set of your own: ``_target_`` of a class with its arguments (SetReader in
     ``cloc/evaluation/sets/eval_set.py``), instead of the three or beside them."""
-    lead: str | None = None
+    lead: Name | None = None
     """Metric of the set's own protocol, which the report opens with (``region/best/mAcc`` reads boxes by each model's
     best source); null takes one by what the set holds."""
     description: str = ""
@@ -216,21 +232,21 @@ class EvaluationConfig:
     """Samples between evaluations in training; 0 for none."""
     at_start: bool = False
     """Also measure the weights that a run starts from."""
-    data: list[str] = field(default_factory=list)
+    data: list[Name] = field(default_factory=list)
     """Names (keys of ``datasets``) measured in training."""
     limit: Amount = 500
     """At most so many pictures of each set; 0 for all."""
-    best: str | None = None
+    best: Name | None = None
     """Metric (``val/SET/METRIC``, larger is better) whose best checkpoint is kept; null for none."""
     parts: list[Annotated[str, OneOf(*PARTS)]] = field(default_factory=lambda: list(PARTS))
     """``image`` is classification and retrieval."""
-    metrics: list[Any] = field(default_factory=lambda: list(METRICS))
+    metrics: list[Annotated[Any, NameOrNode(*METRICS)]] = field(default_factory=lambda: list(METRICS))
     """What is measured: names of ours, or nodes with the ``_target_`` of a class of your own."""
     sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(SOURCES))
     """Region sources; those that a model lacks are left out, and ``crop`` while training."""
-    batch_size: Count = 64
+    batch_size: Pictures = 64
     """Pictures a forward pass."""
-    bootstrap: Amount = 1000
+    bootstrap: Annotated[int, Interval(0, 1_000_000)] = 1000
     """Resamples behind the 95 % intervals of ``eval.py``; 0 for no intervals."""
 
 
@@ -238,17 +254,17 @@ class EvaluationConfig:
 class RunConfig:
     """What the engine reads of the configuration of any task; a task's own schema adds what it reads itself."""
 
-    task: str | None = None
+    task: Name | None = None
     """Class of another task than pretraining, see docs/training.md#other-tasks; null for pretraining."""
-    name: str = MISSING
+    name: Annotated[str, Line("name")] = MISSING
     """Of the run, and of its folder."""
-    run_dir: str = MISSING
+    run_dir: Path = MISSING
     """Run folder, where all its files go; a path, or a URL of an object store."""
     seed: Seed = 0
     """Of weights, order and every random choice."""
     samples: Count = MISSING
     """Budget, in pictures; steps are ``samples / batch_size``, rounded up."""
-    batch_size: Count = MISSING
+    batch_size: Pictures = MISSING
     """B, the **global** batch, over all processes."""
     resume: bool = True
     """Continue from the newest whole checkpoint in the run folder; false refuses a folder that holds one."""
@@ -256,11 +272,11 @@ class RunConfig:
     """Print steps, passes, readers and memory, and stop."""
     profile: bool = False
     """Write ``profile/trace.json.gz`` and a table of where a step's time goes, then train on."""
-    objective: str | None = None
+    objective: Name | None = None
     """Metric of ``metrics.csv`` (``val/SET/METRIC``) that ``train.py`` returns to a sweep."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: dict[str, Any] = field(default_factory=dict)
+    logger: Annotated[dict[str, Any], Choice(*LOGGERS)] = field(default_factory=dict)
     """``name`` is ``csv``, ``tensorboard`` or ``wandb``; other keys go to that logger."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -269,7 +285,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Everything that ``train.py`` takes for pretraining."""
 
-    init_from: str | None = None
+    init_from: Path | None = None
     """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -283,23 +299,23 @@ class TrainConfig(RunConfig):
 class EvalConfig:
     """Everything that ``eval.py`` takes."""
 
-    checkpoint: str = MISSING
+    checkpoint: Path = MISSING
     """The model on trial: a run, a checkpoint, an export, or a model of others."""
-    baseline: list[str] = field(default_factory=list)
+    baseline: list[Path] = field(default_factory=list)
     """Models beside it."""
-    trusted: list[str] = field(default_factory=list)
+    trusted: list[Name] = field(default_factory=list)
     """Classes besides ours that they may name (``mypackage.towers.MyTower``)."""
-    data: list[str] = field(default_factory=list)
+    data: list[Path] = field(default_factory=list)
     """Names of ``datasets``, or folders of shards."""
-    out: str | None = None
+    out: Path | None = None
     """Folder of the results; null for the checkpoint's parent folder."""
-    cache: str | None = None
+    cache: Path | None = None
     """Folder of embeddings, by model and data; null for none."""
     limit: Amount = 0
     """At most so many pictures of each set; 0 for all."""
-    pictures: Amount = 12
+    pictures: Annotated[int, Interval(0, 10_000)] = 12
     """In the report's gallery."""
-    device: str = "auto"
+    device: Annotated[str, DeviceName()] = "auto"
     """``auto`` or PyTorch's name."""
     seed: Seed = 0
     """Of the resamples and of the gallery."""

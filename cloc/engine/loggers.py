@@ -7,7 +7,7 @@ configuration besides, to filter and compare runs by: that of the run as it goes
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import inspect
 import io
 import os
@@ -25,7 +25,9 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from cloc.config import ConfigError, RunConfig
+from cloc.command import needs
+from cloc.config import ConfigError, RunConfig, check_arguments
+from cloc.config.values import meant
 from cloc.engine.board import Board
 from cloc.engine.durable.checkpoint_file import Stored
 from cloc.engine.durable.run_folder import RunFolder
@@ -137,41 +139,42 @@ def _is_row(row: dict[Any, Any]) -> bool:
         return False
 
 
-def check_logger(options: Mapping[str, Any]) -> None:
-    """Refuse what a logger cannot be made of, before a run: its name, its options, a package that is missing.
+def check_logger(node: Mapping[str, Any]) -> None:
+    """Refuse what a logger cannot be made of, before a run: its name, a missing package, an option or its type.
 
     Args:
-        options: ``logger`` of the configuration.
+        node: ``logger`` of the configuration.
 
     Raises:
         ConfigError: names the key and the remedy.
     """
-    name, keys = options.get("name", "csv"), options.keys() - {"name"}
+    name, options = node.get("name", "csv"), {key: value for key, value in node.items() if key != "name"}
     if name not in ("csv", "tensorboard", "wandb"):
         raise ConfigError(f"logger.name={name!r}: give csv, tensorboard or wandb")
-    if name != "csv" and importlib.util.find_spec(name) is None:
-        raise ConfigError(f"logger.name={name}: {name} is not installed; pip install 'cloc-pretrain[{name}]'")
-    if name == "wandb" and options.get("log_model"):
+    if name == "csv":
+        for key in options:
+            raise ConfigError(f"logger.{key}: no option of logger.name=csv; it takes no other key than name")
+        return
+    if missing := needs(name):
+        raise ConfigError(f"logger.name={name}: {missing}, or choose logger=csv")
+    if options.get("log_model"):
         raise ConfigError("logger.log_model: checkpoints are not uploaded to W&B; set run_dir to an object store")
-    known = _options(name) if keys else set()
-    for key in sorted(keys - known):
-        there = f"it takes {', '.join(sorted(known))}" if known else "it takes no other key than name"
-        raise ConfigError(f"logger.{key}: no option of logger.name={name}; {there}")
+    takers = _takers(name)
+    known = {key for taker in takers for key in inspect.signature(taker).parameters} - OWN[name]
+    for key in options.keys() - known:
+        hint = meant(key, known) or f"; it takes {', '.join(sorted(known))}"
+        raise ConfigError(f"logger.{key}: no option of logger.name={name}{hint}")
+    for taker in takers:
+        check_arguments(taker, options, "logger")
 
 
-def _options(name: str) -> set[str]:
-    """What may be given to a logger besides what the engine gives."""
+def _takers(name: str) -> tuple[Any, Any]:
+    """Lightning's class of a logger, and what it passes further options to."""
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        takes: Iterable[Any] = (TensorBoardLogger, SummaryWriter)
-    elif name == "wandb":
-        import wandb
-
-        takes = (WandbLogger, wandb.init)
-    else:
-        return set()
-    return {key for one in takes for key in inspect.signature(one).parameters} - OWN[name]
+        return TensorBoardLogger, SummaryWriter
+    return WandbLogger, importlib.import_module("wandb").init
 
 
 def build_loggers(

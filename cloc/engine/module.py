@@ -27,6 +27,7 @@ from cloc.engine.machine import shield_workers
 from cloc.engine.strategy import prepare
 from cloc.engine.task import OPTIONAL, Measure, Reading, Task, chosen_metrics
 from cloc.models.build import build_model
+from cloc.models.limits import check_model
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.temperature import clamp_temperatures
@@ -41,6 +42,7 @@ class Pretrain(Task):
     Args:
         config: validated.
         resolved: the same as plain containers.
+        weights: take the initial weights that the configuration names; False for a rehearsal.
     """
 
     schema = TrainConfig
@@ -59,9 +61,10 @@ class Pretrain(Task):
     config: TrainConfig
     model: Cloc
 
-    def __init__(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
+    def __init__(self, config: TrainConfig, resolved: dict[str, Any], weights: bool = True) -> None:
         super().__init__(config, resolved)
-        self.model = build_model(resolved["model"], pretrained=config.init_from is None)
+        check_model(resolved["model"])
+        self.model = build_model(resolved["model"], pretrained=weights and config.init_from is None)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
         self.notes = prepare(self.model, config.trainer)
@@ -70,6 +73,11 @@ class Pretrain(Task):
     def complete(cls, resolved: dict[str, Any]) -> None:
         """What initial weights bring: a checkpoint is rebuilt without them."""
         resolved["model"] = complete(resolved["model"])
+
+    @classmethod
+    def rehearse(cls, config: TrainConfig, resolved: dict[str, Any]) -> Pretrain:
+        """See :meth:`cloc.engine.task.Task.rehearse`; nothing is downloaded for it."""
+        return cls(config, resolved, weights=False)
 
     @classmethod
     def open_data(cls, config: TrainConfig) -> ShardSources:

@@ -17,6 +17,7 @@ from cloc.data.tokenizer import Tokenizer
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.task import Reading
 from cloc.files import into_folder
+from cloc.models.limits import memory
 from cloc.models.model import Cloc
 from cloc.models.protocols import architecture, refusals, view
 from cloc.models.trust.text_files import DIGEST, FOLDER, KEY, carried
@@ -104,8 +105,19 @@ def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
 
 
 def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:
-    """The training stream that fits a model: its tokenizer, its view."""
+    """The training stream that fits a model: its tokenizer, its view.
+
+    Raises:
+        ConfigError: a batch of pictures does not fit into memory.
+    """
     seen = view(model.image)
+    needed = 3 * seen.size**2 * (config.batch_size // world)
+    if needed > memory():
+        raise ConfigError(
+            f"batch_size={config.batch_size}: the pictures of a process, {seen.size} px wide, take "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give a smaller batch, or more "
+            "processes"
+        )
     return Stream(
         data,
         Tokenizer.of(model.text),

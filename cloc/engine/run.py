@@ -33,7 +33,7 @@ from cloc.engine.durable.checkpointing import Checkpoints, RandomState
 from cloc.engine.durable.resume import begin, check_finished, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
-from cloc.engine.loggers import build_loggers, check_logger, ended, start
+from cloc.engine.loggers import build_loggers, ended, start
 from cloc.engine.machine import (
     precision_of,
     prepare_run,
@@ -54,6 +54,7 @@ from cloc.engine.process_group import (
     together,
 )
 from cloc.engine.profile import StepProfile
+from cloc.engine.start import check_start
 from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
@@ -89,10 +90,7 @@ def train(composed: DictConfig) -> Path | None:
     if world > 1:
         check_same(resolved, data.digest)
     if config.dry_run:
-        stored = _look(folder)
-        if stored is not None and is_finished(stored, config):
-            check_finished(stored, kind, resolved, data.digest, folder)
-        _print_plan(config, kind.plan(config, data, world), kind.blank_model(resolved), stored=stored)
+        _rehearse(kind, config, resolved, data, folder)
         if rank == 0:
             _print_launch()
         return None
@@ -148,15 +146,16 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     """The task, its configuration, checked, and the data that it names."""
     kind = task_of(composed)
     config: RunConfig = validate(composed, kind.schema)
-    resolved: Any = OmegaConf.to_container(composed, resolve=True)  # a mapping, as validate has seen
+    _, world = rank_and_world()
+    check_start(config, RunFolder(config.run_dir, kind.store_timeout(config)), world)
+    typed = OmegaConf.merge(OmegaConf.structured(kind.schema), composed)  # "8" from the environment is 8
+    resolved: Any = OmegaConf.to_container(typed, resolve=True)  # a mapping, as validate has seen
     kind.complete(resolved)
-    check_logger(config.logger)
     if chosen := chosen_metrics(config):
         for note in kind.check_chosen(config, chosen):
             console.print(note, markup=False, soft_wrap=True)
     _quiet_lightning()
     data = kind.open_data(config)
-    _, world = rank_and_world()
     parts = world * config.trainer.accumulate
     if config.batch_size % parts:
         micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
@@ -182,6 +181,19 @@ def task_of(composed: DictConfig) -> type[Task]:
 def _build(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: TaskData) -> tuple[Task, TaskStream]:
     task = kind(config, resolved)
     return task, task.open_stream(data, *rank_and_world())
+
+
+def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: TaskData, folder: RunFolder) -> None:
+    """Build what a run would build, up to its first step, so that it refuses what a run would; write nothing."""
+    task, stored, (rank, world) = kind.rehearse(config, resolved), _look(folder), rank_and_world()
+    task.open_stream(data, rank, world)
+    if stored is not None and is_finished(stored, config):
+        check_finished(stored, kind, resolved, data.digest, folder)
+    if stored is None:
+        task.begin()
+    task.configure_optimizers()
+    build_trainer(folder, task, stored, logs=False)
+    _print_plan(config, kind.plan(config, data, world), task.model, task.notes, stored)
 
 
 def _look(folder: RunFolder) -> Stored | None:
@@ -305,13 +317,20 @@ def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> li
     return [callback for callback in ordered if callback is not None]
 
 
-def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None) -> lightning.Trainer:
-    """Lightning's trainer with our callbacks. Budgets count steps: there are no epochs."""
+def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None, logs: bool = True) -> lightning.Trainer:
+    """Lightning's trainer with our callbacks. Budgets count steps: there are no epochs.
+
+    Args:
+        folder: of the run.
+        task: to be trained.
+        stored: the checkpoint that it goes on from.
+        logs: write logs; False for a rehearsal.
+    """
     config, options, files = task.config, task.config.trainer, CheckpointFiles()
     precision: Any = precision_of(options.precision, options.accelerator)  # of Lightning's names, which it checks
     return lightning.Trainer(
         accelerator=options.accelerator,
-        devices=options.devices,
+        devices="auto" if options.devices in (-1, "-1") else options.devices,  # Lightning counts no CPUs by -1
         num_nodes=options.num_nodes,
         strategy=build_strategy(options),
         precision=precision,
@@ -319,7 +338,7 @@ def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None) -
         max_epochs=-1,
         gradient_clip_val=config.optim.clip_grad or None,
         log_every_n_steps=options.log_every,
-        logger=build_loggers(config, folder, task.resolved, stored),
+        logger=logs and build_loggers(config, folder, task.resolved, stored),
         callbacks=build_callbacks(folder, task, files),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -147,6 +147,11 @@ class Task(lightning.LightningModule):
         resolved.update(filled)
 
     @classmethod
+    def rehearse(cls, config: Any, resolved: dict[str, Any]) -> Task:
+        """The task for a dry run, which builds what a run would; one that can leaves out weights that take time."""
+        return cls(config, resolved)
+
+    @classmethod
     def open_data(cls, config: Any) -> TaskData:
         """Open what the configuration names to be read, and refuse what cannot be trained on."""
         raise NotImplementedError(f"{cls.__name__}.open_data: a task says here what it reads")

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from cloc.config.domains import ConfigError, Interval, Weight, check_arguments, check_value
+from cloc.config.domains import ConfigError, Interval, OneOf, Weight
 from cloc.config.nodes import instantiate
 from cloc.config.terms import Need
+from cloc.config.values import check_arguments, check_value
 from cloc.contracts import Batch, Features, LossTerms, Per, per
-from cloc.losses.contrastive import GlobalContrast
+from cloc.losses.contrastive import CONTRASTS, GlobalContrast
 from cloc.losses.global_batch import gather_batch
-from cloc.losses.grounding import Grounding
-from cloc.losses.region import RegionContrast
+from cloc.losses.grounding import BOX, SHARED_PHRASE, Grounding
+from cloc.losses.region import CONFLICTS, RegionContrast
 from cloc.losses.term import Term, Weighted
 
 
@@ -49,11 +50,11 @@ class ClocLoss(nn.Module):
         global_: Weight = 1.0,
         region: Weight = 1.0,
         grounding: Weight = 1.0,
-        contrast: str = "softmax",
-        conflicts: str = "cosine",
+        contrast: Annotated[str, OneOf(*CONTRASTS)] = "softmax",
+        conflicts: Annotated[str, OneOf(*CONFLICTS)] = "cosine",
         threshold: Annotated[float, Interval(-1, 1)] = 0.9,
-        box: str = "l2",
-        shared_phrase: str = "skip",
+        box: Annotated[str, OneOf(*BOX)] = "l2",
+        shared_phrase: Annotated[str, OneOf(*SHARED_PHRASE)] = "skip",
         terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

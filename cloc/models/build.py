@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloc.config import ConfigError, instantiate, resolve
 from cloc.models.model import Cloc
@@ -39,13 +39,35 @@ def build_model(
     towers: dict[str, Any] = {}
     for part in ("image", "text"):
         node = config[part] if pretrained else _bare(config[part], part, known.get(part))
-        towers[part] = instantiate(node, f"model.{part}", known.get(part), joint_dim=joint_dim)
+        towers[part] = _held(instantiate(node, f"model.{part}", known.get(part), joint_dim=joint_dim), part)
     shape = {"width": towers["image"].width, "joint_dim": joint_dim, "grid": towers["image"].grid}
     heads: dict[str, Any] = {
-        part: instantiate(config[part], f"model.{part}", known.get(part), **shape) if config.get(part) else None
+        part: _held(instantiate(config[part], f"model.{part}", known.get(part), **shape), part)
+        if config.get(part)
+        else None
         for part in ("prompter", "grounding")
     }
     return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"))
+
+
+# What the model asks of each part, see cloc.models.protocols.
+ASKED = {
+    "image": ("image_size", "joint_dim", "width", "grid"),
+    "text": ("tokenizer", "context_length", "joint_dim", "vocab_size"),
+    "prompter": ("supports_phrases", "memory", "boxes"),
+    "grounding": (),
+}
+
+
+def _held(built: Any, part: str) -> Any:
+    """A part as it is, if it is one."""
+    lacking = [name for name in ASKED[part] if not hasattr(built, name)]
+    if lacking or not isinstance(built, nn.Module):
+        why = f"has no {', '.join(lacking)}" if lacking else "is no nn.Module"
+        raise ConfigError(
+            f"model.{part}._target_: {type(built).__name__} {why}; cloc/models/protocols.py says what it must have"
+        )
+    return built
 
 
 def build_trained(

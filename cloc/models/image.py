@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.layers import set_fused_attn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from cloc.config.domains import Amount, Count, Decay, Finite, Interval, Length, Rate
+from cloc.config.domains import Amount, Decay, Depth, Finite, Interval, Length, OneOf, Rate, Side, Width
 from cloc.models.open_clip_visual import open_visual
-from cloc.models.positions.encodings import install
+from cloc.models.positions.encodings import ENCODINGS, install
 from cloc.models.positions.fourier import covered_share, grid_positions
 from cloc.models.protocols import ClassTokenViT, TimmModel, blocks
 from cloc.models.registration import registered
@@ -46,6 +46,8 @@ from cloc.models.weights.other_formats import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Resize = Annotated[str, OneOf("pad", "squash")]
+Encoded = Annotated[str, OneOf(*ENCODINGS)]
 PixelMean = Annotated[Sequence[Finite], Length(3, "of red, green and blue")]
 PixelStd = Annotated[Sequence[Rate], Length(3, "of red, green and blue")]
 
@@ -94,20 +96,20 @@ class TimmTower(nn.Module):
 
     def __init__(
         self,
-        joint_dim: Count,
+        joint_dim: Width,
         name: str,
-        image_size: Count = 224,
+        image_size: Side = 224,
         pretrained: bool | str = False,
         options: Mapping[str, Any] | None = None,
         conv_stem: bool = False,
-        positions: str = "learned",
+        positions: Encoded = "learned",
         zero_init: bool = False,
-        adapter_depth: Amount = 0,
-        adapter_width: Count = 384,
+        adapter_depth: Depth = 0,
+        adapter_width: Width = 384,
         adapter_dropout: Decay = 0.0,
         tune_last: Annotated[int, Interval(-1)] = -1,
         remember: Amount = 0,
-        resize: str = "pad",
+        resize: Resize = "pad",
         mean: PixelMean | None = None,
         std: PixelStd | None = None,
     ) -> None:
@@ -292,24 +294,25 @@ class OpenClipTower(nn.Module):
 
     def __init__(
         self,
-        joint_dim: Count,
+        joint_dim: Width,
         name: str = "ViT-B-16",
-        image_size: Count = 224,
-        pretrained: str | None = None,
+        image_size: Side = 224,
+        pretrained: Literal[False] | str | None = None,
         quick_gelu: bool = False,
         options: Mapping[str, Any] | None = None,
-        resize: str = "pad",
+        resize: Resize = "pad",
         mean: PixelMean | None = None,
         std: PixelStd | None = None,
         frozen: bool = False,
-        positions: str = "learned",
+        positions: Encoded = "learned",
     ) -> None:
         super().__init__()
         prefer_plain_attention()
         from cloc.models.weights.open_clip_towers import open_clip_tower, pixel_statistics, vision_config
 
         self.name, self.options = name, dict(options or {})
-        self.visual: Any = open_clip_tower("visual", name, joint_dim, pretrained, quick_gelu, image_size, self.options)
+        weights = pretrained or None
+        self.visual: Any = open_clip_tower("visual", name, joint_dim, weights, quick_gelu, image_size, self.options)
         self.inside = open_visual(self.visual, name, image_size, vision_config(name, self.options))
         install(positions, getattr(self.visual, "trunk", self.visual))
         self.image_size, self.joint_dim, self.resize = image_size, joint_dim, _check_resize(resize)

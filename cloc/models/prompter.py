@@ -7,15 +7,17 @@ answered from its tokens. Three kinds with one interface: ``PaperPrompter``, ``S
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from cloc.config.domains import ConfigError
+from cloc.config.domains import ConfigError, Heads, Interval
 from cloc.models.positions.fourier import fourier, grid_positions
 from cloc.models.region_pooling import roi_tokens, token_overlap
 from cloc.models.registration import registered
 
+Ratio = Annotated[float, Interval(0, 64, open_low=True)]
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 
 
@@ -55,7 +57,7 @@ class SharedPrompter(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, width: int, joint_dim: int, grid: tuple[int, int], heads: int = 4, mlp_ratio: float = 2.0
+        self, width: int, joint_dim: int, grid: tuple[int, int], heads: Heads = 4, mlp_ratio: Ratio = 2.0
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from cloc.config.domains import Amount, ConfigError, Count, OneOf, TextLength
+from cloc.config.domains import ConfigError, Interval, OneOf, TextLength, Width
 from cloc.data.downloads import from_hub
 from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
 from cloc.models.registration import registered
@@ -63,9 +63,9 @@ class ClipText(nn.Module):
 
     def __init__(
         self,
-        joint_dim: Count,
+        joint_dim: Width,
         name: str = "ViT-B-16",
-        pretrained: str | None = None,
+        pretrained: Literal[False] | str | None = None,
         quick_gelu: bool = False,
         tokenizer: str = "open_clip",
         context_length: TextLength | None = None,
@@ -76,7 +76,7 @@ class ClipText(nn.Module):
         super().__init__()
         self.clean = clean
         self.tower = open_clip_tower(
-            "text", name, joint_dim, pretrained, quick_gelu, None, dict(options or {}), context_length
+            "text", name, joint_dim, pretrained or None, quick_gelu, None, dict(options or {}), context_length
         )
         if self.tower.cls_emb is not None:
             raise ValueError(f"model.text.name={name!r}: text towers with a class token (CoCa's) are not supported")
@@ -241,11 +241,11 @@ class HuggingFaceText(nn.Module):
 
     def __init__(
         self,
-        joint_dim: Count,
+        joint_dim: Width,
         name: str,
         pretrained: bool = True,
         frozen: bool = False,
-        hidden: Amount = 0,
+        hidden: Annotated[int, Interval(0, 2**16)] = 0,
         tokenizer: str | None = None,
         context_length: TextLength = 77,
     ) -> None:

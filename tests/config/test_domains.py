@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cloc.config import ConfigError, DataConfig, EvalConfig, TrainConfig, check_keys, resolve, validate
-from cloc.config.domains import check_value
+from cloc.config.values import check_value
 from cloc.losses.objective import ClocLoss
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.prompter import SharedPrompter
@@ -126,7 +126,7 @@ def test_numbers_of_parts_are_refused_by_key(path: str, part: type) -> None:
         ("seed", 2**32, "at most"),
         ("loss.region", math.nan, r"loss\.region=nan"),
         ("loss.grounding", -0.5, r"loss\.grounding=-0.5: must be at least 0"),
-        ("loss.global", None, r"loss\.global=None: must be at least 0"),
+        ("loss.global", None, r"loss\.global=null: must be at least 0"),
         ("loss.global", "much", r"loss\.global='much'"),
         ("loss", {"global": 0, "region": 0, "grounding": 0}, "all weights are zero"),
         ("model.joint_dim", 0, "at least 1"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cloc.config import ConfigError
-from cloc.engine import board, loggers, run
+from cloc.engine import board, run
 from cloc.engine.sweep.main_metrics import main_metrics
 from tests.engine.test_task import configure
 
@@ -36,13 +36,6 @@ def test_a_logger_that_cannot_be_made_is_refused_before_the_run(
         with pytest.raises(ConfigError, match=message):
             run.train(configure(tmp_path / "run", logger=options, dry_run=dry))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    with pytest.raises(ConfigError, match=rf"{name} is not installed; pip install 'cloc-pretrain\[{name}\]'"):
-        loggers.check_logger({"name": name})
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from cloc.config import ConfigError, DataConfig, from_fields
+from cloc.config.domains import Interval
 from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.shards.cache import ShardCache
@@ -181,7 +182,7 @@ def open_sources(config: DataConfig) -> ShardSources:
     for name, weight in weights.items():
         if (weight is None) != (next(iter(weights.values())) is None):
             raise ConfigError(f"data.train.{name}.weight={weight}: give every source a weight, or none (then its size)")
-        if weight is not None and not (isinstance(weight, int | float) and 0 < weight < float("inf")):
+        if weight is not None and weight not in Interval(0, open_low=True):
             raise ConfigError(f"data.train.{name}.weight={weight!r}: must be a positive number")
     parts = []
     for name, source in given.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
 
 from cloc.config import ConfigError, DatasetConfig
+from cloc.config.schema import RELATION_FORMATS
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import usable_samples
@@ -20,8 +21,6 @@ from cloc.evaluation.cache import digest_of
 from cloc.evaluation.reduce import Ranks
 from cloc.evaluation.sets.eval_set import EvalSet, RelationItem
 from cloc.evaluation.sets.relation_captions import MIRRORED, parse_fact
-
-FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
 
 
 class StoredRelation(TypedDict):
@@ -61,8 +60,8 @@ def read_relations(config: DatasetConfig, name: str, limit: int = 0) -> tuple[li
         ValueError: no usable item, or a file of another format.
     """
     left_out: Counter[str] = Counter()
-    if config.relation_format not in FORMATS:
-        raise ConfigError(f"datasets.{name}.relation_format={config.relation_format!r}: give one of {FORMATS}")
+    if config.relation_format not in RELATION_FORMATS:
+        raise ConfigError(f"datasets.{name}.relation_format={config.relation_format!r}: give one of {RELATION_FORMATS}")
     if config.relation_format == "shards":
         return list(_shards(str(config.relations), limit, left_out)), left_out
     file = Path(str(config.relations)).expanduser()

@@ -160,13 +160,17 @@ def check_size(value: float, key: str, source: Any) -> None:
     Raises:
         FolderError: a larger one; names the key.
     """
-    name = key.rpartition(".")[2]
-    most = next((limit for names, limit in _MOST if name in names), _LARGEST)
-    if not abs(value) <= most:
+    if not abs(value) <= most(key):
         raise FolderError(
-            f"{source}: {key}={str(value)[:40]}: no architecture has that; a file of others may say at most {most:,} "
-            "here; export or download the model again"
+            f"{source}: {key}={str(value)[:40]}: no architecture has that; a file of others may say at most "
+            f"{most(key):,} here; export or download the model again"
         )
+
+
+def most(key: str) -> int:
+    """The largest number that an architecture can have under a key, by its last part."""
+    name = key.rpartition(".")[2]
+    return next((limit for names, limit in _MOST if name in names), _LARGEST)
 
 
 def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) -> None:
@@ -189,7 +193,7 @@ def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) 
     files = [file for file in held.iterdir() if file.suffix in _WEIGHTS] if isinstance(held, Path) else []
     size = (sum(file.stat().st_size for file in files) or None) if isinstance(held, Path) else held
     joint = max(_count(config.get(name)) for name in ("joint_dim", "projection_dim"))
-    needed = _needed(config, joint)
+    needed = fewest_weights(config, joint)
     if size is not None and needed > size:
         for file in files:
             check_file(file)
@@ -199,14 +203,19 @@ def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) 
         )
 
 
-def _needed(config: Mapping[str, Any], joint: int) -> int:
-    """Fewest numbers that the weights of a part, and of the parts in it, have."""
+def fewest_weights(config: Mapping[str, Any], joint: int) -> int:
+    """Fewest numbers that the weights of a part, and of the parts in it, have, by :func:`check_room`'s count.
+
+    Args:
+        config: of the part, with parts within each other.
+        joint: D.
+    """
     widths, depths, rows = ([_count(config.get(name)) for name in names] for names in (_WIDTHS, _DEPTHS, _ROWS))
     width = max(widths) or (_LEAST_WIDTH if max(depths) else 0)
     own = max(1, *depths) * width * width * max(1, _count(config.get("mlp_ratio"))) + (sum(rows) + joint) * width
     side, patch = _count(config.get("image_size")), _count(config.get("patch_size"))
     own += (side // patch) ** 2 * width if patch else 0
-    return own + sum(_needed(inner, joint) for inner in config.values() if isinstance(inner, Mapping))
+    return own + sum(fewest_weights(inner, joint) for inner in config.values() if isinstance(inner, Mapping))
 
 
 def _count(value: Any) -> int:

@@ -1,0 +1,179 @@
+"""Is a value of the type and domain that its annotation asks for (beside ``domains``).
+
+Numbers without a domain must be finite, no number is larger than :data:`cloc.config.domains.LARGEST`, and texts are
+what files can hold. A truth value is no number; a whole number is a float as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from cloc.config.domains import LARGEST, ConfigError, Interval
+
+SHOWN = 80  # characters of a value in a message
+
+
+def check_schema(config: Any, path: str = "") -> None:
+    """Check all leaves of a dataclass of ``schema``.
+
+    Args:
+        config: a dataclass.
+        path: of it, with its dot, for messages.
+
+    Raises:
+        ConfigError: a value outside of its domain; names key, value and domain.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        check_value(hints[field.name], getattr(config, field.name), f"{path}{field.name}")
+
+
+def check_arguments(part: Any, arguments: Mapping[str, Any], path: str) -> None:
+    """Check the arguments of a part against the types and domains in its signature.
+
+    Args:
+        part: a class.
+        arguments: by name.
+        path: of its node, for messages.
+
+    Raises:
+        ConfigError: as :func:`check_schema`.
+    """
+    parameters = inspect.signature(part).parameters
+    try:
+        hints = get_type_hints(part.__init__, include_extras=True)
+    except Exception:  # noqa: BLE001  (annotations of a user's class that only a type checker can resolve)
+        hints = {}
+    for name, value in arguments.items():
+        if name not in parameters:
+            continue
+        own = hints.get(name, Any)
+        if value is None and parameters[name].default is None:  # `heads: int = None`, as it was once written
+            own = Any
+        check_value(own, value, f"{path}.{name.rstrip('_')}")
+
+
+def check_value(hint: Any, value: Any, key: str) -> None:
+    """Check one value, and all that it holds.
+
+    Args:
+        hint: its annotation.
+        value: of the leaf.
+        key: for messages.
+
+    Raises:
+        ConfigError: as :func:`check_schema`.
+    """
+    if is_dataclass(value):
+        check_schema(value, f"{key}.")
+        return
+    if get_origin(hint) in (Union, UnionType):
+        _check_choices(get_args(hint), value, key)
+        return
+    domains, hint = (hint.__metadata__, get_args(hint)[0]) if get_origin(hint) is Annotated else ((), hint)
+    _check_plain(value, key)
+    for domain in domains:
+        if value not in domain:
+            raise ConfigError(f"{key}={written(value)}: {_told(domain, value)}")
+    if (wanted := kind_of(hint)) is not None and not _is_a(wanted, value):
+        raise ConfigError(f"{key}={written(value)}: must be {KINDS[wanted]}")
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ConfigError(f"{key}={written(value)}: give {' or '.join(map(written, get_args(hint)))}")
+    if isinstance(value, Mapping):
+        for name, own in value.items():
+            check_value((get_args(hint) or (Any, Any))[1], own, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for i, own in enumerate(value):
+            check_value(get_args(hint)[0] if get_args(hint) else Any, own, f"{key}[{i}]")
+
+
+def _check_choices(choices: Sequence[Any], value: Any, key: str) -> None:
+    """One of several kinds: the first that takes it. Where none does, the one that is meant says why."""
+    if value is None and type(None) in choices:
+        return
+    choices = [choice for choice in choices if choice is not type(None)]
+    fitting = [choice for choice in choices if _is_a(kind_of(choice) or object, value)]
+    if len(choices) > 1 and not fitting:
+        kinds = " or ".join(KINDS.get(kind_of(choice) or object, str(choice)) for choice in choices)
+        raise ConfigError(f"{key}={written(value)}: must be {kinds}")
+    check_value((fitting or choices)[0], value, key)
+
+
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a node, keys with their values",
+    object: "a value",
+}
+"""Kinds of values that are told apart, in words."""
+
+
+def kind_of(hint: Any) -> type | None:
+    """Which of :data:`KINDS` an annotation asks for; None for one that says nothing of it, or of no such kind."""
+    if get_origin(hint) is Annotated:
+        return kind_of(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return kind_of(type(get_args(hint)[0]))
+    plain = get_origin(hint) or hint
+    if plain in (bool, int, float, str):
+        return cast(type, plain)
+    if plain in (list, tuple, Sequence):
+        return list
+    return dict if plain in (dict, Mapping) else None
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is object:
+        return True
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float)
+    if kind is list:
+        return isinstance(value, list | tuple)
+    return isinstance(value, Mapping if kind is dict else kind)
+
+
+def _check_plain(value: Any, key: str) -> None:
+    """What no value of any key may be."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value}: {Interval()}")
+    if isinstance(value, int | float) and abs(value) > LARGEST and not isinstance(value, bool):
+        raise ConfigError(f"{key}={written(value)}: larger than any number that is counted here; give a smaller one")
+    if isinstance(value, str) and not _is_text(value):
+        raise ConfigError(f"{key}={written(value)}: holds a character that no file can hold (NUL, half a surrogate)")
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _told(domain: Any, value: Any) -> str:
+    """A domain in words, with the name that was meant."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return f"{domain}{meant(name, getattr(domain, 'names', ()))}"
+
+
+def meant(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that it looks like; empty where none does."""
+    close = difflib.get_close_matches(name, list(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def written(value: Any) -> str:
+    """A value for a message: on one line, texts in quotes, no longer than :data:`SHOWN` characters."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"(a number of {value.bit_length()} bits)"  # Python writes out none of some thousands of digits
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = " ".join((repr(value) if isinstance(value, str) else str(value)).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

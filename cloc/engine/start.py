@@ -1,0 +1,128 @@
+"""What can be known before a run begins: devices, precision, loggers, the run folder (beside ``machine``).
+
+A dry run looks at the same, so that what it passes is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from cloc.config import ConfigError, RunConfig, TrainerConfig
+from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.loggers import check_logger
+from cloc.engine.machine import precision_of
+
+
+def check_start(config: RunConfig, folder: RunFolder, world: int) -> None:
+    """Refuse what this machine cannot run, before anything is built.
+
+    Args:
+        config: validated.
+        folder: of the run.
+        world: number of processes.
+
+    Raises:
+        ConfigError: names the key.
+        OSError: the run folder cannot be made.
+    """
+    check_devices(config.trainer, world)
+    check_precision(config.trainer)
+    check_logger(config.logger)
+    check_folder(folder)
+
+
+def accelerator_of(name: str) -> str:
+    """The kind of device that ``trainer.accelerator`` means here: ``cpu``, ``cuda``, ``mps`` or ``tpu``.
+
+    Raises:
+        ConfigError: there is none of it.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "gpu":
+        kind = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
+    else:
+        kind = name
+    if not _is_there(kind):
+        what = {"cuda": "no GPU", "mps": "no GPU of Apple", "tpu": "no TPU (package torch_xla)"}[kind]
+        raise ConfigError(f"trainer.accelerator={name}: there is {what} that PyTorch can use; give auto or cpu")
+    return kind
+
+
+def _is_there(kind: str) -> bool:
+    if kind == "tpu":
+        from lightning.pytorch.accelerators import XLAAccelerator
+
+        return bool(XLAAccelerator.is_available())
+    return kind == "cpu" or (torch.cuda if kind == "cuda" else torch.backends.mps).is_available()
+
+
+def device_count(options: TrainerConfig) -> int:
+    """Processes a node that ``trainer.devices`` asks for here.
+
+    Raises:
+        ConfigError: fewer devices are there.
+    """
+    kind, asked = accelerator_of(options.accelerator), options.devices
+    if isinstance(asked, str) and "," in asked:
+        asked = [int(index) for index in asked.split(",")]
+    elif isinstance(asked, str):
+        asked = -1 if asked == "auto" else int(asked)
+    if kind not in ("cuda", "mps"):  # any number of processes
+        if isinstance(asked, list):
+            raise ConfigError(f"trainer.devices={options.devices}: {kind} has no indices; give a number of processes")
+        return 1 if asked == -1 else int(asked)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if asked == -1:
+        return count
+    wanted = max(asked) + 1 if isinstance(asked, list) else int(asked)
+    if wanted > count:
+        raise ConfigError(f"trainer.devices={options.devices}: there {'is' if count == 1 else 'are'} {count} here")
+    return len(asked) if isinstance(asked, list) else wanted
+
+
+def check_devices(options: TrainerConfig, world: int) -> None:
+    """Refuse devices that are not there, or whose processes were not launched.
+
+    Raises:
+        ConfigError: says how to launch them.
+    """
+    if accelerator_of(options.accelerator) == "tpu":
+        return
+    asked = device_count(options) * options.num_nodes
+    if asked != world:
+        nodes = f" × trainer.num_nodes={options.num_nodes}" * (options.num_nodes > 1)
+        raise ConfigError(
+            f"trainer.devices={options.devices}{nodes} asks for {asked} processes, {world} were launched: "
+            f"start them with `torchrun --nproc-per-node={device_count(options)} train.py …` or by srun"
+        )
+
+
+def check_precision(options: TrainerConfig) -> None:
+    """Refuse a precision that Lightning would quietly replace.
+
+    Raises:
+        ConfigError: says which to give.
+    """
+    name, kind = precision_of(options.precision, options.accelerator), accelerator_of(options.accelerator)
+    if name in ("16-mixed", "16") and kind not in ("cuda", "mps"):
+        raise ConfigError(f"trainer.precision={name}: float16 needs a GPU; give bf16-mixed, 32-true or auto")
+
+
+def check_folder(folder: RunFolder) -> None:
+    """Refuse a run folder that cannot be made; makes none.
+
+    Raises:
+        OSError: a file is in its way, or nobody may write there.
+    """
+    if folder.is_remote:
+        return
+    path = Path(os.path.abspath(folder.local))
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise NotADirectoryError(f"run_dir={folder.location}: {there} is no folder; give another run_dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"run_dir={folder.location}: {there} cannot be written; give another run_dir")
