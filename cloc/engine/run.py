@@ -16,7 +16,6 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -27,22 +26,17 @@ from cloc.config import ConfigError, RunConfig, find_class, validate
 from cloc.config.secrets import public
 from cloc.console import print_line
 from cloc.engine.agreement import check_same
-from cloc.engine.callbacks import CompileTime, Cursor, Evaluate, ProgressLine, Throughput
-from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, Stored, inspect
-from cloc.engine.durable.checkpointing import Checkpoints, RandomState
+from cloc.engine.durable.checkpoint_file import CheckpointError, Stored, inspect
 from cloc.engine.durable.resume import begin, check_finished, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
-from cloc.engine.loggers import build_loggers, ended, start
+from cloc.engine.loggers import ended, start
 from cloc.engine.machine import (
     precision_of,
     prepare_run,
     use_threads,
-    without_requeue,
 )
 from cloc.engine.module import Pretrain
-from cloc.engine.moving_average import AveragedWeights
-from cloc.engine.nonfinite import FiniteGuard
 from cloc.engine.process_group import (
     agree,
     connect,
@@ -53,12 +47,11 @@ from cloc.engine.process_group import (
     share_file,
     together,
 )
-from cloc.engine.profile import StepProfile
 from cloc.engine.start import check_start
-from cloc.engine.strategy import build_strategy
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
+from cloc.engine.trainer import build_trainer, steps, steps_left
 from cloc.engine.trainer_state import callbacks_of
 from cloc.files import make_folder
 from cloc.models.weights.digests import weights_digest
@@ -289,76 +282,6 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # `trainer.ema` was turned off
     warnings.filterwarnings("ignore", ".*not created with WeightAveraging.*")  # or on: what changed is listed
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen parts are meant to be
-
-
-def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> list[Callback]:
-    """All that goes on beside the steps, in the order in which it hears that one is done."""
-    config, options = task.config, task.config.trainer
-    throughput, evaluate = Throughput(), None
-    if config.evaluation.every and (measure := task.measurement()) is not None:
-        at_start = config.evaluation.at_start
-        evaluate = Evaluate(config.evaluation.every, config.batch_size, measure, throughput, at_start)
-    elif config.evaluation.best or config.evaluation.at_start or config.objective:
-        raise ConfigError("evaluation.best, evaluation.at_start, objective: nothing is measured; set evaluation.every")
-    turns = options.checkpoint_every, options.checkpoint_minutes
-    ordered = [
-        CompileTime() if options.compile else None,  # the bare step: neither average nor evaluation are compilation
-        Cursor(),  # the step counts as done for all that follow
-        AveragedWeights(options.ema) if options.ema else None,  # part of the step
-        throughput,  # before all that takes time of its own between steps
-        StepProfile(folder.local) if config.profile else None,
-        evaluate,  # of the weights and the average as they are now; it tells the throughput how long it took
-        FiniteGuard(folder, options.max_skipped_steps),
-        ProgressLine(config.name),
-        RandomState(config.seed),
-        StopAtSignal(),  # before the checkpoint that a signal asks for
-        Checkpoints(folder, files, *turns, options.keep_last, config.evaluation.best, evaluate),
-    ]
-    return [callback for callback in ordered if callback is not None]
-
-
-def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None, logs: bool = True) -> lightning.Trainer:
-    """Lightning's trainer with our callbacks. Budgets count steps: there are no epochs.
-
-    Args:
-        folder: of the run.
-        task: to be trained.
-        stored: the checkpoint that it goes on from.
-        logs: write logs; False for a rehearsal.
-    """
-    config, options, files = task.config, task.config.trainer, CheckpointFiles()
-    precision: Any = precision_of(options.precision, options.accelerator)  # of Lightning's names, which it checks
-    return lightning.Trainer(
-        accelerator=options.accelerator,
-        devices="auto" if options.devices in (-1, "-1") else options.devices,  # Lightning counts no CPUs by -1
-        num_nodes=options.num_nodes,
-        strategy=build_strategy(options),
-        precision=precision,
-        max_steps=(stored.step if stored else 0) + steps_left(config, stored),
-        max_epochs=-1,
-        gradient_clip_val=config.optim.clip_grad or None,
-        log_every_n_steps=options.log_every,
-        logger=logs and build_loggers(config, folder, task.resolved, stored),
-        callbacks=build_callbacks(folder, task, files),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder.local,
-        plugins=[files, *without_requeue()],
-    )
-
-
-def steps(config: RunConfig) -> int:
-    """Optimizer steps of the whole budget; a last partial batch is a whole step."""
-    return -(-config.samples // config.batch_size)
-
-
-def steps_left(config: RunConfig, stored: Stored | None) -> int:
-    """Steps from a checkpoint to the end of the budget, in batches of the present size; all of them without one."""
-    if stored is None:
-        return steps(config)
-    seen: int = stored.info["samples_seen"]
-    return max(0, -(-(config.samples - seen) // config.batch_size))
 
 
 def _print_plan(

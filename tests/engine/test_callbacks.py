@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cloc.engine import run
+from cloc.engine import run, trainer
 from cloc.engine.module import Pretrain
 from tests.kit.resuming import configure, make_squares
 
@@ -74,14 +74,14 @@ def test_an_evaluation_does_not_slow_the_steps(
 def test_the_order_is_one(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is switched on, the others keep their places."""
     orders = []
-    build = run.build_callbacks
+    build = trainer.build_callbacks
 
     def noted(*arguments: Any) -> Any:
         found = build(*arguments)
         orders.append([type(callback).__name__ for callback in found])
         return found
 
-    monkeypatch.setattr(run, "build_callbacks", noted)
+    monkeypatch.setattr(trainer, "build_callbacks", noted)
     monkeypatch.setattr("cloc.evaluation.suite.TrainingSuite", lambda *a: lambda model: {"set/top1": 0.5})
     more = ["evaluation.every=8", "evaluation.data=[openmoji_val]", "trainer.ema=0.5", "profile=true"]
     for number, options in enumerate((more, more[:2], more[2:3])):
