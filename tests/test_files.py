@@ -281,3 +281,13 @@ def test_what_killed_processes_left_is_removed_but_not_through_links(mine: Path,
     files.remove_parts(downloaded, "step-*.ckpt")
     assert sorted(path.name.split(".")[1] for path in downloaded.iterdir()) == ["ckpt", "other"]
     assert contents(mine) == {"one": "precious"}
+
+
+def test_a_private_folder_is_gone_when_its_block_ends() -> None:
+    with files.private_folder({"a.json": b"{}", "b.txt": b""}) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.txt"]
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and (folder / "a.json").read_bytes() == b"{}"
+    assert not folder.exists()
+    for name in ("../a", "a/b", "", "."):
+        with pytest.raises(files.LinkError, match="is no name of a file"), files.private_folder({name: b""}):
+            pass

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cloc.config import ConfigError
+from cloc.encoder import Encoder
 from cloc.engine.durable.initial_weights import take_weights
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
@@ -194,9 +195,8 @@ def test_towers_without_weights_have_the_length_that_is_given() -> None:
 
 def test_a_new_run_from_another_may_have_longer_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = build_model(config({"context_length": 16, "options": SIZES}))
-    monkeypatch.setattr(
-        "cloc.engine.durable.initial_weights.load", lambda path, **options: type("Loaded", (), {"model": old})
-    )
+    found = Encoder(old, {"config": {}, "run": "run"})
+    monkeypatch.setattr("cloc.engine.durable.initial_weights.load", lambda path, **options: found)
     new = build_model(config({"context_length": 40, "options": SIZES}))
     assert "positions of texts from 16 to 40" in take_weights(new, str(tmp_path))
     assert new.text.tower.positional_embedding.equal(

@@ -433,6 +433,7 @@ def test_a_repository_is_fetched_by_the_callers_word_and_runs_no_code(
     """The hub stands for itself here: open_clip asks it for a configuration, which names code."""
     import open_clip
 
+    monkeypatch.setattr("cloc.data.downloads.unreachable", lambda url: None)  # it is not looked for
     own = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
     for text, told in ((own, "trust_remote_code"), ({"hf_model_name": str(tmp_path)}, "no code of a folder")):
         config = {"embed_dim": 16, "vision_cfg": {}, "text_cfg": text}
