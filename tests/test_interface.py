@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 import cloc
 from cloc.encoder import EncodedPictures, Encoder
+from cloc.export.pipeline import export
 from cloc.models.devices import find_device, find_dtype
-from tests.kit.exporting import MLP, PAPER, ROI, SHARED, SPATIAL, make_run, word_text
+from tests.kit.exporting import MLP, OPEN_CLIP, PAPER, ROI, SHARED, SPATIAL, make_run, word_text
 from tests.models.test_foreign import TEXT, VIT, write_hugging_face
 
 KINDS = ("run", "clip", "siglip", "open_clip")
@@ -212,10 +213,14 @@ def test_a_copy_and_a_pickle_say_the_same(model: Encoder, files: list[Path], exp
 
 
 @pytest.mark.slow
-def test_worker_processes_say_the_same(model: Encoder, files: list[Path], expected: dict[str, list[Tensor]]) -> None:
+def test_worker_processes_say_the_same(folders: dict[str, str], files: list[Path], tmp_path: Path) -> None:
     """Handed over by spawn: nothing but the pickle arrives. A worker knows none of this process's configurations."""
+    run = make_run(tmp_path / "run", OPEN_CLIP, word_text(tmp_path / "words"), prompter=SHARED, grounding=SPATIAL)
+    exports = [str(export(format, run, tmp_path / format)) for format in ("hf", "open_clip")]
+    models = [cloc.load(name) for name in (*folders.values(), *exports)]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        assert_same(pool.submit(everything, model, files).result(), expected)
+        for model, said in [(model, pool.submit(everything, model, files)) for model in models]:
+            assert_same(said.result(), everything(model, files))
 
 
 def test_results_are_ordinary_tensors(expected: dict[str, list[Tensor]]) -> None:
