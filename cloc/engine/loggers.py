@@ -275,7 +275,8 @@ def _connect(logger: WandbLogger) -> None:
     """Start the run at W&B, which has the configuration from the logger."""
     import wandb
 
-    if trial() and logger._offline:
+    ranked: Any = rank_zero_only
+    if trial() and logger._offline and ranked.rank == 0:
         console.print(
             "[bold]wandb agent with logger.offline=true[/]: the sweep hears nothing of this trial before `wandb sync`; "
             "give logger.offline=false in the sweep's command"

@@ -79,6 +79,16 @@ class StepProfile(Callback):
         write_file(folder / "table.md", markdown(seconds, self.steps))
         show(seconds, self.steps, self.folder)
 
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Say where a run was too short."""
+        if trainer.is_global_zero and self.warmup >= 0:
+            needed = self.warmup + self.steps
+            Console().print(
+                f"profile=true: nothing was written, {self.seen} steps are fewer than the {needed} that it takes",
+                highlight=False,
+                soft_wrap=True,
+            )
+
 
 def by_part(events: Iterable[Any]) -> dict[str, float]:
     """Seconds of each part, forward and backward; of the optimizer; and of the collectives.

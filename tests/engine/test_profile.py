@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from cloc.data.convert.conversion import convert
 from cloc.engine import run
 from cloc.engine.profile import by_part
+from tests.engine.test_task import configure
 from tests.kit.paths import ROOT
 
 
@@ -53,6 +55,13 @@ def test_a_closure_is_not_the_optimizers_time() -> None:
         optimizer.step(closure)
     seconds = by_part(profiler.events())
     assert 0 < seconds["optimizer"] < 0.5 * seconds["image tower"]
+
+
+def test_a_run_that_is_too_short_says_so(tmp_path: Path, capsys: Any) -> None:
+    run.train(configure(tmp_path, profile=True, samples=32))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "profile=true: nothing was written, 4 steps are fewer than the 10 that it takes" in said
+    assert not (tmp_path / "profile").exists()
 
 
 def test_a_run_writes_trace_and_table_and_goes_on(tmp_path: Path) -> None:

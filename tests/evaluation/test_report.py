@@ -297,6 +297,19 @@ def test_empty_lists_are_stated(tmp_path: Path) -> None:
     assert text.count("No model was measured") == 2 and text.count("Nothing was measured on this data set") == 2
 
 
+def test_charts_without_a_point_are_left_out_and_said_in_words(tmp_path: Path) -> None:
+    assert scatter_chart("clip", "cloc", [("a", NAN, 0.5)]) is None and scatter_chart("clip", "cloc", []) is None
+    nothing = DotRow("a thing", "", [])
+    own = DatasetReport("toy", "", {"models": {"cloc": {"x": 0.5}, "clip": {"x": 0.5}}})
+    own.classes = Classes("cloc", "clip", [nothing], [nothing], [ClassPoint("a thing", NAN, NAN, 7)])
+    own.sizes = [Split("Name a box", [nothing]), Split("Find a box", [])]
+    shown = page(ReportData("t", "c", [own]), tmp_path)
+    assert "No box was measured" in shown.text and "Name a box" not in shown.text and "<svg" not in shown.text
+    own.sizes.append(Split("With a point", [DotRow("small", "", [Dot("cloc", 0.5, "50 %")])]))
+    shown = page(ReportData("t", "c", [own]), tmp_path)
+    assert "With a point" in shown.text and "By size of the box" in shown.text and "By class" not in shown.text
+
+
 def test_page_stays_below_3_megabytes_and_says_what_it_left_out(tmp_path: Path) -> None:
     path = write_report(report([case(str(seed), noise(480, seed)) for seed in range(80)]), tmp_path)
     assert path.stat().st_size < 3_000_000
@@ -342,7 +355,12 @@ def test_curves_break_at_nan_and_ticks_span_the_values() -> None:
     assert re.findall(r'path d="([^"]*)"', chart)[0].count("M") == 2
     assert curve_chart([Line("a", 0, [1], [NAN])], "seconds", "x", True) is None
     points = scatter_chart("clip", "cloc", [("a", 0.1, 0.9), ("b", 0.1, 0.9), ("<i>", 0.5, 0.5)])
-    assert points.count("<circle") == 2 and "a, b: clip 10%, cloc 90%" in points and "<i>" not in points
+    assert (
+        points is not None
+        and points.count("<circle") == 2
+        and "a, b: clip 10%, cloc 90%" in points
+        and "<i>" not in points
+    )
     for low, high in ((0, 0.93), (0, 80_000), (-3.2, 7), (5, 5), (0, 0), (1e-6, 2e-6)):
         ticks = nice_ticks(low, high)
         assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8

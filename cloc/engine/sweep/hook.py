@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.utils import get_protocol
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -23,7 +24,6 @@ from cloc.engine.sweep.jobs import (
     forget_failure,
     job_folder,
     note_failure,
-    note_overrides,
     refuse_torchrun,
 )
 from cloc.files import make_folder
@@ -42,7 +42,7 @@ class SweepFolder(Callback):
     """
 
     def __init__(self) -> None:
-        self.given: list[str] = []  # overrides of the command, which all jobs have
+        self.given: set[str] = set()  # keys of the command that all jobs have alike
         self.before: dict[Path, tuple[int, int]] = {}  # failures of earlier starts
         self.failed: dict[str, Failure] = {}  # in this process; those of a launcher's processes are found in files
 
@@ -54,7 +54,9 @@ class SweepFolder(Callback):
         """
         refuse_torchrun()
         folder = make_folder(Path(config.hydra.sweep.dir))
-        self.given, self.before = list(config.hydra.overrides.task), _stamps(folder)
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.given = {own.get_key_element() for own in parsed if not own.is_sweep_override()}
+        self.before = _stamps(folder)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget an earlier failure."""
@@ -67,13 +69,12 @@ class SweepFolder(Callback):
         if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
             return
         number, error = str(config.hydra.job.num), job_return._return_value
-        own = [override for override in config.hydra.overrides.task if override not in self.given]
+        own = [override for override in config.hydra.overrides.task if override.partition("=")[0] not in self.given]
         folder = _folder(config)
         if folder is None:
             failure = Failure(f"{type(error).__name__}: {error}", tuple(own))
         else:
-            make_folder(folder.parent, folder.name)
-            note_overrides(folder, config.hydra.overrides.task)
+            make_folder(folder.parent)
             failure = note_failure(folder, error, own)
         self.failed[folder.name if folder is not None else number] = failure
         errors.print(_told(number, failure), markup=False)

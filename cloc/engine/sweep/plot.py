@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from cloc.engine.sweep.jobs import Row
 
+LABEL = 22  # letters of a value at an axis
 INK, LINE, BEST = "#1f2a33", "#2a6f97", "#d1495b"
 
 
@@ -92,6 +93,11 @@ def _ordered(values: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(label(value) for value in sorted(values, key=order)))
 
 
+def _tick(text: str) -> str:
+    """A value at an axis: a node's arguments would leave no room for the chart."""
+    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
+
+
 def _map(axis: Axes, keys: Sequence[str], rows: Sequence[Row], metric: str, lower: bool) -> None:
     down, across = _ordered([row.values[0] for row in rows]), _ordered([row.values[1] for row in rows])
     table = [[math.nan] * len(across) for _ in down]
@@ -107,8 +113,8 @@ def _map(axis: Axes, keys: Sequence[str], rows: Sequence[Row], metric: str, lowe
             weight = "bold" if value == best else "normal"
             text = f"{value:.3f}" if math.isfinite(value) else "–"
             axis.text(x, y, text, ha="center", va="center", color="white" if dark else INK, fontweight=weight)
-    axis.set_xticks(range(len(across)), across)
-    axis.set_yticks(range(len(down)), down)
+    axis.set_xticks(range(len(across)), [_tick(text) for text in across])
+    axis.set_yticks(range(len(down)), [_tick(text) for text in down])
     axis.set_xlabel(keys[1], color=INK)
     axis.set_ylabel(keys[0], color=INK)
     axis.spines[:].set_visible(False)
@@ -135,7 +141,7 @@ def _curve(axis: Axes, key: str, values: Sequence[Any], rows: Sequence[Row], met
     )
     axis.margins(x=0.1, y=0.2)
     if not numbers:
-        axis.set_xticks(range(len(places)), places)
+        axis.set_xticks(range(len(places)), [_tick(text) for text in places])
     elif min(xs) > 0 and max(xs) / min(xs) >= 8:
         axis.set_xscale("log")
     axis.set_xlabel(key, color=INK)

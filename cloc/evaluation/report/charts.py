@@ -144,14 +144,20 @@ def curve_chart(lines: Sequence[Line], x_title: str, describe: str, percent: boo
     return opening.format(*CHART, describe) + body + Markup("</svg>")
 
 
-def scatter_chart(x_title: str, y_title: str, points: Sequence[tuple[str, float, float]]) -> Markup:
+def scatter_chart(x_title: str, y_title: str, points: Sequence[tuple[str, float, float]]) -> Markup | None:
     """Draws classes by the values of two models; above the diagonal the model of y does better.
 
     Args:
         x_title: the model of x.
         y_title: the model of y.
         points: (name, x, y), both in 0..1; equal places are drawn as one larger dot.
+
+    Returns:
+        An SVG, or None where no point can be drawn.
     """
+    points = [point for point in points if all(map(math.isfinite, point[1:]))]
+    if not points:
+        return None
     side, left, top = 300.0, 46.0, 30.0
     ticks = {tick / 4: f"{25 * tick}%" for tick in range(5)}
 

@@ -171,7 +171,7 @@ def _dataset(entry: DatasetReport, budget: int, catalog: Catalog) -> dict[str, A
         "classes": classes,
         "scatter": _scatter(entry),
         "class_ends": _class_ends(entry),
-        "sizes": [(split.title, dot_chart(split.rows)) for split in entry.sizes],
+        "sizes": [(split.title, chart) for split in entry.sizes if (chart := dot_chart(split.rows)) is not None],
     }
 
 
@@ -183,7 +183,7 @@ def _decides(group: Group) -> bool:
 
 def _scatter(entry: DatasetReport) -> Markup | None:
     classes = entry.classes
-    if classes is None or not classes.points:
+    if classes is None:
         return None
     return scatter_chart(classes.rival, classes.first, [(point.name, point.x, point.y) for point in classes.points])
 
@@ -197,9 +197,9 @@ def _class_ends(entry: DatasetReport) -> list[tuple[str, Any]]:
     titles = ["Largest leads", "Largest losses" if behind else "Smallest leads"] if classes.rival else ["Best", "Worst"]
     whole = dot_chart([*classes.won, *classes.lost])
     return [
-        (title, type(whole)(rows, whole.ticks, whole.top))
+        (title, type(whole)(drawn, whole.ticks, whole.top))
         for title, rows in zip(titles, (classes.won, classes.lost), strict=True)
-        if rows and whole is not None
+        if whole is not None and (drawn := [row for row in rows if row.dots])
     ]
 
 

@@ -78,10 +78,10 @@ def failed(error: Exception) -> JobReturn:
 def test_the_hook_keeps_failures_lets_the_sweep_go_on_and_ends_with_code_1(tmp_path: Path, capsys: Any) -> None:
     for _ in range(2):  # the same again
         hook = SweepFolder()
-        hook.on_multirun_start(hooked(tmp_path, 0, "seed=1", "a=1,2"))
+        hook.on_multirun_start(hooked(tmp_path, 0, "seed=1", "n={x: 1, y: [a,b]}", "a=1,2"))
         results = [failed(ConfigError("a=1: no")), JobReturn(status=JobStatus.COMPLETED)]
         for number, result in enumerate(results):
-            told = hooked(tmp_path, number, "seed=1", f"a={number + 1}")
+            told = hooked(tmp_path, number, "seed=1", "n={x:1,y:[a,b]}", f"a={number + 1}")
             hook.on_job_start(told)
             hook.on_job_end(told, result)
         assert results[0].return_value is None, "Hydra's sweeper would raise here, and leave out the report"
@@ -92,7 +92,7 @@ def test_the_hook_keeps_failures_lets_the_sweep_go_on_and_ends_with_code_1(tmp_p
         assert "job 0 (a=1) failed: ConfigError: a=1: no" in said.err
     hook = SweepFolder()  # mended
     hook.on_multirun_start(hooked(tmp_path, 0, "seed=1", "a=1,2"))
-    hook.on_job_start(hooked(tmp_path, 0, "seed=1", "a=1"))
+    hook.on_job_start(hooked(tmp_path, 0, "seed=1", "a=3"))  # nothing was trained there: the folder is free
     hook.on_multirun_end(hooked(tmp_path, 0))
     assert sweep_jobs.read_failure(tmp_path / "0") is None
 
