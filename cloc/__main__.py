@@ -135,8 +135,9 @@ def data_convert(
         print_next(shlex.join(["python", "-m", "cloc", "data", "check", folder]), _train_on(folder))
 
 
-def _train_on(folder: str, *more: str) -> str:
-    """The plan of a run on shards."""
+def _train_on(folder: str, *data: str) -> str:
+    """The plan of a run on shards; ``data`` are further keys of that group, which may lack its name."""
+    more = [shlex.quote(f"data.{one.removeprefix('data.')}") for one in data]
     keys = ["name=mine", override("data.train", folder), "samples=100_000", "batch_size=64", *more, "dry_run=true"]
     return " ".join(["python train.py", *keys])
 
@@ -237,7 +238,7 @@ def data_show(
 
     chooser = make_chooser(data_config(overrides or []), image_size) if view else None
     typer.echo(f"wrote {show(folder, out, count=count, seed=seed, chooser=chooser)}")
-    print_next(opening(out), _train_on(str(folder), *(f"data.{key.removeprefix('data.')}" for key in overrides or ())))
+    print_next(opening(out), _train_on(str(folder), *(overrides or ())))
 
 
 @data_app.command("bench", epilog=epilog(f"python -m cloc data bench {SHARDS} crop=0.4 --workers 2"))
@@ -259,7 +260,7 @@ def data_bench(
     chooser = make_chooser(data_config(overrides or []), image_size)
     options = {"samples": samples, "batch_size": batch_size, "workers": workers}
     print_bench(bench(folder, chooser, tokenizer=Tokenizer(tokenizer), **options))
-    print_next(_train_on(str(folder), f"data.workers={workers}"))
+    print_next(_train_on(str(folder), *(overrides or ()), f"workers={workers}"))
 
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]

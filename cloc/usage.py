@@ -22,7 +22,7 @@ from cloc.command import told
 USER_ERROR = 1
 """Exit code of what the user can mend, a command line that cannot be read included."""
 
-EXIT_CODES = "Exit codes: 0 done, 1 an error to mend, 75 stopped, continue, 130 Ctrl-C"
+EXIT_CODES = "Exit codes: 0 done, 1 an error to mend, 75 stopped: run it again, 130 Ctrl-C"
 
 _PLAIN = re.compile(r"[\w./:+@%-]+", re.ASCII)  # values that Hydra's grammar takes without quotes
 

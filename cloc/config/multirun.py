@@ -1,4 +1,4 @@
-"""Hydra's hook around ``train.py -m``: links out of the way, which job of how many, what to do when all are done."""
+"""Hydra's hooks around ``train.py -m``: links out of the way, which job of how many, what to do when all are done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ REPORTS = "folder"  # the callback of conf/sweep/*.yaml, which reports at the en
 
 
 class ClearWay(Callback):
-    """Clears the sweep's folder of links under those names; tells how far it is (``hydra.callbacks`` of ``conf/``)."""
+    """Clears the sweep's folder of links under those names (``hydra.callbacks`` of ``conf/train.yaml``)."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called before the sweeper writes: what Hydra and its plug-ins write by these names goes through no link."""
+        for name in NAMES:
+            clear(Path(config.hydra.sweep.dir) / name)
+
+
+class Jobs(Callback):
+    """Tells how far a sweep is, and what comes after it (``hydra.callbacks`` of ``conf/train.yaml``)."""
 
     def __init__(self) -> None:
         self.total: int | None = None
@@ -33,9 +42,7 @@ class ClearWay(Callback):
         self.begun = time.monotonic()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called before the sweeper writes: what Hydra and its plug-ins write by these names goes through no link."""
-        for name in NAMES:
-            clear(Path(config.hydra.sweep.dir) / name)
+        """Count the jobs."""
         given = parsed(config)
         self.total = count_jobs(config, given)
         if self.total is not None and "n_trials" not in config.hydra.sweeper:

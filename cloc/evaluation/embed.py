@@ -223,10 +223,10 @@ def _make_pieces(encoder: Encoder, pictures: EmbedInput, source: str, pieces: Pa
             if path.is_file():
                 bar.advance(len(piece), worked=0)
             else:
-                _write(path, _embed_piece(encoder, pictures, source, piece, bar))
+                _write(path, _embed_piece(encoder, pictures, source, bar, piece))
 
 
-def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, piece: range, bar: Bar) -> dict[str, np.ndarray]:
+def _embed_piece(encoder: Encoder, pictures: EmbedInput, source: str, bar: Bar, piece: range) -> dict[str, np.ndarray]:
     width = encoder.joint_dim
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "size", "region_key", "box", "region_text")}
     rows |= {name: [] for name in ("text_key", "text", "text_kind")}

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from cloc.config import EvalConfig, check_overrides
-from cloc.config.multirun import ClearWay, count_jobs, parsed
+from cloc.config.multirun import Jobs, count_jobs, parsed
 from cloc.engine import run
 from tests.kit.paths import ROOT
 from tests.kit.resuming import configure, make_squares
@@ -87,7 +87,7 @@ def test_a_sweep_says_which_job_begins_and_what_comes_after_it(
     config = sweep("hydra.mode=MULTIRUN", f"run_dir={tmp_path}")
     with open_dict(config):
         config.hydra.overrides.task = ["experiment=demo_cloc", "seed=0,1,2", "loss.region=1,2"]
-    tells = ClearWay()
+    tells = Jobs()
     tells.on_multirun_start(config)
     for number in (0, 1):
         now[0] = 60.0 * number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -242,11 +243,19 @@ def table(file: Path) -> dict[str, np.ndarray]:
 
 
 def test_embeddings_of_shards_are_the_encoders(
-    data: Path, runs: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    data: Path, runs: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(embed_module, "PIECE", 1)
     monkeypatch.setattr(embed_module, "BATCH", 5)
+    monkeypatch.setattr("cloc.console.FIRST", 0.0)  # progress is told at once
     counts = embed(str(runs / "cloc"), data / "shards", tmp_path, device="cpu")
+    printed, progress = capsys.readouterr()
+    assert "embedding with cloc: 5 of 13 pictures (38%), " in progress
+    wrote, then = printed.splitlines()[-2:]
+    assert wrote == f"wrote 12 images, 19 regions, 61 texts, 1 skipped: {tmp_path}" and then.startswith(
+        "next: python -c "
+    )
+    exec(shlex.split(then)[3])
     assert counts == {"images": 12, "regions": 19, "texts": 24 + 37, "skipped": 1}
     images, regions, texts = (table(tmp_path / f"{name}.npz") for name in ("images", "regions", "texts"))
     assert images["key"].tolist() == [f"s{i:02d}" for i in range(12)] and set(images["width"]) == {32}

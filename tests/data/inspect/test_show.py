@@ -187,3 +187,4 @@ def test_bench_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--image-size", "16"])
     assert done.exit_code == 0, done.exception
     assert "tokenize" in done.output and "of decoding alone" in done.output
+    assert done.output.endswith(" batch_size=64 data.crop=0.5 data.workers=0 dry_run=true\n")
