@@ -146,7 +146,7 @@ def task_of(composed: DictConfig) -> type[Task]:
         ConfigError: no such class, or it is no task.
     """
     name = composed.get("task")
-    found = find_class(name, "task") if name else Pretrain
+    found = find_class(name, "task") if name is not None else Pretrain
     if not issubclass(found, Task):
         raise ConfigError(f"task={name}: no task; give a subclass of cloc.engine.task.Task, or null for pretraining")
     return found

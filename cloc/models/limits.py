@@ -69,7 +69,7 @@ def _check_options(options: Mapping[str, Any], section: type, key: str) -> None:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{key}.{name}: open_clip's {section.__name__} has no such option{meant(name, known)}")
-        if value is not None:
+        if value is not None or getattr(section, name) is not None:
             check_value(known[name], value, f"{key}.{name}")
 
 
