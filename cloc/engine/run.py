@@ -125,8 +125,11 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     config: RunConfig = validate(composed, kind.schema)
     _, world = rank_and_world()
     check_start(config, RunFolder(config.run_dir, kind.store_timeout(config)), world)
-    typed = OmegaConf.merge(OmegaConf.structured(kind.schema), composed)  # "8" from the environment is 8
-    resolved: Any = OmegaConf.to_container(typed, resolve=True)  # a mapping, as validate has seen
+    given, typed = (
+        OmegaConf.to_container(one, resolve=True)
+        for one in (composed, OmegaConf.merge(OmegaConf.structured(kind.schema), composed))
+    )
+    resolved: Any = _as_typed(given, typed)  # mappings, as validate has seen
     kind.complete(resolved)
     _quiet_lightning()
     data = kind.open_data(config)
@@ -137,6 +140,13 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
             f"batch_size={config.batch_size} does not divide over {world} processes{micro}; give a multiple of {parts}"
         )
     return kind, config, resolved, data
+
+
+def _as_typed(given: Any, typed: Any) -> Any:
+    """The keys that were given, with the values that the schema makes of them: "8" from the environment is 8."""
+    if not isinstance(given, dict):
+        return typed
+    return {key: _as_typed(value, typed[key]) for key, value in given.items()}
 
 
 def task_of(composed: DictConfig) -> type[Task]:
