@@ -35,7 +35,8 @@ def main(config: DictConfig) -> float | None:
 def _train(config: DictConfig) -> float | None:
     try:
         # Another task brings a schema of its own.
-        schema = getattr(find_class(config.task, "task"), "schema", TrainConfig) if config.get("task") else TrainConfig
+        named = config.get("task")
+        schema = TrainConfig if named is None else getattr(find_class(named, "task"), "schema", TrainConfig)
         checked = check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
     except ConfigError:
         if _in_sweep() or not _one_of_many():

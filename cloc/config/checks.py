@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -16,6 +17,8 @@ from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
 from cloc.config.terms import check_needs, check_negatives, terms_of
 from cloc.config.values import KINDS, check_schema, check_value, kind_of, meant, written
+
+FLAG = r"true|false|yes|no|on|off|y|n|1|0|\?\?\?|.*\$\{.*"  # as YAML has it, left open, or another key's
 
 
 def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
@@ -74,8 +77,8 @@ def _check_kinds(schema: type, config: Mapping[str, Any], path: str) -> None:
                 _check_kinds(entry, own if isinstance(own, Mapping) else {}, f"{key}.{name}.")
         elif isinstance(value, bool) and str in (kind_of(wanted), *map(kind_of, get_args(wanted))):
             raise ConfigError(f"{key}={written(value)}: must be {KINDS[str]}; in quotes, '{key}=\"{value}\"'")
-        elif wanted is bool and isinstance(value, int) and value not in (0, 1):
-            raise ConfigError(f"{key}={value}: must be {KINDS[bool]}")
+        elif wanted is bool and isinstance(value, int | str) and not re.fullmatch(FLAG, str(value), re.IGNORECASE):
+            raise ConfigError(f"{key}={written(value)}: must be {KINDS[bool]}")
 
 
 def validate(config: DictConfig | Mapping[str, Any], schema: type = TrainConfig) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from cloc.files import clear
 from cloc.usage import clock, override, print_next
 
 NAMES = ("multirun.yaml", "optuna.db", ".submitit")  # of Hydra, of conf/sweep/optuna.yaml, of conf/hydra/launcher
-REPORTS = "folder"  # the callback of conf/sweep/*.yaml, which reports at the end by itself
 
 
 class ClearWay(Callback):
@@ -61,13 +59,11 @@ class Jobs(Callback):
         print(line, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the report, unless it is made anyway."""
-        if REPORTS in config.hydra.callbacks:
-            return
+        """Name the command that measures jobs which measured nothing; of others there is a report (``SweepFolder``)."""
         folder = Path(config.hydra.sweep.dir)
         if any(_measured(file) for file in folder.glob("*/metrics*.csv")):
-            print_next(shlex.join(["python", "-m", "cloc", "sweep", "report", str(folder)]))
-        elif jobs := sorted(str(file.parent) for file in folder.glob("*/config.yaml")):
+            return
+        if jobs := sorted(str(file.parent) for file in folder.glob("*/config.yaml")):
             beside = [override("baseline", jobs[1:])] if jobs[1:] else []
             print_next(" ".join(["python eval.py", override("checkpoint", jobs[0]), *beside, "'data=[FOLDER]'"]))
 

@@ -161,8 +161,8 @@ class TrainerConfig:
     strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
     """``ddp`` holds the model on every process; ``fsdp`` (FSDP2) shards parameters, gradients and optimizer state."""
     precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
-    """Lightning's name; the 16 of float16 need a GPU; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where the
-    device computes it: a processor that imitates it is 40 times slower."""
+    """Lightning's name; float16 (``16-mixed``) needs a GPU; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where
+    the device computes it: a processor that imitates it is 40 times slower."""
     threads: Threads = 0
     """CPU threads of the training process; 0 leaves PyTorch's choice."""
     log_every: Count = 10

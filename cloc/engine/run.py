@@ -141,8 +141,11 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     config: RunConfig = validate(composed, kind.schema)
     _, world = rank_and_world()
     check_start(config, RunFolder(config.run_dir, kind.store_timeout(config)), world)
-    typed = OmegaConf.merge(OmegaConf.structured(kind.schema), composed)  # "8" from the environment is 8
-    resolved: Any = OmegaConf.to_container(typed, resolve=True)  # a mapping, as validate has seen
+    given, typed = (
+        OmegaConf.to_container(one, resolve=True)
+        for one in (composed, OmegaConf.merge(OmegaConf.structured(kind.schema), composed))
+    )
+    resolved: Any = _as_typed(given, typed)  # mappings, as validate has seen
     kind.complete(resolved)
     if chosen := chosen_metrics(config):
         for note in kind.check_chosen(config, chosen):
@@ -158,6 +161,13 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     return kind, config, resolved, data
 
 
+def _as_typed(given: Any, typed: Any) -> Any:
+    """The keys that were given, with the values that the schema makes of them: "8" from the environment is 8."""
+    if not isinstance(given, dict):
+        return typed
+    return {key: _as_typed(value, typed[key]) for key, value in given.items()}
+
+
 def task_of(composed: DictConfig) -> type[Task]:
     """The task that a configuration names; pretraining where it names none.
 
@@ -165,7 +175,7 @@ def task_of(composed: DictConfig) -> type[Task]:
         ConfigError: no such class, or it is no task.
     """
     name = composed.get("task")
-    found = find_class(name, "task") if name else Pretrain
+    found = find_class(name, "task") if name is not None else Pretrain
     if not issubclass(found, Task):
         raise ConfigError(f"task={name}: no task; give a subclass of cloc.engine.task.Task, or null for pretraining")
     return found

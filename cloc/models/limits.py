@@ -25,6 +25,8 @@ from cloc.models.text import ClipText
 from cloc.models.trust.values import fewest_weights, most
 
 TOWERS = ("image", "text")
+COUNTS = ("layers", "depth", "width", "embed_dim", "heads", "num_heads", "head_width", "patch_size", "vocab_size")
+LEAST = dict.fromkeys(COUNTS, 1) | {"eos_id": 0, "pad_id": 0}
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".npy")
 
 
@@ -67,7 +69,7 @@ def _check_options(options: Mapping[str, Any], section: type, key: str) -> None:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{key}.{name}: open_clip's {section.__name__} has no such option{meant(name, known)}")
-        if value is not None:
+        if value is not None or getattr(section, name) is not None:
             check_value(known[name], value, f"{key}.{name}")
 
 
@@ -162,5 +164,7 @@ def _check_sizes(value: Any, key: str) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_sizes(inner, key)
-    elif isinstance(value, int | float) and not abs(value) <= most(key):
-        raise ConfigError(f"{key}={written(value)}: no architecture has that; give at most {most(key):,}")
+    elif isinstance(value, int | float):
+        least = LEAST.get(key.rpartition(".")[2], -most(key))
+        if not least <= value <= most(key):
+            raise ConfigError(f"{key}={written(value)}: no architecture has that; give {least:,} to {most(key):,}")

@@ -23,7 +23,7 @@ def judge(found: list[Outcome], least: int) -> None:
     faults = [f"{one.outcome} {one.key}={one.value!r:.40}: {one.detail}" for one in found if one.outcome in FAULTS]
     print(f"{len(found)} values: {dict(counts)}")
     assert faults == [], f"{len(found)} values, {dict(counts)}"
-    assert len(found) >= least and counts["refused"] and counts["trained"]
+    assert len(found) >= least and counts["refused"] > counts["trained"]
 
 
 def test_a_few_of_all_odd_values(tmp_path: Path) -> None:

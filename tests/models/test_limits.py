@@ -42,6 +42,7 @@ def model(image: dict[str, Any], text: dict[str, Any] | None = None) -> dict[str
         (model(CLIP | {"options": {"widht": 2}}), r"options\.widht: open_clip's CLIPVisionCfg .*did you mean 'width'"),
         (model(TIMM, TEXT | {"options": {"layers": True}}), r"model\.text\.options\.layers=true: must be"),
         (model(TIMM | {"options": {"depth": 10_000_000}}), r"options\.depth=10000000: no architecture has that"),
+        (model(TIMM, TEXT | {"options": {"layers": 0}}), r"layers=0: .*give 1 to 1,000"),
         (model(CLIP | {"options": {"width": 2**20, "layers": 900}}), "GiB, this machine has"),
     ],
 )
