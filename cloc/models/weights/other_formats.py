@@ -57,6 +57,10 @@ def timm_obstacles(tower: Any) -> list[str]:
 
 def _not_timm(tower: Any) -> list[str]:
     found = [] if tower.adapter is None else ["the adapter upon the backbone is not part of a timm model"]
+    if tower.adapter is None and not tower.pools:
+        found.append(
+            f"the head of timm's {tower.name} widens what it pools, and the tower takes the mean of its tokens"
+        )
     return [*found, "the convolution stem is not part of a timm model"] if tower.conv_stem else found
 
 
