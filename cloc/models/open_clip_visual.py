@@ -248,8 +248,8 @@ class Timm(Visual):
     def project(self, tokens: Tensor) -> Tensor:
         """As :meth:`Visual.project`."""
         rows = as_maps(tokens.flatten(0, -2), self.sequence, self.prefix, self.last)
-        pooled: Tensor = self.module.head(self.trunk.forward_head(rows))
-        return pooled.unflatten(0, tokens.shape[:-1])
+        projected: Tensor = self.module.head(self.trunk.forward_head(rows)).unflatten(0, tokens.shape[:-1])
+        return projected
 
     def recompute(self, enable: bool) -> None:
         """As :meth:`Visual.recompute`; open_clip's own order passes over a backbone that cannot."""

@@ -54,10 +54,10 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     _rescan_model_configs()
 
 
-def weights(name: str, file: Path) -> nn.Module:
+def weights(name: str, file: Path) -> Any:
     """A whole model of open_clip, no parameter at a trivial value, and its file."""
     torch.manual_seed(0)
-    model = open_clip.create_model(name)
+    model: Any = open_clip.create_model(name)
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.02)
@@ -128,7 +128,7 @@ def test_a_token_is_projected_as_a_picture_of_it_alone_is_pooled() -> None:
 
 
 def test_what_a_tower_cannot_have_is_one_line() -> None:
-    for arguments, said in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": "ViT-B-61"}, r"model.image.name='ViT-B-61'.*did you mean ViT-B-16"),
         ({"name": "swin_tiny_patch4_window7_224"}, r"set model.image._target_=cloc.models.image.TimmTower"),
         ({"name": "toy-timm", "options": {"width": 64}}, r"model.image.options.width: toy-timm has no such option; it"),
@@ -143,9 +143,10 @@ def test_what_a_tower_cannot_have_is_one_line() -> None:
             r"options={'head_width': 0}: open_clip builds no such",
         ),
         ({"name": "toy-coca", "options": {"pool_type": "none"}}, r"a ViT that pools twice, or by 'none'"),
-    ):
+    ]
+    for arguments, said in wrong:
         with pytest.raises(ConfigError, match=said) as caught:
-            OpenClipTower(24, **{"image_size": 64, **arguments})
+            OpenClipTower(24, **{"image_size": 64} | arguments)
         assert "\n" not in str(caught.value)
 
 
