@@ -32,6 +32,7 @@ VISION: dict[str, dict[str, Any]] = {
     "toy-clipa": VIT | {"pool_type": "avg", "final_ln_after_pool": True},
     "toy-timm": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None},
     "toy-siglip": {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
+    "toy-gap": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": None},
     "toy-convnext": {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear"},
 }
 DIM = {"toy-siglip": 96}
@@ -112,7 +113,7 @@ def test_every_parameter_has_a_gradient_and_recomputing_changes_none(name: str) 
 
 @torch.no_grad()
 def test_a_token_is_projected_as_a_picture_of_it_alone_is_pooled() -> None:
-    for name in ("toy-coca", "toy-resnet", "toy-clipa"):
+    for name in ("toy-coca", "toy-resnet", "toy-clipa", "toy-gap"):
         tower = OpenClipTower(24, name, 64).eval()
         visual, tokens = tower.visual, torch.randn(3, tower.width)
         if name == "toy-coca":
@@ -122,6 +123,11 @@ def test_a_token_is_projected_as_a_picture_of_it_alone_is_pooled() -> None:
         elif name == "toy-resnet":
             visual.attnpool.positional_embedding = nn.Parameter(torch.zeros(2, tower.width))
             wanted = visual.attnpool(tokens[..., None, None])
+        elif name == "toy-gap":
+            tower.inside.norm.bias.normal_()
+            seen = visual.trunk.forward_features(torch.randn(1, 3, 64, 64))[:, 1:2]
+            alone = torch.cat([seen, seen], 1)  # a class token, which is not averaged, and one patch
+            tokens, wanted = tower.inside.norm(seen)[0], visual.head(visual.trunk.forward_head(alone))
         else:
             wanted = visual.ln_post(tokens) @ visual.proj
         torch.testing.assert_close(tower.project_tokens(tokens), wanted, rtol=1e-4, atol=1e-5)
@@ -161,6 +167,7 @@ def test_formats_that_cannot_hold_a_tower_are_declared() -> None:
         "toy-coca": ["onnx", "torch"],
         "toy-clipa": ["open_clip", "onnx", "torch"],
         "toy-timm": ["onnx", "torch"],  # its classifier has a bias, and 64 px is not its own size
+        "toy-gap": ["onnx", "torch"],
         "toy-siglip": ["timm", "onnx", "torch"],
         "toy-convnext": ["open_clip", "timm", "onnx", "torch"],
     }
