@@ -29,6 +29,7 @@ from cloc.export.capabilities import ExportError
 from cloc.files import read_file, write_json
 from cloc.loading import load
 from cloc.models import taps
+from cloc.models.timm_backbone import tokens_of
 
 PICTURE_SIZES = ((96, 128), (200, 90), (64, 64), (37, 151))  # height, width
 PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp")
@@ -130,11 +131,8 @@ def _draw(height: int, width: int, seed: int) -> bytes:
 
 def trunk_tokens(trunk: Any, maps: Tensor) -> Tensor:
     """Patch tokens after the last norm ``[B,N,C]`` of a timm model, from whichever layout its map has."""
-    if maps.ndim == 3:
-        tokens = maps[:, getattr(trunk, "num_prefix_tokens", 0) :]
-        return trunk.fc_norm(tokens) if hasattr(trunk, "fc_norm") else tokens
-    last = maps.shape[1] != trunk.num_features  # channels last, as Swin's
-    return maps.flatten(1, 2) if last else maps.flatten(2).transpose(1, 2)
+    tokens = tokens_of(trunk, maps)
+    return trunk.fc_norm(tokens) if maps.ndim == 3 and hasattr(trunk, "fc_norm") else tokens
 
 
 @torch.no_grad()

@@ -236,6 +236,8 @@ class Timm(Visual):
         self.grid, self.width, _, maps = probe(self.trunk, f"{name} ({config['timm_model_name']})", size, pools=False)
         self.sequence = maps.ndim == 3
         self.last = not self.sequence and is_channels_last(self.trunk, maps)
+        norm = getattr(self.trunk, "fc_norm", None) if self.sequence else None
+        self.norm: Any = None if isinstance(norm, nn.Identity) else norm  # of a ViT, behind its pooling
         self.stride, self.prefix = trunk_stride(self.trunk), prefix_of(self.trunk)
         self.kind = f"timm's {type(self.trunk).__name__} in open_clip"
 
@@ -243,13 +245,17 @@ class Timm(Visual):
         """As :meth:`Visual.encode`."""
         maps = self.trunk.forward_features(images)
         pooled: Tensor = self.module.head(self.trunk.forward_head(maps))
-        return pooled, tokens_of(self.trunk, maps)
+        tokens = tokens_of(self.trunk, maps)
+        return pooled, tokens if self.norm is None else self.norm(tokens)
 
     def project(self, tokens: Tensor) -> Tensor:
         """As :meth:`Visual.project`."""
+        if self.norm is not None:  # they are behind it already, and one token needs no pooling
+            normed: Tensor = self.module.head(self.trunk.head(tokens))
+            return normed
         rows = as_maps(tokens.flatten(0, -2), self.sequence, self.prefix, self.last)
-        pooled: Tensor = self.module.head(self.trunk.forward_head(rows))
-        return pooled.unflatten(0, tokens.shape[:-1])
+        projected: Tensor = self.module.head(self.trunk.forward_head(rows)).unflatten(0, tokens.shape[:-1])
+        return projected
 
     def recompute(self, enable: bool) -> None:
         """As :meth:`Visual.recompute`; open_clip's own order passes over a backbone that cannot."""

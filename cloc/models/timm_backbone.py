@@ -261,7 +261,7 @@ def sizes_that_fit(name: str, size: int) -> list[int]:
 
 @torch.no_grad()
 def _computes(name: str, size: int) -> bool:
-    options = {"img_size": size} if built_for_one_size(name) else {}
+    options: dict[str, Any] = {"img_size": size} if built_for_one_size(name) else {}
     try:
         with torch.random.fork_rng(devices=[]):
             trunk: Any = timm.create_model(name, num_classes=0, **options).eval()
@@ -283,10 +283,10 @@ def without_part(trunk: Any, size: int) -> list[nn.Parameter]:
     return [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is None]
 
 
-def as_channels_last(trunk: nn.Module) -> None:
+def as_channels_last(trunk: Any) -> None:
     """Lay out convolutions as they compute faster, on CPU and GPU; a 3-D convolution has no such layout."""
     if all(parameter.ndim < 5 for parameter in trunk.parameters()):
-        trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch types the other forms
+        trunk.to(memory_format=torch.channels_last)
 
 
 def depth_of_parameters(trunk: Any) -> dict[str, int]:

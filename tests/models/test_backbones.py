@@ -5,27 +5,25 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch import Tensor
 
 from cloc.config import ConfigError
 from cloc.models.image import TimmTower
 from cloc.models.positions.fourier import check_covered
-from cloc.models.protocols import blocks, prefix_tokens, view
-from cloc.models.timm_backbone import built_for_one_size
+from cloc.models.protocols import blocks, layers, prefix_tokens, recompute, view
+from cloc.models.timm_backbone import built_for_one_size, is_channels_last, prefix_of
 
 # Names with and without "vit", whose classes take img_size or do not: name, side, rows of tokens.
 FAMILIES = {
     "fastvit_t8": (64, 2),
     "tiny_vit_5m_224": (64, 2),
-    "davit_tiny": (64, 2),
     "efficientvit_b0": (64, 2),
     "efficientvit_m0": (96, 2),
-    "nextvit_small": (64, 2),
     "repvit_m0_9": (64, 2),
     "mobilevit_xxs": (64, 2),
     "shvit_s1": (96, 2),
     "levit_128s": (96, 2),
     "convit_tiny": (64, 4),
-    "mvitv2_tiny": (64, 2),
     "deit_tiny_patch16_224": (64, 4),
     "eva02_tiny_patch14_224": (56, 4),
     "swin_tiny_patch4_window7_224": (64, 2),
@@ -49,16 +47,68 @@ def test_families_of_timm_are_towers(name: str) -> None:
     assert [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["crossvit_tiny_240"])
-def test_a_backbone_without_a_dense_map_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.image.name='{name}'") as caught:
-        TimmTower(8, name, 240)
+def gradients(tower: TimmTower, pixels: Tensor) -> list[Tensor | None]:
+    torch.manual_seed(1)
+    pooled, tokens = tower(pixels)
+    trained = [value for value in tower.parameters() if value.requires_grad]
+    loss = pooled.square().sum() + tokens.square().mean()
+    return list(torch.autograd.grad(loss, trained, allow_unused=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "test_vit3"])
+def test_a_head_that_an_adapter_does_not_ask_is_not_trained(name: str) -> None:
+    """MobileNetV4 widens in its head, the other pools by attention; DDP would wait for gradients of either."""
+    tower = TimmTower(8, name, 64, adapter_depth=1, adapter_width=64)
+    assert all(value is not None for value in gradients(tower, torch.randn(2, 3, 64, 64)))
+    assert not all(value.requires_grad for value in tower.trunk.parameters())
+
+
+@pytest.mark.parametrize(("name", "said"), [("convit_tiny", "12 blocks"), ("dla46_c", "as a whole")])
+def test_a_backbone_that_timm_cannot_recompute_is_recomputed_all_the_same(name: str, said: str) -> None:
+    torch.manual_seed(0)
+    tower, pixels = TimmTower(8, name, 64), torch.randn(2, 3, 64, 64)
+    before = gradients(tower, pixels)
+    assert any(said in done for done in recompute(tower))
+    for one, other in zip(gradients(tower, pixels), before, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_a_backbone_without_stacks_are_those_of_timm() -> None:
+    found, last = layers(TimmTower(8, "resnet10t", 64))
+    assert last > 4 and found["trunk.conv1.0.weight"] == 0 and found["proj.weight"] == last
+    assert 0 < found["trunk.layer1.0.conv1.weight"] < found["trunk.layer4.0.conv1.weight"] < last
+
+
+def test_lists_of_lists_of_blocks_are_blocks() -> None:
+    assert {type(block).__name__ for block in blocks(TimmTower(8, "twins_svt_small", 64))} == {"Block"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vit_tiny_patch16_22", "did you mean vit_tiny_patch16_224"),
+        ("no such thing", "timm.list_models"),
+        ("RN50", "it is one of open_clip: set model.image._target_=cloc.models.image.OpenClipTower"),
+    ],
+)
+def test_a_name_that_timm_does_not_know_is_told(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.image.name='{name}': .*{said}") as caught:
+        TimmTower(8, name, 64)
     assert "\n" not in str(caught.value)
 
 
 def test_a_size_that_a_backbone_does_not_take_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"image_size=72: timm's MaxxVit does not compute it .*give 64 or 96, or"):
         TimmTower(8, "maxvit_rmlp_pico_rw_256", 72)
+    with pytest.raises(ConfigError, match=r"image_size=72: timm's LevitDistilled does not compute it .*give 64 or 80"):
+        TimmTower(8, "levit_128s", 72)
+
+
+def test_a_map_is_told_from_its_shape() -> None:
+    swin, cnn = TimmTower(8, "swin_tiny_patch4_window7_224", 64).trunk, TimmTower(8, "convnext_atto", 64).trunk
+    assert is_channels_last(swin, torch.zeros(1, 2, 2, 768)) and not is_channels_last(cnn, torch.zeros(1, 320, 2, 2))
+    assert not is_channels_last(cnn, torch.zeros(1, 320, 320, 320))  # as wide as it is large: by the number of features
+    assert prefix_of(cnn) == 0 and prefix_of(TimmTower(8, "test_vit", 64).trunk) == 1
 
 
 def test_the_size_is_told_to_those_that_are_built_for_one() -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from cloc.config.domains import ConfigError
-from cloc.models.open_clip_visual import bring_to
+from cloc.models.open_clip_visual import TIMM_TOWER, bring_to
 from cloc.models.positions.resizing import stretch_positions
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD
 from cloc.models.weights.digests import check_file
@@ -48,7 +48,9 @@ def architecture(name: str, part: str = "image") -> dict[str, Any]:
     close = [known[one] for one in difflib.get_close_matches(name.lower(), known, 3)]
     hint = f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names them all"
     if part == "image" and timm.is_model(name):
-        hint = "it is a backbone of timm: set model.image._target_=cloc.models.image.TimmTower"
+        hint = f"it is a backbone of timm: set model.image._target_={TIMM_TOWER}"
+    elif part == "image" and "naflex" in name.lower():  # of later releases, upon this backbone
+        hint = f"set model.image._target_={TIMM_TOWER} and model.image.name=naflexvit_base_patch16_siglip"
     raise ConfigError(
         f"model.{part}.name={name!r}: {name!r} is not an open_clip architecture of {open_clip.__version__}; {hint}"
     )

@@ -57,6 +57,10 @@ def timm_obstacles(tower: Any) -> list[str]:
 
 def _not_timm(tower: Any) -> list[str]:
     found = [] if tower.adapter is None else ["the adapter upon the backbone is not part of a timm model"]
+    if tower.adapter is None and not tower.pools:
+        found.append(
+            f"the head of timm's {tower.name} widens what it pools, and the tower takes the mean of its tokens"
+        )
     return [*found, "the convolution stem is not part of a timm model"] if tower.conv_stem else found
 
 
@@ -66,7 +70,8 @@ def _not_timm_in_open_clip(tower: Any) -> list[str]:
     if tower.options:
         found.append(f"open_clip builds timm's {tower.name} as it is, without model.image.options={tower.options}")
     native = tower.trunk.pretrained_cfg["input_size"][-1]
-    if tower.is_vit and tower.image_size != native:
+    bound = tower.is_vit or "img_size" in tower.arguments
+    if bound and tower.image_size != native:
         found.append(f"open_clip builds timm's {tower.name} for {native} px alone, the tower is for {tower.image_size}")
     return found
 
