@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from cloc.config import EvalConfig, check_overrides
 from cloc.config.multirun import Jobs, count_jobs, parsed
-from cloc.engine import run
+from cloc.engine import run, trainer
 from tests.kit.paths import ROOT
 from tests.kit.resuming import configure, make_squares
 
@@ -27,8 +27,8 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_tells_what_is_left_and_names_the_next_command(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = run.ProgressLine
-    monkeypatch.setattr(run, "ProgressLine", lambda title: line(title, every=0.0))
+    line = trainer.ProgressLine
+    monkeypatch.setattr(trainer, "ProgressLine", lambda title: line(title, every=0.0))
     folder = tmp_path / "a run"
     run.train(configure(squares, folder, "samples=32"))
     lines = capsys.readouterr().out.splitlines()
@@ -99,10 +99,9 @@ def test_a_sweep_says_which_job_begins_and_what_comes_after_it(
         OmegaConf.save({}, tmp_path / str(number) / "config.yaml")
     tells.on_multirun_end(config)
     (tmp_path / "1" / "metrics.csv").write_text("step,val/toy/top1\n")
-    tells.on_multirun_end(config)
+    tells.on_multirun_end(config)  # of what was measured there is a report
     assert capsys.readouterr().out.splitlines() == [
         "job 1 of 6: seed=0 loss.region=1",
         "job 2 of 6: seed=1 loss.region=1  (5:00 left)",
         f"next: python eval.py checkpoint={tmp_path}/0 'baseline=[{tmp_path}/1]' 'data=[FOLDER]'",
-        f"next: python -m cloc sweep report {tmp_path}",
     ]
