@@ -64,6 +64,7 @@ def test_contradictions_are_told() -> None:
     assert "trainer.strategy='deepspeed'" in rejected("trainer.strategy=deepspeed")
     assert "evaluation.at_start: nothing is measured" in rejected("evaluation.at_start=true")
     assert "objective: nothing is measured" in rejected("objective=val/toy/region/prompter/top1")
+    assert "no set 'openmoj_val' in datasets; did you mean 'openmoji_val'?" in rejected("evaluation.data=[openmoj_val]")
 
 
 def test_blocks_are_found_in_every_kind_of_tower() -> None:
