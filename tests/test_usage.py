@@ -17,6 +17,7 @@ import typer
 from hydra import compose, initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from cloc import __main__ as command_line
 from cloc.config import EvalConfig, TrainConfig, check_overrides, register_eval
@@ -147,7 +148,8 @@ def test_typos(
 def test_the_help_of_a_program(
     program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # What is registered would otherwise stay for the tests that follow.
+    Plugins.instance()  # they register once
+    # What else is registered would otherwise stay for the tests that follow.
     monkeypatch.setattr(ConfigStore.instance(), "repo", deepcopy(ConfigStore.instance().repo))
     with pytest.raises(SystemExit) as ended:
         front(program, ["--help"])
