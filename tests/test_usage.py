@@ -8,13 +8,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from hydra import compose, initialize, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from cloc import __main__ as command_line
 from cloc.config import EvalConfig, TrainConfig, check_overrides, register_eval
@@ -142,7 +145,12 @@ def test_typos(
 
 
 @pytest.mark.parametrize("program", [TRAIN, EVAL], ids=lambda one: one.name)
-def test_the_help_of_a_program(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_program(
+    program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Plugins.instance()  # they register once
+    # What else is registered would otherwise stay for the tests that follow.
+    monkeypatch.setattr(ConfigStore.instance(), "repo", deepcopy(ConfigStore.instance().repo))
     with pytest.raises(SystemExit) as ended:
         front(program, ["--help"])
     assert ended.value.code == 0
