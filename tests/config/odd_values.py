@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import json
 import math
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from cloc.command import is_users, line_of
 from cloc.config import EvalConfig, TrainConfig, check_keys, find_class, validate
@@ -39,7 +38,7 @@ ODD: tuple[Any, ...] = (
     *("two\n\0\ud800", "???", "${nowhere.there}", [1, "x"], {"a": 1}),
 )
 # What takes long or starts processes: passed by the dry run alone.
-LONG = {"trainer.compile", "profile", "data.workers", "trainer.threads"}
+LONG = {"trainer.compile", "profile", "data.workers", "trainer.threads", "dry_run"}
 # Known once the model has been measured, which a run does before its first step.
 MEASURED = {"evaluation.best"}
 
@@ -97,32 +96,29 @@ def _inside(node: dict[str, Any], path: str) -> Iterator[str]:
             yield from _inside(node[name], f"{path}.{name}")
 
 
-def changed(config: dict[str, Any], key: str, value: Any) -> DictConfig:
-    """A copy of a configuration with one value changed."""
-    made = OmegaConf.create(copy.deepcopy(config))
+def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A configuration with one value changed; the first one stays as it is."""
     name, _, index = key.partition("[")
-    if index:
-        value = [value]
-    OmegaConf.update(made, name, value, merge=False, force_add=True)
+    *above, last = name.split(".")
+    made = owner = dict(config)
+    for one in above:
+        owner[one] = owner = dict(owner.get(one) or {})
+    owner[last] = [value] if index else value
     return made
 
 
 def try_train(config: dict[str, Any], key: str, value: Any, folder: Path, step: bool = True) -> Outcome:
     """What becomes of a value on the way of ``train.py``."""
-    outcome = "traceback"
+    made = changed(config | {"run_dir": str(folder)}, key, value)
+    passed = False
     try:
-        made = changed(config | {"dry_run": True, "run_dir": str(folder)}, key, value)
-        if key == "dry_run":
-            step = False
         check_keys(made, TrainConfig)
-        run.train(made)
-        outcome = "accepted_then_refused"
+        run.train(OmegaConf.create(made | ({} if key == "dry_run" else {"dry_run": True})))
+        passed = True
         if step and key not in LONG | MEASURED:
-            run.train(changed(config | {"run_dir": str(folder)}, key, value))
+            run.train(OmegaConf.create(made))
     except Exception as error:  # noqa: BLE001  (whatever it is, it is judged)
-        if "accepted" in outcome:
-            return Outcome(key, value, outcome, line_of(error))
-        return _judged(key, value, error)
+        return Outcome(key, value, "accepted_then_refused", line_of(error)) if passed else _judged(key, value, error)
     return Outcome(key, value, "trained")
 
 

@@ -27,10 +27,11 @@ def judge(found: list[Outcome], least: int) -> None:
 
 
 def test_a_few_of_all_odd_values(tmp_path: Path) -> None:
-    judge(list(sweep(tmp_path, every=401)), 8)
+    judge(list(sweep(tmp_path, every=211)), 12)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_odd_values_of_every_key(tmp_path: Path) -> None:
     """All of them as far as a dry run, which looks at what a run would; every eleventh that passes is trained."""
     judge(list(sweep(tmp_path, trained=11)), 2500)
