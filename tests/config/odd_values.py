@@ -21,6 +21,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import huggingface_hub.constants
 import torch
 from omegaconf import OmegaConf
 
