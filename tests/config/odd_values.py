@@ -38,8 +38,8 @@ ODD: tuple[Any, ...] = (
 )
 # What takes long or starts processes: passed by the dry run alone.
 LONG = {"trainer.compile", "profile", "data.workers", "trainer.threads", "dry_run"}
-# Known once the model has been measured, which a run does before its first step.
-MEASURED = {"evaluation.best"}
+# Known once the model has been measured, or asked of a hub: a line, but not of the dry run.
+LATER = {"evaluation.best", "model.image.pretrained"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def try_train(config: dict[str, Any], key: str, value: Any, folder: Path, step: 
         check_keys(made, TrainConfig)
         run.train(OmegaConf.create(made | ({} if key == "dry_run" else {"dry_run": True})))
         passed = True
-        if step and key not in LONG | MEASURED:
+        if step and key not in LONG | LATER:
             run.train(OmegaConf.create(made))
     except Exception as error:  # noqa: BLE001  (whatever it is, it is judged)
         return Outcome(key, value, "accepted_then_refused", line_of(error)) if passed else _judged(key, value, error)
