@@ -46,6 +46,8 @@ def check_model(model: Mapping[str, Any]) -> None:
         if issubclass(cls, TimmTower):
             check_timm(node.get("name"), f"{key}.name")
             _check_timm_options(str(node.get("name")), node.get("options") or {}, f"{key}.options")
+            if (node.get("options") or {}).get("global_pool") == "" and not node.get("adapter_depth"):
+                raise ConfigError(f"{key}.options.global_pool='': the tower would not pool; give avg or token")
             check_file(node.get("pretrained"), f"{key}.pretrained")
         elif issubclass(cls, OpenClipTower | ClipText):
             name = node.get("name", "ViT-B-16")

@@ -37,6 +37,7 @@ def model(image: dict[str, Any], text: dict[str, Any] | None = None) -> dict[str
         (model(TIMM, TEXT | {"name": "ViT"}), r"model\.text\.name='ViT'"),
         (model(CLIP | {"pretrained": "openay"}), r"model\.image\.pretrained='openay': .*did you mean 'openai'"),
         (model(TIMM | {"options": {"depht": 2}}), r"options\.depht: timm's VisionTransformer .*did you mean 'depth'"),
+        (model(TIMM | {"options": {"global_pool": ""}}), r"global_pool='': the tower would not pool"),
         (model(TIMM | {"options": {"depth": "2"}}), r"options\.depth='2': must be a whole number"),
         (model(TIMM | {"options": {"depth": None}}), r"options\.depth=null: timm leaves it out"),
         (model(CLIP | {"options": {"widht": 2}}), r"options\.widht: open_clip's CLIPVisionCfg .*did you mean 'width'"),
