@@ -51,7 +51,7 @@ class ClipText(nn.Module):
         clean: of texts, see :class:`cloc.data.tokenizer.Tokenizer`.
 
     Raises:
-        ValueError: a tower with a class token, whose place depends on the padding.
+        ConfigError: a tower with a class token, whose place depends on the padding.
     """
 
     tower: Any  # open_clip's, which has no types
@@ -79,7 +79,10 @@ class ClipText(nn.Module):
             "text", name, joint_dim, pretrained or None, quick_gelu, None, dict(options or {}), context_length
         )
         if self.tower.cls_emb is not None:
-            raise ValueError(f"model.text.name={name!r}: text towers with a class token (CoCa's) are not supported")
+            raise ConfigError(
+                f"model.text.name={name!r}: text towers with a class token (CoCa's) are not supported; give "
+                "ViT-B-16, or another"
+            )
         self.tokenizer, self.context_length, self.joint_dim = tokenizer, self.tower.context_length, joint_dim
         self.vocab_size = self.tower.vocab_size
         self.frozen = frozen

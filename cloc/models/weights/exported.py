@@ -153,7 +153,12 @@ def open_clip_nodes(config: Mapping[str, Any], view: Mapping[str, Any]) -> tuple
         ValueError: towers that we have no equal of.
     """
     vision, text = dict(config.get("vision_cfg", {})), dict(config.get("text_cfg", {}))
-    if not vision or text.get("hf_model_name") or "multimodal_cfg" in config:
+    if "multimodal_cfg" in config:
+        raise ValueError(
+            "a CoCa, whose text tower cannot be taken; for its image tower give model.image.name=coca_… and its weight "
+            "file as model.image.pretrained"
+        )
+    if not vision or text.get("hf_model_name"):
         raise ValueError("only open_clip's own text transformer and its ViT or timm trunk can be taken")
     activation = QUICK if config.get("quick_gelu") else "gelu"
     size = vision.pop("image_size", 224)
