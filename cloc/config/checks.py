@@ -110,7 +110,7 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
         if "=" not in override:
             raise ConfigError(f"{override!r}: give KEY=VALUE, for example crop=0.4")
     given = OmegaConf.from_dotlist([override.removeprefix("data.") for override in overrides])
-    merged = OmegaConf.merge({"train": ""}, given)
+    merged = OmegaConf.merge({"train": "-"}, given)  # what is read is named elsewhere
     assert isinstance(merged, DictConfig)
     found: DataConfig = validate(merged, DataConfig)
     return found

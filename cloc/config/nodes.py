@@ -100,9 +100,11 @@ def instantiate(node: Mapping[str, Any], path: str, known: Mapping[str, type] | 
     given = {key: value for key, value in context.items() if key in parameters} | arguments
     try:
         return found(**given)
-    except (ConfigError, OSError, ImportError):
+    except (OSError, ImportError):
         raise
     except Exception as error:  # of whatever library the part is built by
+        if type(error).__module__.startswith("cloc."):  # ours say by themselves what and where
+            raise
         reason = " ".join(str(error).split()) or "it cannot be built with these arguments"
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         place = "" if reason.startswith(path) else f"{path}: {node['_target_'].rpartition('.')[2]}: {kind}"

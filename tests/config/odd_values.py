@@ -39,7 +39,7 @@ ODD: tuple[Any, ...] = (
 # What takes long or starts processes: passed by the dry run alone.
 LONG = {"trainer.compile", "profile", "data.workers", "trainer.threads", "dry_run"}
 # Known once the model has been measured, or asked of a hub: a line, but not of the dry run.
-LATER = {"evaluation.best", "model.image.pretrained"}
+LATER = {"model.image.pretrained"}
 
 
 @dataclass(frozen=True)
