@@ -41,9 +41,9 @@ def leave(message: str, command: str = "") -> NoReturn:
     raise SystemExit(USER_ERROR)
 
 
-def close(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for a name that nearly is one of those known; empty where none is like it."""
-    found = difflib.get_close_matches(name, list(known), 1)
+def meant(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``"; did you mean 'x'?"``; empty where none is like it."""
+    found = difflib.get_close_matches(name, list(known), 1) if isinstance(name, str) else []
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and what was meant where an option is misspelled."""
         unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message)
-        leave(message + (close(unknown[1], self._option_string_actions) if unknown else ""), self.prog)
+        leave(message + (meant(unknown[1], self._option_string_actions) if unknown else ""), self.prog)
 
 
 def _flowed(text: str) -> str:

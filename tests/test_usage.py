@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from cloc import __main__ as command_line
 from cloc.config import EvalConfig, TrainConfig, check_overrides, register_eval
 from cloc.config.help import EVAL, TRAIN, Program, front, help_text
-from cloc.usage import Parser, clock, close, override
+from cloc.usage import Parser, clock, meant, override
 from tests.kit.paths import ROOT
 
 ROOT_COMMAND: Any = typer.main.get_command(command_line.app)
@@ -274,4 +274,4 @@ def test_an_override_survives_shell_and_hydra(value: str) -> None:
 
 def test_small_words() -> None:
     assert [clock(seconds) for seconds in (0, 35.4, 125, 7500)] == ["0:00", "0:35", "2:05", "2:05:00"]
-    assert close("sampls", ["samples", "seed"]) == "; did you mean 'samples'?" and close("x", ["samples"]) == ""
+    assert meant("sampls", ["samples", "seed"]) == "; did you mean 'samples'?" and meant("x", ["samples"]) == ""

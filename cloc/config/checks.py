@@ -16,7 +16,8 @@ from cloc.config.domains import ConfigError
 from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
 from cloc.config.terms import check_needs, check_negatives, terms_of
-from cloc.config.values import KINDS, check_schema, check_value, kind_of, meant, written
+from cloc.config.values import KINDS, check_schema, check_value, kind_of, written
+from cloc.usage import meant
 
 FLAG = r"true|false|yes|no|on|off|y|n|1|0|\?\?\?|.*\$\{.*"  # as YAML has it, left open, or another key's
 

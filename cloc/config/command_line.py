@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cloc.config.domains import ConfigError
-from cloc.config.values import meant
+from cloc.usage import meant
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _GROUP = re.compile(r"\w+(/\w+)+", re.ASCII)

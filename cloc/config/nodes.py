@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloc.config.domains import ConfigError
-from cloc.config.values import check_arguments, meant, written
+from cloc.config.values import check_arguments, written
+from cloc.usage import meant
 
 # Where classes went that configurations and checkpoints of earlier versions name; names of ours alone.
 MOVED = {f"cloc.engine.sweep{part}.SweepFolder": "cloc.engine.sweep.hook.SweepFolder" for part in ("", ".report")}

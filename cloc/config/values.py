@@ -6,15 +6,15 @@ what files can hold. A truth value is no number; a whole number is a float as we
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cloc.config.domains import LARGEST, ConfigError, Interval
+from cloc.usage import meant
 
 SHOWN = 80  # characters of a value in a message
 
@@ -161,12 +161,6 @@ def _told(domain: Any, value: Any) -> str:
     """A domain in words, with the name that was meant."""
     name = value.get("name") if isinstance(value, Mapping) else value
     return f"{domain}{meant(name, getattr(domain, 'names', ()))}"
-
-
-def meant(name: Any, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that it looks like; empty where none does."""
-    close = difflib.get_close_matches(name, list(known), 1) if isinstance(name, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def written(value: Any) -> str:

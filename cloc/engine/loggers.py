@@ -27,12 +27,12 @@ from rich.console import Console
 
 from cloc.command import needs
 from cloc.config import ConfigError, RunConfig, check_arguments
-from cloc.config.values import meant
 from cloc.engine.board import Board
 from cloc.engine.durable.checkpoint_file import Stored
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.sweep.agent import trial
 from cloc.files import append, make_folder, publish, write_file
+from cloc.usage import meant
 
 # What the engine gives a logger itself.
 OWN = {

@@ -19,10 +19,11 @@ import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from cloc.config import ConfigError, find_class
-from cloc.config.values import check_value, meant, written
+from cloc.config.values import check_value, written
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.text import ClipText
 from cloc.models.trust.values import fewest_weights, most
+from cloc.usage import meant
 
 TOWERS = ("image", "text")
 COUNTS = ("layers", "depth", "width", "embed_dim", "heads", "num_heads", "head_width", "patch_size", "vocab_size")
