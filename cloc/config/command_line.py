@@ -13,6 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from cloc.config.domains import ConfigError
 from cloc.usage import meant
 
@@ -58,7 +60,25 @@ def _is_free(argument: str, schema: type) -> bool:
         within = known[name]
         free = free or _is_named(within)
     inside = not _is_named(within) or _depth(schema, key) < key.count(".")
-    return free and inside
+    return free and inside and not _in_every_file(key)
+
+
+def _in_every_file(key: str) -> bool:
+    """Whether all files of a group hold a key, so that Hydra takes it as it is.
+
+    A sweep's file and the command line must call it by one name: Hydra's sweepers take ``++loss.region`` for another.
+    """
+    group, *names = key.split(".")
+    files = sorted((CONF / group).glob("*.yaml"))
+    return bool(files) and all(_holds(yaml.safe_load(file.read_text(encoding="utf-8")), names) for file in files)
+
+
+def _holds(tree: Any, names: Sequence[str]) -> bool:
+    for name in names:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _walk(schema: Any, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], str]]:

@@ -170,4 +170,12 @@ def test_in_a_sweep_the_other_jobs_go_on(tmp_path: Path) -> None:
     done = subprocess.run([*command, f"run_dir={tmp_path}/run"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("job ")]
-    assert lines[0].startswith("job 0: ConfigError: seed=-1") and lines[1].startswith("job 1: FileNotFoundError: ")
+    assert lines[0].startswith("job 0 (seed=-1) failed: ConfigError: seed=-1")
+    assert lines[1].startswith("job 1 (seed=0) failed: FileNotFoundError: ")
+
+
+def test_keys_of_every_file_keep_their_names() -> None:
+    """The sweep of conf/sweep/loss_weights.yaml is over the same keys as a command line that gives other values."""
+    given = ["loss.region=0.5,1", "model.image.options={depth: 2}", "model.image.name=x", "loss.threshold=0.9"]
+    assert check_overrides(given, TrainConfig)[0] == given[0]
+    assert check_overrides(given, TrainConfig)[1] == f"++{given[1]}"
