@@ -45,6 +45,8 @@ def check_keys(config: DictConfig | Mapping[str, Any], schema: type) -> Any:
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
+        if "is not a ListConfig" in str(error):
+            raise ConfigError(f"{key}: must be a list; give '{key}=[VALUE]', quoted for the shell") from error
         known = hint(schema, key) if isinstance(error, ConfigKeyError) else ""
         raise ConfigError(f"configuration key {key!r}: {str(error).splitlines()[0][:300]}{known}") from error
     except RecursionError as error:

@@ -52,7 +52,7 @@ class Jobs(Callback):
             return
         number, passed = int(config.hydra.job.num), time.monotonic() - self.begun
         values = [one for one in config.hydra.overrides.task if self.swept is None or one.split("=")[0] in self.swept]
-        line = f"job {number + 1}" + (f" of {self.total}" if self.total else "")
+        line = f"job {number}" + (f" ({number + 1} of {self.total})" if self.total else "")
         line += f": {public(' '.join(values))}" if values else ""
         if number and self.total:
             line += f"  ({clock(passed / number * (self.total - number))} left)"
@@ -65,7 +65,14 @@ class Jobs(Callback):
             return
         if jobs := sorted(str(file.parent) for file in folder.glob("*/config.yaml")):
             beside = [override("baseline", jobs[1:])] if jobs[1:] else []
-            print_next(" ".join(["python eval.py", override("checkpoint", jobs[0]), *beside, "'data=[FOLDER]'"]))
+            data = override("data", _there(config) or ["FOLDER"])
+            print_next(" ".join(["python eval.py", override("checkpoint", jobs[0]), *beside, data]))
+
+
+def _there(config: DictConfig) -> list[str]:
+    """The first evaluation set whose shards are here."""
+    sets = config.get("datasets") or {}
+    return [name for name, one in sets.items() if one.get("shards") and Path(one.shards).is_dir()][:1]
 
 
 def _measured(file: Path) -> bool:

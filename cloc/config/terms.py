@@ -52,6 +52,11 @@ PROVIDED: dict[Need, tuple[str, str | None, str]] = {
     Need.CROPS: ("further crops of the pictures", None, "give weight 0"),
 }
 
+UNUSED = {
+    Need.PROMPTER: ("prompter", "model.prompter=null leaves it out"),
+    Need.GROUNDING: ("grounding", "model.grounding=null leaves it out"),
+}
+
 
 def terms_of(node: Mapping[str, Any]) -> list[Listed]:
     """The terms that the objective of a ``loss`` node computes; cheap.
@@ -80,6 +85,16 @@ def check_needs(config: TrainConfig, terms: Sequence[Listed]) -> None:
         if asking and (node is None or getattr(config.model, node) is None):
             verb, why = "needs" if len(asking) == 1 else "need", f"model.{node} is null" if node else "there is none"
             raise ConfigError(f"{weights_of(asking)} {verb} {what}, but {why}; {remedy}")
+
+
+def idle_parts(config: TrainConfig, terms: Sequence[Listed]) -> list[str]:
+    """Parts of the model that no term asks for, in words: they keep their random weights."""
+    idle = [
+        (node, remedy)
+        for need, (node, remedy) in UNUSED.items()
+        if terms and getattr(config.model, node) is not None and not any(one.needs(need) for one in terms)
+    ]
+    return [f"model.{node}: not trained, no term of the loss asks for it; {remedy}" for node, remedy in idle]
 
 
 def check_negatives(config: TrainConfig, terms: Sequence[Listed]) -> None:

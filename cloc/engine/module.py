@@ -14,6 +14,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from cloc.config import DataConfig, TrainConfig, instantiate, resolve
+from cloc.config.terms import idle_parts
 from cloc.contracts import Batch, LossTerms
 from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
 from cloc.data.stream.shared_buffers import release_ended_workers
@@ -67,7 +68,7 @@ class Pretrain(Task):
         self.model = build_model(resolved["model"], pretrained=weights and config.init_from is None)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
-        self.notes = prepare(self.model, config.trainer)
+        self.notes = [*idle_parts(config, getattr(self.loss, "terms", ())), *prepare(self.model, config.trainer)]
 
     @classmethod
     def complete(cls, resolved: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import csv
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from cloc.config import ConfigError, DatasetConfig, EvalConfig, find_class
 from cloc.config.versions import versions
-from cloc.console import print_line, working
+from cloc.console import plain, print_line, working
 from cloc.encoder import Encoder
 from cloc.evaluation.cache import Cache
 from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
@@ -36,7 +37,7 @@ from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
 from cloc.loading import load
-from cloc.usage import opening, print_next
+from cloc.usage import meant, opening, print_next
 
 OPENMOJI_NOTE = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org). "
@@ -108,6 +109,8 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
     page = out / "report" / "index.html"
     if ranks.first:
         make_folder(out)
+        if others := _replaced(out / "metrics.json", encoders):
+            print_line(console, f"{out / 'metrics.json'}: replaces the results of {others}; out=FOLDER keeps both")
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
         write_json(out / "metrics.json", result)
         write_file(out / "metrics.md", markdown(result, catalog))
@@ -121,6 +124,17 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         print_line(console, f"report   {page}")
         print_next(opening(page))
     return page
+
+
+def _replaced(file: Path, encoders: Sequence[Encoder]) -> str:
+    """Names of models that results at the same place are of and these are not; empty where none are lost."""
+    try:
+        known = json.loads(file.read_bytes())["models"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none there, or another program's
+        return ""
+    if not isinstance(known, dict):
+        return ""
+    return ", ".join(sorted(map(plain, known.keys() - {encoder.name for encoder in encoders})))
 
 
 def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog: Catalog = ALL) -> Uncertainty:
@@ -171,7 +185,8 @@ def _dataset(name: str, config: EvalConfig) -> DatasetConfig:
         return config.datasets[name]
     if Path(name).is_dir():
         return DatasetConfig(shards=name, description=f"shards of {name}")
-    raise ConfigError(f"data={name!r}: neither a folder of shards nor one of {sorted(config.datasets)}")
+    known = meant(name, config.datasets) or f"; known are {', '.join(sorted(config.datasets))}"
+    raise ConfigError(f"data={name!r}: neither a folder of shards nor a set of datasets{known}")
 
 
 def _facts(encoder: Encoder) -> dict[str, str | float]:

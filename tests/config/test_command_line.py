@@ -13,6 +13,7 @@ from cloc import command
 from cloc.command import in_a_line, is_users, line_of, needs
 from cloc.config import ConfigError, EvalConfig, TrainConfig, check_overrides, validate
 from cloc.config.command_line import CONF
+from cloc.config.terms import idle_parts, terms_of
 from tests.kit.paths import ROOT
 
 RUN = ["name=x", "samples=8", "batch_size=8", "data.train=nowhere"]
@@ -179,3 +180,21 @@ def test_keys_of_every_file_keep_their_names() -> None:
     given = ["loss.region=0.5,1", "model.image.options={depth: 2}", "model.image.name=x", "loss.threshold=0.9"]
     assert check_overrides(given, TrainConfig)[0] == given[0]
     assert check_overrides(given, TrainConfig)[1] == f"++{given[1]}"
+
+
+def test_a_list_without_brackets_is_told_how_to_write() -> None:
+    config = {"checkpoint": "x", "data": "openmoji_val"}
+    with pytest.raises(ConfigError, match=r"^data: must be a list; give 'data=\[VALUE\]'"):
+        validate(config, EvalConfig)
+
+
+def test_parts_that_no_term_trains_are_told() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        made = compose("train", ["experiment=demo_cloc", "loss.region=0", "loss.grounding=0", "data.train=x"])
+    config = validate(made, TrainConfig)
+    said = idle_parts(config, terms_of(config.loss))
+    assert [one.split(":")[0] for one in said] == ["model.prompter", "model.grounding"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        made = compose("train", ["experiment=demo_cloc", "data.train=x"])
+    config = validate(made, TrainConfig)
+    assert idle_parts(config, terms_of(config.loss)) == []

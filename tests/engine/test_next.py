@@ -101,7 +101,7 @@ def test_a_sweep_says_which_job_begins_and_what_comes_after_it(
     (tmp_path / "1" / "metrics.csv").write_text("step,val/toy/top1\n")
     tells.on_multirun_end(config)  # of what was measured there is a report
     assert capsys.readouterr().out.splitlines() == [
-        "job 1 of 6: seed=0 loss.region=1",
-        "job 2 of 6: seed=1 loss.region=1  (5:00 left)",
+        "job 0 (1 of 6): seed=0 loss.region=1",
+        "job 1 (2 of 6): seed=1 loss.region=1  (5:00 left)",
         f"next: python eval.py checkpoint={tmp_path}/0 'baseline=[{tmp_path}/1]' 'data=[FOLDER]'",
     ]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from cloc.data.shards.writer import write_shards
 from cloc.encoder import Encoder
 from cloc.evaluation import embed as embed_module
 from cloc.evaluation.cache import Cache, model_digest
-from cloc.evaluation.compare import compare
+from cloc.evaluation.compare import _replaced, compare
 from cloc.evaluation.embed import embed
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.model_outputs import ModelOutputs
@@ -391,3 +392,17 @@ def test_two_ranks_embed_as_one(data: Path, runs: Path, tmp_path: Path) -> None:
     for name in ("images", "regions", "texts"):
         one, two = (table(tmp_path / folder / f"{name}.npz") for folder in ("1", "2"))
         assert all((one[key] == two[key]).all() for key in one)
+
+
+def test_results_of_other_models_are_not_replaced_in_silence(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    clip: Any = SimpleNamespace(name="clip")
+    assert _replaced(file, [clip]) == ""
+    for content, said in (
+        ('{"models": {"cloc": {}, "clip": {}}}', "cloc"),
+        ("[]", ""),
+        ('{"models": 3}', ""),
+        ("{", ""),
+    ):
+        file.write_text(content)
+        assert _replaced(file, [clip]) == said

@@ -159,7 +159,7 @@ def check(
 
 def _refuse_no_shards(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of shards; make one: python -m cloc data convert")
+        raise FileNotFoundError(f"{folder}: no such folder of shards; see python -m cloc data convert --help")
     if not (folder / MANIFEST_NAME).is_file() and not any(folder.glob("*.tar")):
         inside = sorted(path.name for path in folder.iterdir())[:5]
         raise FileNotFoundError(f"{folder}: holds no .tar, but {inside or 'nothing'}; name the folder of the shards")

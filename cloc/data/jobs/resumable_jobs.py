@@ -148,9 +148,10 @@ class Job:
             names = sorted(
                 name for name in {**recorded, **self._identity} if recorded.get(name) != self._identity.get(name)
             )
-            seen = "; ".join(f"{name} was {recorded.get(name)!r}, is {self._identity.get(name)!r}" for name in names)
-            remedy = "run the same command again to continue, or start anew with overwrite (--overwrite)"
-            raise ShardError(f"{self.out}: an unfinished conversion with another source or options ({seen}); {remedy}")
+            pairs = ((name, _told(recorded.get(name)), _told(self._identity.get(name))) for name in names)
+            seen = "; ".join(f"{name} was {before}, is {now}" for name, before, now in pairs)
+            remedy = "give --overwrite to start anew, or the source and options of before to continue"
+            raise ShardError(f"{self.out}: an unfinished conversion of another source or options ({seen}); {remedy}")
         self.done = list(itertools.takewhile(self._is_there, whole[1:]))
         self._write_record([recorded, *self.done])
         return True
@@ -236,3 +237,11 @@ def _make_shard(number: int, task: Task, room: Path, *state: Any) -> dict[str, A
         shutil.rmtree(scratch)
         result["categories"] = list(manifest.categories)
     return result | {"report": report.to_json()}
+
+
+def _told(value: Any) -> str:
+    """A part of a job's identity for a message: of files their names and bytes."""
+    if isinstance(value, list) and value and all(isinstance(one, list) and len(one) == 3 for one in value):
+        shown = ", ".join(f"{name} ({size} bytes)" for name, size, _ in value[:3])
+        return shown + (f" and {len(value) - 3} more" if len(value) > 3 else "") + ", as it was saved then"
+    return repr(value)[:200]

@@ -32,7 +32,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of shards; make one: python -m cloc data convert")
+        raise FileNotFoundError(f"{folder}: no such folder of shards; see python -m cloc data convert --help")
     path = folder / MANIFEST_NAME
     if path.exists():
         return _read_manifest(path)

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from cloc.checkpoints import NAME, find
 from cloc.config import ConfigError
 from cloc.config.nodes import present_name
 from cloc.console import print_table
@@ -53,9 +54,16 @@ def _read_job(folder: Path) -> Job:
         return Job(folder.name, {key: _parsed(text) for key, _, text in pairs}, failure=failure, whole=False)
     config = _read_config(folder / "config.yaml")
     metrics, samples = read_log(folder)
+    samples = max(samples, _in_checkpoint(folder, config.get("batch_size")))
     budget = config.get("samples")
     budget = budget if isinstance(budget, int) else None
     return Job(folder.name, _flat(config), metrics, failure, samples, budget)
+
+
+def _in_checkpoint(folder: Path, batch_size: Any) -> int:
+    """Samples that the newest checkpoint has seen, by its name: a short run logs no row."""
+    newest = NAME.fullmatch(find(folder).name)
+    return int(newest[1]) * batch_size if newest and isinstance(batch_size, int) else 0
 
 
 def _parsed(text: str) -> Any:

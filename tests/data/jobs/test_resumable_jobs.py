@@ -108,7 +108,7 @@ def test_another_identity_is_refused_by_name(tmp_path: Path) -> None:
     made: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         run_job(tmp_path, made, 1)
-    with pytest.raises(ShardError, match=r"identity was 'x', is 'y'.*same command.*--overwrite"):
+    with pytest.raises(ShardError, match=r"identity was 'x', is 'y'.*--overwrite to start anew"):
         run_job(tmp_path, made, identity="y")
     run_job(tmp_path, made, identity="y", overwrite=True)
     assert made == [0, 0, 1, 2, 3]

@@ -125,3 +125,13 @@ def test_a_run_by_itself_is_none_of_the_hooks_business(tmp_path: Path) -> None:
     SweepFolder().on_job_start(told)
     SweepFolder().on_job_end(told, failed(ConfigError("no")))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_of_fewer_steps_than_a_log_line_has_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("samples: 64\nbatch_size: 32\n")
+    (folder / "checkpoints" / "step-00000001.ckpt").write_bytes(b"x" * 100)
+    assert "sample 32 of 64" in sweep_report.read_jobs(tmp_path)[0].state
+    (folder / "checkpoints" / "step-00000002.ckpt").write_bytes(b"x" * 100)
+    assert "stopped" not in sweep_report.read_jobs(tmp_path)[0].state
