@@ -365,9 +365,10 @@ def sweep_report(
     """Table of region and image metrics against the swept values; sweep.csv and sweep.png beside the jobs."""
     from cloc.engine.sweep.report import report
 
-    for path in report(folder, metric or ()):
+    written = report(folder, metric or ())
+    for path in written:
         typer.echo(f"wrote {path}")
-    print_next(opening(folder / "sweep.png"))
+    print_next(opening(written[-1]))  # the picture, where there is a point to draw
 
 
 def main() -> None:

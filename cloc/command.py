@@ -221,6 +221,11 @@ def _told_by_hydra(error: Any) -> str:
     return " ".join([f"{line.rstrip('.')}." for line in lines[:4]] + cause[:1])
 
 
+def wants_traceback(error: BaseException) -> bool:
+    """Whether a command lets an error pass as it is: a fault of the program, or any where they are asked for."""
+    return _full or not is_users(error)
+
+
 def is_users(error: BaseException) -> bool:
     """Whether an error is one that the user can mend: of a value, a file, the machine, an extra, the command line.
 
@@ -242,7 +247,7 @@ def in_a_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  (raised again unless it is the user's)
-        if _full or not is_users(error):
+        if wants_traceback(error):
             raise
         sys.exit(line_of(error))
     finally:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cloc.command import told
+from cloc.command import told, wants_traceback
 
 USER_ERROR = 1
 """Exit code of what the user can mend, a command line that cannot be read included."""
@@ -105,13 +105,17 @@ def _flowed(text: str) -> str:
 
 
 def one_line(main: Callable[[], Any]) -> Any:
-    """Run a script; what the user can mend is one line on standard error with exit code 1."""
+    """Run a script; what the user can mend is one line on standard error with exit code 1.
+
+    What that is, and how to see its traceback, is :func:`cloc.command.in_a_line`'s matter too.
+    """
     try:
         return main()
-    except OSError as error:
-        leave(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else told(error))
-    except (ValueError, ImportError) as error:
-        leave(told(error))
+    except Exception as error:  # noqa: BLE001  (raised again unless it is the user's)
+        if wants_traceback(error):
+            raise
+        of_file = isinstance(error, OSError) and error.filename and error.strerror
+        leave(f"{error.filename}: {error.strerror}" if of_file else told(error))  # type: ignore[attr-defined]
 
 
 def override(key: str, value: str | Sequence[str]) -> str:

@@ -20,9 +20,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
 from cloc import __main__ as command_line
-from cloc.config import EvalConfig, TrainConfig, check_overrides, register_eval
+from cloc import command
+from cloc.config import ConfigError, EvalConfig, TrainConfig, check_overrides, register_eval
 from cloc.config.help import EVAL, TRAIN, Program, front, help_text
-from cloc.usage import Parser, clock, meant, override
+from cloc.data.stream.skip_limits import SkipLimitError
+from cloc.data.stream.workers import ReaderError
+from cloc.engine.durable.checkpoint_file import CheckpointError
+from cloc.usage import Parser, clock, meant, one_line, override
 from tests.kit.paths import ROOT
 
 ROOT_COMMAND: Any = typer.main.get_command(command_line.app)
@@ -243,6 +247,31 @@ def test_a_parser_tells_a_wrong_option_in_a_line(capsys: pytest.CaptureFixture[s
         text = capsys.readouterr().err
         assert ended.value.code == 1 and told in text and text.count("\n") == 1 and "python -m x --help" in text
     assert "\n    python -m x --rounds 3\n" in parser.format_help() and "Exit codes" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ReaderError("a reader is gone"), SkipLimitError("too much is left out"), CheckpointError("none is whole")]
+    + [ConfigError("a value"), FileNotFoundError(2, "No such file or directory", "x"), MemoryError()],
+)
+def test_what_a_user_can_mend_is_one_line_of_a_script(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        one_line(fail)
+    text = capsys.readouterr().err
+    assert ended.value.code == 1 and text.startswith("error: ") and text.count("\n") == 1
+    monkeypatch.setattr(command, "_full", True)  # HYDRA_FULL_ERROR=1
+    with pytest.raises(type(error)):
+        one_line(fail)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        one_line(lambda: {}["fault"])
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -20,15 +20,16 @@ from cloc.usage import meant
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _GROUP = re.compile(r"\w+(/\w+)+", re.ASCII)
+_SEARCHED = re.compile(r"\+{0,2}hydra\.searchpath=")
 _KEY = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 
 
 def check_overrides(arguments: Sequence[str], schema: type) -> list[str]:
     """Look at the keys of a command line before Hydra does.
 
-    Groups (``model/prompter=paper``), additions (``+key=…``) and command lines with a folder of configurations
-    (``--config-dir``) are left to Hydra and to :func:`cloc.config.checks.check_keys`; the keys of a part to what builds
-    it.
+    Groups (``model/prompter=paper``), additions (``+key=…``) and command lines with a folder of configurations, whose
+    groups are the user's own (``--config-dir``, ``hydra.searchpath``), are left to Hydra and to
+    :func:`cloc.config.checks.check_keys`; the keys of a part to what builds it.
 
     Args:
         arguments: as in ``sys.argv``, behind the program.
@@ -41,7 +42,7 @@ def check_overrides(arguments: Sequence[str], schema: type) -> list[str]:
     Raises:
         ConfigError: the schema has no such key; names it, and one that looks like it.
     """
-    if any(argument.startswith(("-c", "--config")) for argument in arguments):  # groups of the user's own
+    if any(argument.startswith(("-c", "--config")) or _SEARCHED.match(argument) for argument in arguments):
         return list(arguments)
     return [f"++{argument}" if _is_free(argument, schema) else argument for argument in arguments]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -137,9 +138,19 @@ class Line:
     path: bool = True
 
     def __contains__(self, value: Any) -> bool:
-        if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value.encode()) > 4096:
-            return False
-        return not self.path or "://" in value or all(len(part.encode()) <= 255 for part in value.split("/"))
+        return isinstance(value, str) and not self.fault(value)
+
+    def fault(self, value: str) -> str:
+        """What is wrong with a text, in words; empty where nothing is."""
+        if not value.strip():
+            return "it is empty"
+        control = next((one for one in value if unicodedata.category(one) in ("Cc", "Cs")), None)
+        if control is not None:
+            return f"it holds the control character {control!r}"
+        if len(value.encode()) > 4096:
+            return f"it has {len(value.encode()):,} bytes"
+        longest = max(len(part.encode()) for part in value.split("/"))
+        return f"it has {longest} bytes between slashes" if self.path and "://" not in value and longest > 255 else ""
 
     def __str__(self) -> str:
         parts = " and at most 255 between slashes" if self.path else ""
@@ -171,11 +182,28 @@ class NameOrNode:
         return f"{', '.join(f'`{name}`' for name in self.names)}, node"
 
 
+class Pattern:
+    """Paths or URLs with braces in them (``d/{00000..00009}.tar``); how long each is, is known once they are expanded.
+
+    That no text holds a NUL is said of all of them (``values``).
+    """
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip())
+
+    def __str__(self) -> str:
+        return "give a folder, a pattern or a URL; it is empty"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "path"
+
+
 class Sources:
     """What to train on: a path or URL, or several sources by name."""
 
     def __contains__(self, value: Any) -> bool:
-        return value in Line() if isinstance(value, str) else isinstance(value, Mapping) and bool(value)
+        return value in Pattern() if isinstance(value, str) else isinstance(value, Mapping) and bool(value)
 
     def __str__(self) -> str:
         return "give a folder, a pattern, a URL, or sources NAME: {path, weight}"
@@ -225,7 +253,9 @@ class Devices:
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, str):
-            return value == "auto" or bool(re.fullmatch(r"0*[1-9]\d{0,5}|-1|\d{1,6}(,\d{1,6})+", value, re.ASCII))
+            if "," in value:  # one index as well: "1,"
+                return bool(re.fullmatch(r"\d{1,6}( *, *\d{1,6})*( *,)?", value, re.ASCII)) and indices(value) in self
+            return value == "auto" or bool(re.fullmatch(r"0*[1-9]\d{0,5}|-1", value, re.ASCII))
         if isinstance(value, list):
             whole = all(type(index) is int and 0 <= index < MOST_DEVICES for index in value)
             return bool(value) and whole and len(set(value)) == len(value)
@@ -237,6 +267,11 @@ class Devices:
     def cell(self) -> str:
         """As a table of keys says it."""
         return "int ≥ 1, -1, `auto`, list of int"
+
+
+def indices(text: str) -> list[int]:
+    """A list of devices as Lightning writes it: ``"0,1"``, of one ``"1,"``."""
+    return [int(one) for one in text.split(",") if one.strip()]
 
 
 Count = Annotated[int, Interval(1)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,8 @@ def instantiate(node: Mapping[str, Any], path: str, known: Mapping[str, type] | 
     Raises:
         ConfigError: as :func:`resolve`, or the class cannot be built with these arguments.
         OSError, ImportError: a file, or a package, that it needs is missing.
+        MemoryError, torch.OutOfMemoryError: no room for it.
+        Exception: a fault in the code of a class that is none of ours, or of a part in it; with its traceback.
     """
     found, arguments = resolve(node, path, known)
     parameters = inspect.signature(found).parameters
@@ -104,9 +107,24 @@ def instantiate(node: Mapping[str, Any], path: str, known: Mapping[str, type] | 
     except (OSError, ImportError):
         raise
     except Exception as error:  # of whatever library the part is built by
-        if type(error).__module__.startswith("cloc."):  # ours say by themselves what and where
+        if type(error).__module__.startswith("cloc.") or not _is_of_values(error, found):  # ours say what and where
             raise
         reason = " ".join(str(error).split()) or "it cannot be built with these arguments"
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         place = "" if reason.startswith(path) else f"{path}: {node['_target_'].rpartition('.')[2]}: {kind}"
         raise ConfigError(f"{place}{reason[:500]}") from error
+
+
+def _is_of_values(error: Exception, found: type) -> bool:
+    """Whether a part cannot be built for the values that it was given, and not for a fault in a user's own code.
+
+    Libraries below our parts raise almost anything at a value that they were not written for.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if sum(frame.f_code is instantiate.__code__ for frame in frames) > 1:  # judged where a part in this one was built
+        return False
+    ours = found.__module__.startswith("cloc.")
+    usual = isinstance(error, ValueError | TypeError | RuntimeError | AssertionError)
+    return ours or (usual and not isinstance(error, RecursionError | NotImplementedError))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from cloc.config.domains import LARGEST, ConfigError, Interval
+from cloc.config.domains import LARGEST, ConfigError, Interval, Line
 from cloc.usage import meant
 
 SHOWN = 80  # characters of a value in a message
@@ -53,10 +54,10 @@ def check_arguments(part: Any, arguments: Mapping[str, Any], path: str) -> None:
     for name, value in arguments.items():
         if name not in parameters:
             continue
-        own = hints.get(name, Any)
-        if value is None and parameters[name].default is None:  # `heads: int = None`, as it was once written
-            own = Any
-        check_value(own, value, f"{path}.{name.rstrip('_')}")
+        default = parameters[name].default
+        if type(value) is type(default) and value == default:  # `heads: int = None`, as it was once written
+            continue
+        check_value(hints.get(name, Any), value, f"{path}.{name.rstrip('_')}")
 
 
 def check_value(hint: Any, value: Any, key: str) -> None:
@@ -83,18 +84,27 @@ def check_value(hint: Any, value: Any, key: str) -> None:
             raise ConfigError(f"{key}={written(value)}: {_told(domain, value)}")
     if (wanted := kind_of(hint)) is not None and not _is_a(wanted, value):
         raise ConfigError(f"{key}={written(value)}: must be {KINDS[wanted]}")
-    if get_origin(hint) is Literal and value not in get_args(hint):
+    if get_origin(hint) is Literal and not any(value == one and type(value) is type(one) for one in get_args(hint)):
         raise ConfigError(f"{key}={written(value)}: give {' or '.join(map(written, get_args(hint)))}")
     if isinstance(value, Mapping):
+        held = get_args(hint)[1] if wanted is dict and len(get_args(hint)) == 2 else Any
         for name, own in value.items():
-            check_value((get_args(hint) or (Any, Any))[1], own, f"{key}.{name}" if key else str(name))
+            check_value(held, own, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for i, own in enumerate(value):
-            check_value(get_args(hint)[0] if get_args(hint) else Any, own, f"{key}[{i}]")
+            check_value(_held(hint, i), own, f"{key}[{i}]")
+
+
+def _held(hint: Any, place: int) -> Any:
+    """Annotation of an entry of a list: of ``tuple[int, float]`` by its place, of ``tuple[int]`` the same for all."""
+    kinds = get_args(hint) if kind_of(hint) is list else ()
+    if get_origin(hint) is tuple and len(kinds) > 1 and kinds[1] is not Ellipsis:
+        return kinds[place] if place < len(kinds) else Any
+    return kinds[0] if kinds else Any
 
 
 def _check_choices(choices: Sequence[Any], value: Any, key: str) -> None:
-    """One of several kinds: the first that takes it. Where none does, the one that is meant says why."""
+    """One of several kinds: any that takes it. Where none does, the first of the value's kind says why."""
     if value is None and type(None) in choices:
         return
     choices = [choice for choice in choices if choice is not type(None)]
@@ -102,7 +112,12 @@ def _check_choices(choices: Sequence[Any], value: Any, key: str) -> None:
     if len(choices) > 1 and not fitting:
         kinds = " or ".join(KINDS.get(kind_of(choice) or object, str(choice)) for choice in choices)
         raise ConfigError(f"{key}={written(value)}: must be {kinds}")
-    check_value((fitting or choices)[0], value, key)
+    first, *more = fitting or choices
+    for choice in more:
+        with suppress(ConfigError):
+            check_value(choice, value, key)
+            return
+    check_value(first, value, key)
 
 
 KINDS: dict[type, str] = {
@@ -122,7 +137,8 @@ def kind_of(hint: Any) -> type | None:
     if get_origin(hint) is Annotated:
         return kind_of(get_args(hint)[0])
     if get_origin(hint) is Literal:
-        return kind_of(type(get_args(hint)[0]))
+        kinds = {kind_of(type(one)) for one in get_args(hint)}
+        return kinds.pop() if len(kinds) == 1 else None
     plain = get_origin(hint) or hint
     if plain in (bool, int, float, str):
         return cast(type, plain)
@@ -160,7 +176,8 @@ def _is_text(value: str) -> bool:
 def _told(domain: Any, value: Any) -> str:
     """A domain in words, with the name that was meant."""
     name = value.get("name") if isinstance(value, Mapping) else value
-    return f"{domain}{meant(name, getattr(domain, 'names', ()))}"
+    fault = domain.fault(value) if isinstance(domain, Line) and isinstance(value, str) else ""
+    return f"{domain}{f'; {fault}' if fault else ''}{meant(name, getattr(domain, 'names', ()))}"
 
 
 def written(value: Any) -> str:

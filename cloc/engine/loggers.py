@@ -37,7 +37,7 @@ from cloc.usage import meant
 # What the engine gives a logger itself.
 OWN = {
     "tensorboard": {"name", "kwargs", "save_dir", "root_dir", "version", "log_dir", "purge_step"},
-    "wandb": {"name", "kwargs", "save_dir", "dir", "config", "experiment", "resume", "mode"},
+    "wandb": {"name", "kwargs", "save_dir", "dir", "config", "experiment"},
 }
 console = Console(soft_wrap=True)  # a message is a line, however long its paths are
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -106,7 +107,7 @@ def train(composed: DictConfig) -> Path | None:
             together(task.begin)
         if rank == 0:
             prepare_run(folder.local, resolved, data.digest)
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            if _is_job():
                 note_overrides(folder.local, HydraConfig.get().overrides.task)
             task.save_beside(folder.local)
             folder.push()
@@ -121,18 +122,22 @@ def train(composed: DictConfig) -> Path | None:
 
 
 def _print_launch() -> None:
-    """The command that trains what was planned."""
+    """The command that trains what was planned; a sweep has planned several."""
     script, *arguments = sys.argv
-    if Path(script).name == "train.py" and rank_and_world()[1] == 1:
-        print_next(
-            public(shlex.join(["python", script, *(one for one in arguments if not one.startswith("dry_run="))]))
-        )
+    if Path(script).name == "train.py" and rank_and_world()[1] == 1 and not _is_job():
+        kept = [one for one in arguments if not re.match(r"\+{0,2}dry_run=", one)]
+        print_next(public(shlex.join(["python", script, *kept])))
 
 
 def _print_after(task: Task) -> None:
     """What to do with a run; a sweep says so when all of its jobs are done."""
-    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+    if not _is_job():
         print_next(*task.next_commands())
+
+
+def _is_job() -> bool:
+    """Whether this is one of several runs of a sweep (``train.py -m``)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], TaskData]:
@@ -265,7 +270,7 @@ def _print_resume(config: RunConfig, stored: Stored, world: int) -> None:
 
 def _one_folder_a_job(composed: DictConfig) -> DictConfig:
     """In a sweep (``train.py -m``, or ``wandb agent``) every job gets a run folder of its own."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if _is_job():
         refuse_torchrun()
         job = HydraConfig.get()
         hide_secrets(Path(job.sweep.dir) / "multirun.yaml")

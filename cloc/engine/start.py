@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cloc.config import ConfigError, RunConfig, TrainerConfig
+from cloc.config.domains import indices
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.loggers import check_logger
 from cloc.engine.machine import precision_of
@@ -68,7 +69,7 @@ def device_count(options: TrainerConfig) -> int:
     """
     kind, asked = accelerator_of(options.accelerator), options.devices
     if isinstance(asked, str) and "," in asked:
-        asked = [int(index) for index in asked.split(",")]
+        asked = indices(asked)
     elif isinstance(asked, str):
         asked = -1 if asked == "auto" else int(asked)
     if kind not in ("cuda", "mps"):  # any number of processes

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -41,6 +41,8 @@ def check_model(model: Mapping[str, Any]) -> None:
         ConfigError: an architecture or a tag that the library does not know, or more weights than the memory holds.
         FileNotFoundError: initial weights that are not there.
     """
+    own = {part: value for part, value in model.items() if not isinstance(value, Mapping) or _is_ours(value, part)}
+    _check_sizes(own, "model")
     for part in TOWERS:
         node, key = model[part], f"model.{part}"
         cls = find_class(node.get("_target_"), f"{key}._target_")
@@ -57,8 +59,7 @@ def check_model(model: Mapping[str, Any]) -> None:
                 node.get("options") or {}, CLIPVisionCfg if part == "image" else CLIPTextCfg, f"{key}.options"
             )
             check_tag(name, node.get("pretrained"), f"{key}.pretrained")
-    _check_sizes(model, "model")
-    needed, there = 4 * fewest_weights(model, int(model["joint_dim"])), memory()
+    needed, there = 4 * fewest_weights(own, int(model["joint_dim"])), memory()
     if needed > there:
         raise ConfigError(
             f"model: its weights take at least {needed / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}; take "
@@ -66,9 +67,17 @@ def check_model(model: Mapping[str, Any]) -> None:
         )
 
 
+def _is_ours(node: Mapping[str, Any], part: str) -> bool:
+    """Whether the names of a part's arguments mean what they mean here; those of a user's class may mean anything."""
+    cls = find_class(node.get("_target_"), f"model.{part}._target_")
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def _check_options(options: Mapping[str, Any], section: type, key: str) -> None:
     """Overrides of an architecture's section, held to the types of open_clip's own dataclass of it."""
     known = get_type_hints(section)
+    if "patch_size" in known:
+        known["patch_size"] = int | tuple[int, int]  # which its ViT makes of a number
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{key}.{name}: open_clip's {section.__name__} has no such option{meant(name, known)}")
@@ -77,19 +86,47 @@ def _check_options(options: Mapping[str, Any], section: type, key: str) -> None:
 
 
 def _check_timm_options(name: str, options: Mapping[str, Any], key: str) -> None:
-    """Arguments of a backbone, held to the types in its class's signature where it has any."""
+    """Arguments of a backbone, held to the types in its class's signature where it has any.
+
+    What no signature names may be taken all the same, by what builds the model: that is tried.
+    """
     known: dict[str, Any] = {}
-    found = _timm_class(name)
+    found, general = _timm_class(name), signature(timm.create_model).parameters
     for cls in reversed(found.__mro__):
-        known |= dict.fromkeys(signature(cls).parameters, Any) if cls is not object else {}
-        with suppress(NameError, TypeError, AttributeError):  # annotations that only a type checker resolves
-            known |= get_type_hints(cls.__init__)  # type: ignore[misc]  # of this very class
+        known |= _typed_arguments(cls) if cls is not object else {}
     for option, value in options.items():
         if value is None:
             raise ConfigError(f"{key}.{option}=null: timm leaves it out; remove the key, or give a value")
-        if found is not object and option not in known and option not in signature(timm.create_model).parameters:
+        if found is not object and option not in known and option not in general and not _takes(name, option, value):
             raise ConfigError(f"{key}.{option}: timm's {found.__name__} has no such argument{meant(option, known)}")
         check_value(known.get(option, Any), value, f"{key}.{option}")
+
+
+def _typed_arguments(cls: type) -> dict[str, Any]:
+    """Annotations of the arguments of a class itself, but those that its own defaults contradict."""
+    parameters, hints = signature(cls).parameters, {}
+    with suppress(NameError, TypeError, AttributeError):  # annotations that only a type checker resolves
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of this very class
+    found = {name: hints.get(name, Any) for name in parameters}
+    for name, hint in found.items():
+        default = parameters[name].default
+        try:
+            check_value(Any if default in (None, Parameter.empty) else hint, default, name)
+        except ConfigError:
+            found[name] = Any
+    return found
+
+
+def _takes(name: str, option: str, value: Any) -> bool:
+    """Whether a backbone can be built with an option as far as its name is concerned; built without memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            timm.create_model(name, num_classes=0, **{option: value})
+    except TypeError as error:
+        return option not in str(error)
+    except Exception:  # noqa: BLE001  (of the value, or of what is read while it is built: told by what builds it)
+        return True
+    return True
 
 
 @cache

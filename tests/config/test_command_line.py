@@ -54,6 +54,13 @@ def test_a_preset_takes_options_that_it_lacks() -> None:
     assert both.model.image.options.depth == 4 and both.model.image.options.drop_path_rate == 0.1
 
 
+def test_groups_of_the_users_own_are_left_to_hydra() -> None:
+    given = ["hydra.searchpath=[file:///theirs]", "mine/heads=large", "anything=small"]
+    assert check_overrides(given, TrainConfig) == given
+    with pytest.raises(ConfigError, match="there is no group 'mine/heads'"):
+        check_overrides(given[1:2], TrainConfig)
+
+
 @pytest.mark.parametrize(
     ("argument", "meant"),
     [

@@ -271,3 +271,42 @@ def test_keys_of_a_command_line_that_hydra_knows_pass() -> None:
     check_overrides(train, TrainConfig)
     check_overrides(["datasets.mine.shards=x", "evaluation=quick", "data=[openmoji]"], EvalConfig)
     check_overrides(["--config-dir=x", "mine=x"], TrainConfig)
+
+
+class Faulty:
+    """A class of a user's, with a fault or a wrong value in it."""
+
+    def __init__(self, error: str) -> None:
+        raise {kind.__name__: kind for kind in (*THEIRS, *OURS)}[error]("what it says")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch's."""
+
+
+THEIRS = (AttributeError, NameError, KeyError, IndexError, MemoryError, RecursionError, OutOfMemoryError)
+OURS = (ValueError, TypeError, RuntimeError, AssertionError)
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_a_fault_in_a_users_class_keeps_its_traceback(kind: type[Exception]) -> None:
+    node = {"_target_": f"{__name__}.Faulty", "error": kind.__name__}
+    with pytest.raises(kind):
+        instantiate(node, "model.image")
+    with pytest.raises(kind):  # a part in one of ours
+        instantiate({"_target_": "cloc.losses.objective.ClocLoss", "terms": {"mine": node}}, "loss")
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_value_that_a_users_class_refuses_is_a_line(kind: type[Exception]) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.image: Faulty: .*what it says"):
+        instantiate({"_target_": f"{__name__}.Faulty", "error": kind.__name__}, "model.image")
+
+
+def test_whatever_a_library_raises_below_a_part_of_ours_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("cloc.losses.objective.ClocLoss.__init__", fail)
+    with pytest.raises(ConfigError, match=r"^loss: ClocLoss: KeyError: 'x'"):
+        instantiate({"_target_": "cloc.losses.objective.ClocLoss"}, "loss")

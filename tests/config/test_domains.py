@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
 from cloc.config import ConfigError, DataConfig, EvalConfig, TrainConfig, check_keys, resolve, validate
-from cloc.config.values import check_value
+from cloc.config.domains import Path
+from cloc.config.values import check_arguments, check_value
 from cloc.losses.objective import ClocLoss
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.prompter import SharedPrompter
@@ -161,9 +162,44 @@ def test_what_may_be_is_not_refused() -> None:
     for key, value in fine.items():
         OmegaConf.update(config, key, value, force_add=True)
     validate(config)
-    for devices in (1, -1, "auto", "0,1", "2"):
+    for devices in (1, -1, "auto", "0,1", "2", "1,", "0, 1"):
         OmegaConf.update(config, "trainer.devices", devices)
         check_keys(config, TrainConfig)
+    for devices in (",", "1,,2", "1,1", "-1,"):
+        OmegaConf.update(config, "trainer.devices", devices)
+        with pytest.raises(ConfigError, match=r"trainer\.devices="):
+            check_keys(config, TrainConfig)
+
+
+def test_a_pattern_of_many_shards_is_as_long_as_it_is() -> None:
+    names = "d/{" + ",".join(f"{i:05}" for i in range(2000)) + "}.tar"
+    config = OmegaConf.create(RUN)
+    OmegaConf.update(config, "data.train", names)
+    check_keys(config, TrainConfig)
+    for wrong in ("", "  ", "a\0b"):
+        OmegaConf.update(config, "data.train", wrong)
+        with pytest.raises(ConfigError, match=r"data\.train="):
+            check_keys(config, TrainConfig)
+
+
+@pytest.mark.parametrize("name", ["\u7d75\u3000\u753b", "1\u202f000", "a\xa0b", "\U0001f468\u200d\U0001f469", "a\xadb"])
+def test_a_path_has_any_letter_and_space(name: str) -> None:
+    check_value(Path, f"runs/{name}", "run_dir")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("a\nb", r"it holds the control character '\\n'"),
+        ("a\x1bb", "control character"),
+        (" ", "it is empty"),
+        ("a" * 300, "it has 300 bytes between slashes"),
+        ("a/" * 3000, "it has 6,000 bytes"),
+    ],
+)
+def test_a_path_that_is_refused_says_why(value: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_value(Path, value, "run_dir")
 
 
 def test_a_group_by_itself_has_its_name_in_front() -> None:
@@ -186,3 +222,29 @@ def test_a_value_of_two_kinds_has_no_domain_of_its_own() -> None:
     check_value(str | None, None, "key")
     with pytest.raises(ConfigError, match=r"key\.a\[1\]=inf"):
         check_value(Any, {"a": [1, math.inf]}, "key")
+
+
+class Theirs:
+    """A part with annotations that ours have not."""
+
+    def __init__(
+        self,
+        pair: tuple[int, float] = (1, 0.5),
+        many: tuple[int] = (1,),
+        names: list[int] | list[str] | None = None,
+        act: Literal["relu", None] = "relu",
+        level: Literal["a", 1] = "a",
+        table: Iterable[str] = (),
+        wrong: int = "auto",  # type: ignore[assignment]
+    ) -> None: ...
+
+
+def test_annotations_of_a_users_class_are_read_as_they_are_meant() -> None:
+    right: list[dict[str, Any]] = [{"pair": [1, 0.5]}, {"many": [1, 2, 3]}, {"names": ["a"]}, {"names": [1]}]
+    right += [{"act": None}, {"act": "relu"}, {"level": 1}, {"level": "a"}, {"table": {"a": 1}}, {"wrong": "auto"}]
+    for arguments in right:
+        check_arguments(Theirs, arguments, "model.image")
+    wrong: list[tuple[str, Any]] = [("pair", [0.5, 1]), ("names", [1, "a"]), ("act", "gelu"), ("level", True)]
+    for key, value in [*wrong, ("level", 2), ("many", [1, "x"]), ("wrong", "none")]:
+        with pytest.raises(ConfigError, match=rf"^model\.image\.{key}"):
+            check_arguments(Theirs, {key: value}, "model.image")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -120,11 +120,13 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def init(
         project: Any = None, name: Any = None, dir: Any = None, id: Any = None, resume: Any = None,
-        config: Any = None, tags: Any = None, anonymous: Any = None,
+        config: Any = None, tags: Any = None, anonymous: Any = None, mode: Literal["online", "disabled"] | None = None,
     ) -> Any:  # fmt: skip
         if tags == "refuse":
             raise Error("No API key configured.\nUse `wandb login`.")
-        fake.inits.append({"project": project, "name": name, "id": id, "resume": resume, "config": config})
+        fake.inits.append(
+            {"project": project, "name": name, "id": id, "resume": resume, "config": config} | {"mode": mode}
+        )
         fake.run = SimpleNamespace(log=fake.rows.append, id=id, name=name)
         return fake.run
 
@@ -158,6 +160,11 @@ def test_wandb_has_the_configuration_and_one_run_over_all_lives(wandb: Any, tmp_
     assert first["config"].keys() >= {"optim", "trainer", "evaluation", "seed", "width"}
     assert wandb.codes == [0, 0] and wandb.run is None, "the next run of this process opens its own"
     assert [row["trainer/global_step"] for row in wandb.rows if "val/line/closeness" in row] == [4, 8]
+
+
+def test_wandb_is_told_how_to_resume_and_whether_to_run(wandb: Any, tmp_path: Path) -> None:
+    run.train(configure(tmp_path / "run", logger=WANDB | {"mode": "disabled", "resume": "must"}))
+    assert (wandb.inits[0]["mode"], wandb.inits[0]["resume"]) == ("disabled", "must")
 
 
 def test_secrets_reach_no_logger(wandb: Any, tmp_path: Path) -> None:

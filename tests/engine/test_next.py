@@ -54,6 +54,13 @@ def test_the_plan_fits_80_columns(
     assert max(map(len, plan)) <= 80 and "…" not in "".join(plan)
     assert str(folder) in "".join(one[12:].strip() for one in plan)
     assert last == "next: python train.py experiment=demo_cloc 'name=a b'"
+    for asked in ("++dry_run=true", "+dry_run=true"):
+        monkeypatch.setattr("sys.argv", ["train.py", "experiment=demo_cloc", asked])
+        run._print_launch()
+        assert capsys.readouterr().out == "next: python train.py experiment=demo_cloc\n"
+    monkeypatch.setattr(run, "_is_job", lambda: True)
+    run._print_launch()
+    assert capsys.readouterr().out == "", "a sweep has planned several"
 
 
 def sweep(*overrides: str) -> Any:

@@ -56,7 +56,7 @@ def test_devices_that_are_there_pass(cpu_alone: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_precision(TrainerConfig(precision="16-mixed"))
-    for devices, world in (("auto", 2), ([1], 1), ("0,1", 2), (2, 2)):
+    for devices, world in (("auto", 2), ([1], 1), ("0,1", 2), (2, 2), ("1,", 1), ("0, 1", 2)):
         check_devices(TrainerConfig(accelerator="gpu", devices=devices), world)
     for devices in (3, [2], "0,5"):
         with pytest.raises(ConfigError, match="there are 2 here"):

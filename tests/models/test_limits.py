@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from cloc.config import ConfigError, instantiate
 from cloc.models import limits
@@ -63,6 +66,46 @@ def test_what_can_be_built_passes() -> None:
     check_model(model(CLIP | {"pretrained": "openai", "options": {"layers": 2}}))
     check_model(model(TIMM | {"name": "hf_hub:someone/something"}))
     assert limits.memory() > 2**28
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gernet_s", {"act_layer": "silu"}),
+        ("regnety_002", {"act_layer": "silu"}),
+        ("efficientnet_b0", {"bn_momentum": 0.1, "bn_eps": 1e-3}),
+        ("naflexvit_base_patch16_gap", {"depth": 2}),
+        ("coatnet_0_rw_224", {"depths": [1, 1, 1, 1]}),
+        ("rdnet_tiny", {"block_type": ["Block", "Block", "BlockESE", "BlockESE", "BlockESE", "BlockESE", "BlockESE"]}),
+    ],
+)
+def test_an_option_that_no_signature_names_passes_where_it_is_taken(name: str, options: dict[str, Any]) -> None:
+    check_model(model(TIMM | {"name": name, "options": options}))
+    with pytest.raises(ConfigError, match=r"options\.nothing_such: timm's .* has no such argument"):
+        check_model(model(TIMM | {"name": name, "options": {"nothing_such": 1}}))
+
+
+class Theirs(nn.Module):
+    """A tower whose arguments mean what they mean there."""
+
+    def __init__(self, joint_dim: int, layers: Sequence[int] = (-1,), table_size: int = 1, **more: Any) -> None:
+        super().__init__()
+
+
+def test_numbers_of_a_users_part_are_its_own() -> None:
+    node = {"_target_": f"{__name__}.Theirs", "layers": [-1, -2], "table_size": 2**25, "width": 2**20, "depth": 2000}
+    check_model(model(node) | {"prompter": node | {"layers": 0}, "grounding": node})
+    with pytest.raises(ConfigError, match=r"model\.prompter\.heads=0"):
+        check_model(model(node) | {"prompter": {"_target_": "cloc.models.prompter.SharedPrompter", "heads": 0}})
+
+
+def test_patches_of_open_clip_may_be_a_pair() -> None:
+    options = {"patch_size": [32, 32], "width": 64, "layers": 1, "head_width": 32}
+    check_model(model(CLIP | {"options": options}))
+    tower = instantiate(CLIP | {"options": options}, "model.image", joint_dim=32)
+    assert tower(torch.zeros(1, 3, 224, 224))[1].shape == (1, 49, 64)
+    with pytest.raises(ConfigError, match=r"options\.patch_size"):
+        check_model(model(CLIP | {"options": {"patch_size": "16"}}))
 
 
 def test_an_error_of_a_library_is_a_line_with_the_key() -> None:

@@ -20,6 +20,7 @@ from cloc.models.weights.digests import check_file
 from cloc.models.weights.downloads import open_clip_weights
 from cloc.models.weights.exported import TIMM_OPTIONS
 from cloc.models.weights.files import TEXT_LENGTH, fit_state, read_state
+from cloc.usage import meant
 
 TEXT_TABLES = ("text.positional_embedding", "positional_embedding")  # in open_clip's two layouts of a whole model
 
@@ -77,9 +78,8 @@ def _fields(part: str, config: Mapping[str, Any], name: str, options: Mapping[st
         fields = {one: value for one, value in fields.items() if one in known or one in options}
     wrong = next((option for option in options if option not in known), None)
     if wrong is not None:
-        close = difflib.get_close_matches(wrong, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-        raise ConfigError(f"{key}.options.{wrong}: {name} has no such option; {hint}")
+        hint = meant(wrong, known) or f"; it takes {', '.join(known)}"
+        raise ConfigError(f"{key}.options.{wrong}: {name} has no such option{hint}")
     return fields
 
 

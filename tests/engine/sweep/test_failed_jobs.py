@@ -52,6 +52,17 @@ def test_jobs_that_failed_or_are_on_their_way_are_told(tmp_path: Path, capsys: A
     assert "pw" not in (tmp_path / "2" / sweep_jobs.FAILURE).read_text()
 
 
+def test_the_next_command_opens_what_was_written(tmp_path: Path) -> None:
+    job(tmp_path, "0", {TOP1: float("nan")}, accumulate=1)
+    job(tmp_path, "1", {TOP1: float("nan")}, accumulate=2)
+    done = CliRunner().invoke(app, ["sweep", "report", str(tmp_path)])
+    assert done.output.splitlines()[-1].endswith("/sweep.csv") and not (tmp_path / "sweep.png").exists()
+    for number in range(2):
+        job(tmp_path, str(number + 2), {TOP1: 0.5}, accumulate=number + 3)
+    done = CliRunner().invoke(app, ["sweep", "report", str(tmp_path)])
+    assert done.output.splitlines()[-1].endswith("/sweep.png") and (tmp_path / "sweep.png").exists()
+
+
 def test_a_sweep_whose_jobs_all_failed_says_why(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     sweep_jobs.note_failure(tmp_path / "0", ConfigError("no"), ["a=1"])
