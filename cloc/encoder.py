@@ -85,7 +85,7 @@ class Encoder(Placed):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the model's weights; what it returns is float32."""
-        return self.model.mean.dtype
+        return self.model.dtype
 
     def to(self, device: Device | torch.dtype | None = None, dtype: DType | None = None) -> Self:
         """As :meth:`cloc.models.devices.Placed.to`."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from cloc.config import DataConfig, TrainConfig, instantiate, resolve
+from cloc.config.nodes import present_name
 from cloc.config.terms import idle_parts
 from cloc.contracts import Batch, LossTerms
 from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
@@ -32,7 +33,7 @@ from cloc.models.limits import check_model
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.temperature import clamp_temperatures
-from cloc.models.weights.pretrained import complete
+from cloc.models.weights.pretrained import complete, with_former_pixels
 
 PARTS = ("image", "text", "prompter", "grounding")
 
@@ -195,6 +196,15 @@ class Pretrain(Task):
                 takes = signature(resolve(node, f"model.{part}")[0]).parameters.values()
                 found |= {f"model.{part}.{one.name}": one.default for one in takes if one.default is not one.empty}
         return found
+
+    @classmethod
+    def completed(cls, stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the pixel statistics, where it is the same tower."""
+        model, now = stored.get("model") or {}, resolved["model"]["image"]
+        own = model.get("image") or {}
+        if present_name(own.get("_target_")) != present_name(now["_target_"]):
+            return stored
+        return {**stored, "model": {**model, "image": with_former_pixels(own, resolve(now, "model.image")[0])}}
 
     def check_resume(self, folder: RunFolder, changed: Mapping[str, str]) -> None:
         """A tokenizer may lie elsewhere, but a token must stay the same word."""

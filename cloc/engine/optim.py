@@ -67,7 +67,7 @@ class Group:
     names: tuple[str, ...]
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
+def parameter_groups(model: nn.Module, config: OptimConfig, former: bool = False) -> list[Group]:
     """Which optimizer moves which trained parameter, and how; Muon's groups come first.
 
     Hidden are the matrices of transformer blocks, Prompter and grounding head. The projections into and out of the
@@ -76,13 +76,19 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
 
     No weight decay on norms, biases, temperatures, tables of embeddings, and what a part declares
     (:func:`cloc.models.protocols.undecayed`). Rates are scaled by :func:`rate_factors`.
+
+    Args:
+        model: whose parameters are moved.
+        config: how.
+        former: as earlier versions had it, where a tower of ours says that it was otherwise.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     declared = {f"{part}.{name}" for part, module in model.named_children() for name in undecayed(module)}
-    factors, inner = rate_factors(model, config), _hidden(model)
+    factors, inner = rate_factors(model, config, former), _hidden(model)
+    also = _formerly_trained(model) if former else set()
     found: dict[tuple[str, float], list[str]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and name not in also:
             continue
         # Matrices and convolutions decay; vectors, per-head factors, and tables of embeddings or positions do not.
         if parameter.ndim not in (2, 4) or id(parameter) in tables or name in declared:
@@ -104,6 +110,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
         for (own, factor), names in ordered
         if own == kind
     ]
+
+
+def _formerly_trained(model: nn.Module) -> set[str]:
+    return {f"{part}.{name}" for part, own in model.named_children() for name in getattr(own, "formerly_trained", ())}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
@@ -149,7 +159,8 @@ def optim_config(stored: Mapping[str, Any]) -> OptimConfig:
 def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now: OptimConfig) -> dict[str, Any]:
     """The stored state of an optimizer in the groups of another configuration: moments stay with their parameter.
 
-    Other factors on the rates (``tower_rate``, ``layer_decay``) group the parameters otherwise.
+    Other factors on the rates (``tower_rate``, ``layer_decay``) group the parameters otherwise, and so did earlier
+    versions: what they had moments of and is frozen by now is left out.
 
     Args:
         state: what ``state_dict()`` of the optimizer built by ``before`` returned.
@@ -164,9 +175,15 @@ def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now
         ValueError: a parameter belongs to another optimizer, whose moments mean something else; or the state is of
             other parameters.
     """
-    old, new = parameter_groups(model, before), parameter_groups(model, now)
+    old, new = _groups_of(state, model, before), parameter_groups(model, now)
     if [(group.optimizer, group.names) for group in old] == [(group.optimizer, group.names) for group in new]:
         return state
+    if not _fits(state, old, model):
+        sizes = [len(group["params"]) for part in state.get("parts", [state]) for group in part["param_groups"]]
+        raise ValueError(
+            f"its moments are of {sum(sizes)} parameters in {len(sizes)} groups, here are "
+            f"{sum(len(group.names) for group in old)} in {len(old)}"
+        )
     there, here = ({name: group.optimizer for group in groups for name in group.names} for groups in (old, new))
     moved = [name for name in here if here[name] != there[name]]
     if moved:
@@ -176,6 +193,34 @@ def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now
     kinds = list(dict.fromkeys(group.optimizer for group in old))
     done = [_regrouped(part, _of(old, kind), _of(new, kind)) for kind, part in zip(kinds, parts, strict=True)]
     return {"parts": done} if "parts" in state else done[0]
+
+
+def _groups_of(state: dict[str, Any], model: nn.Module, config: OptimConfig) -> list[Group]:
+    """The groups that a state was made with: those of today, or those of earlier versions where only they fit."""
+    groups = parameter_groups(model, config)
+    if not _fits(state, groups, model):
+        former = parameter_groups(model, config, former=True)
+        if _fits(state, former, model):
+            return former
+    return groups
+
+
+def _fits(state: dict[str, Any], groups: Sequence[Group], model: nn.Module) -> bool:
+    """Whether a state has these groups' numbers of parameters, and moments of their shapes."""
+    parts, kinds = state.get("parts", [state]), list(dict.fromkeys(group.optimizer for group in groups))
+    if len(parts) != len(kinds):
+        return False
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for part, kind in zip(parts, kinds, strict=True):
+        own, stored = _of(groups, kind), [group["params"] for group in part.get("param_groups", ())]
+        if [len(names) for names in own] != [len(numbers) for numbers in stored]:
+            return False
+        pairs = zip([name for names in own for name in names], [n for numbers in stored for n in numbers], strict=True)
+        for name, number in pairs:
+            moments = part["state"].get(number, {}).values()
+            if any(torch.is_tensor(one) and one.ndim and one.shape != shapes[name] for one in moments):
+                return False
+    return True
 
 
 def _of(groups: Iterable[Group], optimizer: str) -> list[tuple[str, ...]]:
@@ -206,16 +251,21 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def rate_factors(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+def rate_factors(model: nn.Module, config: OptimConfig, former: bool = False) -> dict[str, float]:
     """Factor of each parameter on the peak rate: ``tower_rate`` and layer-wise decay (BEiT, arXiv 2106.08254, App. H).
 
     The last layer of a tower (:func:`cloc.models.protocols.layers`) has the full ``tower_rate``, and each layer below
     ``layer_decay`` times the rate above it. Prompter, grounding head and temperatures have factor 1.
+
+    Args:
+        model: whose parameters are moved.
+        config: how.
+        former: as earlier versions counted the layers of a tower of ours.
     """
     factors = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
     for part, tower in model.named_children():
         if part in TOWERS:
-            own, last = layers(tower)
+            own, last = layers(tower, ask=not former or getattr(tower, "formerly_asked_layers", True))
             factors |= {
                 f"{part}.{name}": config.tower_rate * config.layer_decay ** (last - layer)
                 for name, layer in own.items()

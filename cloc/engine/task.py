@@ -254,6 +254,11 @@ class Task(lightning.LightningModule):
         """Values of keys that an older checkpoint lacks, by dotted key."""
         return flat(asdict(cls.schema()))
 
+    @classmethod
+    def completed(cls, stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A checkpoint's configuration with what :meth:`complete` writes by now; ``resolved`` is the command's."""
+        return stored
+
     def check_resume(self, folder: RunFolder, changed: Mapping[str, str]) -> None:
         """Refuse what the table cannot tell.
 

@@ -13,7 +13,7 @@ from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.positions.image_size import fit_tables, image_node_at
 from cloc.models.trust.registry import Admitted
-from cloc.models.weights.pretrained import complete
+from cloc.models.weights.pretrained import complete, with_former_pixels
 
 
 def build_model(
@@ -89,15 +89,17 @@ def build_trained(
         RuntimeError: the weights do not fit.
     """
     node = admitted.config["image"]
+    node = with_former_pixels(node, admitted.known["image"][node["_target_"]])
+    stored = admitted.config | {"image": node}
     if image_size in (None, node.get("image_size")):
-        model = build_model(admitted.config, pretrained=False, known=admitted.known)
+        model = build_model(stored, pretrained=False, known=admitted.known)
         model.load_state_dict(weights)
         return model, {}
     if "image_size" not in inspect.signature(admitted.known["image"][node["_target_"]]).parameters:
         raise ConfigError(f"{source}: image_size={image_size}: {node['_target_']} takes none; leave image_size out")
     changed = {"image": image_node_at(node, image_size)}
     try:
-        model = build_model(admitted.config | changed, pretrained=False, known=admitted.known)
+        model = build_model(stored | changed, pretrained=False, known=admitted.known)
         check_covered(model.image)
         model.load_state_dict(fit_tables(weights, model))
     except (ValueError, RuntimeError) as error:

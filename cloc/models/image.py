@@ -152,6 +152,7 @@ class TimmTower(nn.Module):
             self.proj.weight.data.copy_(projection)
         unasked = [] if self.pools else without_part(self.trunk, image_size)  # DDP would wait for their gradients
         self._freeze()
+        self.formerly_trained = self._trained_of(unasked) if adapter_depth else ()
         for parameter in unasked:
             parameter.requires_grad_(False)
 
@@ -216,6 +217,16 @@ class TimmTower(nn.Module):
             return {}
         depths = {f"trunk.{name}": depth for name, depth in depth_of_parameters(self.trunk).items()}
         return depths | {"proj.weight": max(depths.values(), default=0) + 1} if depths else {}
+
+    # Optimizers of earlier versions had the parameters of ``formerly_trained`` too, and layers as names tell; see
+    # cloc.engine.optim.rearranged.
+    formerly_asked_layers = False
+
+    def _trained_of(self, unasked: Sequence[nn.Parameter]) -> tuple[str, ...]:
+        """Names of what earlier versions left to train of a head that nothing asks for: all but the norm of a ViT."""
+        norm = [] if self.fc_norm is None else list(self.fc_norm.parameters())
+        left = {id(parameter) for parameter in unasked} - {id(parameter) for parameter in norm}
+        return tuple(name for name, one in self.named_parameters() if id(one) in left and one.requires_grad)
 
     def class_token_vit(self) -> ClassTokenViT:
         """See :class:`cloc.models.protocols.Declares`."""

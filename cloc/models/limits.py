@@ -22,7 +22,9 @@ from cloc.config import ConfigError, find_class
 from cloc.config.values import check_value, written
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.text import ClipText
+from cloc.models.timm_backbone import check_name
 from cloc.models.trust.values import fewest_weights, most
+from cloc.models.weights.open_clip_towers import architecture
 from cloc.usage import meant
 
 TOWERS = ("image", "text")
@@ -47,14 +49,16 @@ def check_model(model: Mapping[str, Any]) -> None:
         node, key = model[part], f"model.{part}"
         cls = find_class(node.get("_target_"), f"{key}._target_")
         if issubclass(cls, TimmTower):
-            check_timm(node.get("name"), f"{key}.name")
+            if isinstance(node.get("name"), str):
+                check_name(node["name"])
             _check_timm_options(str(node.get("name")), node.get("options") or {}, f"{key}.options")
             if (node.get("options") or {}).get("global_pool") == "" and not node.get("adapter_depth"):
                 raise ConfigError(f"{key}.options.global_pool='': the tower would not pool; give avg or token")
             check_file(node.get("pretrained"), f"{key}.pretrained")
         elif issubclass(cls, OpenClipTower | ClipText):
             name = node.get("name", "ViT-B-16")
-            _check_known(name, open_clip.list_models(), f"{key}.name", "an architecture of open_clip")
+            if isinstance(name, str):
+                architecture(name, part)
             _check_options(
                 node.get("options") or {}, CLIPVisionCfg if part == "image" else CLIPTextCfg, f"{key}.options"
             )
@@ -147,16 +151,6 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_timm(name: Any, key: str) -> None:
-    """Refuse a name that timm does not know; one of a hub (``hf_hub:…``) is left to it.
-
-    Raises:
-        ConfigError: names one that looks like it.
-    """
-    if isinstance(name, str) and ":" not in name and not timm.is_model(name.partition(".")[0]):
-        raise _unknown(name, timm.list_models(), key, f"a backbone of timm {timm.__version__}")
-
-
 def check_tag(name: str, tag: Any, key: str) -> None:
     """Refuse a tag of weights that open_clip does not have for an architecture, and a file that is not there.
 
@@ -184,11 +178,6 @@ def check_file(path: Any, key: str) -> None:
 
 def _is_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.endswith(FILES)
-
-
-def _check_known(name: Any, known: Sequence[str], key: str, what: str) -> None:
-    if isinstance(name, str) and name not in known:
-        raise _unknown(name, known, key, what)
 
 
 def _unknown(name: str, known: Sequence[str], key: str, what: str) -> ConfigError:

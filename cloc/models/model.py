@@ -5,7 +5,7 @@ Composes the towers, the Prompter and the grounding head. A model without Prompt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -77,13 +77,18 @@ class Cloc(nn.Module):
         self.biases = nn.ParameterDict({n: nn.Parameter(torch.full((1,), value)) for n, value in biases.items()})
         seen = view(image)
         check_pixels(seen.mean, seen.std)
-        self.register_buffer("mean", torch.tensor(seen.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(seen.std).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", _in_bytes(seen.mean), persistent=False)
+        self.register_buffer("std", _in_bytes(seen.std), persistent=False)
 
     @property
     def classes(self) -> list[type]:
         """Classes of the parts: what a file of a model of the same making may name."""
         return [type(part) for part in (self.image, self.text, self.prompter, self.grounding) if part is not None]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision that the weights were brought to."""
+        return next((value.dtype for value in self.parameters() if value.is_floating_point()), self.mean.dtype)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -119,8 +124,14 @@ class Cloc(nn.Module):
         return inverse_temperatures(self.log_scales)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As usual; and what timm's LeViT and its kin have kept of their biases in another precision is forgotten."""
+        """As usual, but the pixels' statistics stay float32, which lower precisions would round for good.
+
+        And what timm's LeViT and its kin have kept of their biases in another precision is forgotten.
+        """
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch leaves it without types
+        for name, values in (("mean", view(self.image).mean), ("std", view(self.image).std)):
+            if (rounded := self.get_buffer(name)).dtype.itemsize < 4:
+                setattr(self, name, _in_bytes(values).to(rounded.device))
         for module in self.modules():
             if isinstance(kept := getattr(module, "attention_bias_cache", None), dict):
                 kept.clear()
@@ -128,7 +139,7 @@ class Cloc(nn.Module):
 
     def pixels(self, images: Tensor) -> Tensor:
         """``[B,3,H,W]`` uint8 views → normalized, in the precision that the model's weights were brought to."""
-        return ((images.float() - self.mean) / self.std).to(self.mean.dtype)
+        return ((images.float() - self.mean) / self.std).to(self.dtype)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
@@ -209,3 +220,8 @@ class Cloc(nn.Module):
 
     def _onto_grid(self, boxes: Tensor) -> Tensor:
         return onto_grid(boxes, self.covered, self.grid[0])
+
+
+def _in_bytes(values: Sequence[float]) -> Tensor:
+    """``[3,1,1]`` float32: of a channel's values in 0..1, those of 0..255."""
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255

@@ -301,12 +301,12 @@ def hidden(tower: Part) -> set[str]:
     return {name for name, place in _declared_places(as_module(tower), names).items() if place is not None}
 
 
-def layers(tower: Part) -> tuple[dict[str, int], int]:
-    """Layer of each parameter, for rates that decay with depth.
+def layers(tower: Part, ask: bool = True) -> tuple[dict[str, int], int]:
+    """Layer of each parameter, for rates that decay with depth: as the tower says, if it is asked.
 
-    By default the blocks are numbered in forward order, through a backbone and an adapter upon it. What feeds a stack
-    of blocks (embeddings, stem) counts as the layer below its first block, what follows (norms, projections) as the
-    layer above its last.
+    Else the blocks are numbered in forward order, through a backbone and an adapter upon it. What feeds a stack of
+    blocks (embeddings, stem) counts as the layer below its first block, what follows (norms, projections) as the layer
+    above its last.
 
     Returns:
         By name, 0 for what feeds the first block; and the number of the last layer.
@@ -316,7 +316,7 @@ def layers(tower: Part) -> tuple[dict[str, int], int]:
     """
     module = as_module(tower)
     names = [name for name, _ in module.named_parameters()]
-    own: Mapping[str, int] = declared(tower).parameter_layers() if hasattr(tower, "parameter_layers") else {}
+    own: Mapping[str, int] = declared(tower).parameter_layers() if ask and hasattr(tower, "parameter_layers") else {}
     if own:
         last = max(own.values())
         if unknown := sorted(own.keys() - names):

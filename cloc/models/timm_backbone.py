@@ -130,12 +130,12 @@ def create_trunk(name: str, pretrained: bool, options: Mapping[str, Any], size: 
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that timm does not know; one with a colon or a slash is a hub's or a folder's.
+    """Refuse a name that timm does not know; one with a colon (``hf-hub:…``) is a hub's or a folder's, as timm has it.
 
     Raises:
         ConfigError: names the models that look like it.
     """
-    if ":" in name or "/" in name or timm.is_model(name):
+    if ":" in name or timm.is_model(name):
         return
     architecture = name.partition(".")[0]
     close = difflib.get_close_matches(architecture, timm.list_models(), 3)

@@ -32,11 +32,16 @@ def model(image: dict[str, Any], text: dict[str, Any] | None = None) -> dict[str
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        (model(TIMM | {"name": "vit_tiny_patch16_223"}), r"model\.image\.name=.*timm .*did you mean 'vit_"),
+        (
+            model(TIMM | {"name": "vit_tiny_patch16_223"}),
+            r"model\.image\.name=.*timm .*no such model; did you mean vit",
+        ),
         (
             model(CLIP | {"name": "ViT-B-23"}),
-            r"model\.image\.name='ViT-B-23': not an architecture of open_clip; did you",
+            r"model\.image\.name='ViT-B-23': .* is not an open_clip architecture of .*; did you mean ViT-B-",
         ),
+        (model(CLIP | {"name": "vit_tiny_patch16_224"}), r"_target_=cloc\.models\.image\.TimmTower"),
+        (model(TIMM | {"name": "ViT-B-16"}), r"_target_=cloc\.models\.image\.OpenClipTower"),
         (model(TIMM, TEXT | {"name": "ViT"}), r"model\.text\.name='ViT'"),
         (model(CLIP | {"pretrained": "openay"}), r"model\.image\.pretrained='openay': .*did you mean 'openai'"),
         (model(TIMM | {"options": {"depht": 2}}), r"options\.depht: timm's VisionTransformer .*did you mean 'depth'"),

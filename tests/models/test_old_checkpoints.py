@@ -17,6 +17,8 @@ from cloc.config import ConfigError, find_class, nodes, resolve
 from cloc.models.build import build_model
 from cloc.models.image import TimmTower
 from cloc.models.model import Cloc
+from cloc.models.protocols import CLIP_MEAN, CLIP_STD
+from cloc.models.weights.pretrained import complete
 from tests.kit.paths import ROOT
 
 FOLDER = ROOT / "tests" / "data_files"
@@ -89,6 +91,18 @@ def test_stored_checkpoints_have_the_weights_that_are_written_today(name: str, t
     assert list(old) == list(new)
     for key, value in old.items():
         assert torch.equal(value, new[key]), key
+
+
+def test_pixels_are_those_that_a_checkpoint_was_trained_with(tmp_path: Path) -> None:
+    """Earlier versions took CLIP's for all ViTs of open_clip, and did not store them."""
+    image = MODELS["open_clip"]["image"] | {"name": "ViT-L-14-CLIPA"}
+    write(tmp_path / "old.pt", MODELS["open_clip"] | {"image": image})
+    old = cloc.load(str(tmp_path / "old.pt")).model
+    assert tuple(old.image.mean) == CLIP_MEAN and tuple(old.image.std) == CLIP_STD
+    resized = cloc.load(str(tmp_path / "old.pt"), image_size=64).model
+    assert tuple(resized.image.mean) == CLIP_MEAN
+    write(tmp_path / "new.pt", complete(MODELS["open_clip"] | {"image": image}))
+    assert cloc.load(str(tmp_path / "new.pt")).model.image.mean[0] == 0.485
 
 
 def test_the_loss_that_checkpoints_name_is_where_it_was() -> None:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from cloc.config import ConfigError
 from cloc.models.build import build_model
 from cloc.models.positions.resizing import resize_positions
+from cloc.models.protocols import CLIP_MEAN
 from cloc.models.weights.pretrained import complete
 
 VISION = {
@@ -223,6 +224,15 @@ def test_a_tag_brings_its_activation_and_pixel_statistics() -> None:
     assert not plain["image"].get("quick_gelu") and list(plain["image"]["mean"])[0] == pytest.approx(0.48145466)
     with pytest.raises(ValueError, match="has a tokenizer of its own"):
         complete(config(OPEN_CLIP, CLIP_TEXT | {"name": "ViT-B-16-SigLIP", "pretrained": "webli"}, 768))
+
+
+def test_pixel_statistics_are_stored_where_none_are_given() -> None:
+    """What the installed open_clip says of an architecture is asked once, when the run begins."""
+    stored = complete(config(OPEN_CLIP | {"name": "ViT-L-14-CLIPA"}, CLIP_TEXT, 768))["image"]
+    assert stored["mean"] == [0.485, 0.456, 0.406] and stored["std"] == [0.229, 0.224, 0.225]
+    plain = complete(config(OPEN_CLIP | {"std": [0.5] * 3}, CLIP_TEXT, 512))["image"]
+    assert plain["mean"] == list(CLIP_MEAN) and plain["std"] == [0.5] * 3
+    assert "mean" not in complete(config(TIMM, CLIP_TEXT, 512))["image"]  # timm's own, which its backbone says
 
 
 def test_what_does_not_fit_is_told(clip: Path, siglip: Path, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def _line(key: str, old: Any, new: Any) -> str:
 def _differing(task: type[Task], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, each with both; ``absent`` for one that a configuration lacks."""
     defaults = task.defaults(now)
-    old, new = (defaults | flat(public_tree(config)) for config in (before, now))
+    old, new = (defaults | flat(public_tree(config)) for config in (task.completed(before, now), now))
     # A checkpoint of another version may hold keys that nothing here reads.
     known = [
         key for key in sorted({*old, *new}) if key in new or any(is_within(key, (group,)) for group in task.table())

@@ -7,12 +7,14 @@ folder's weights under our names. Serves ``build.py`` and ``weights.py``; names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cloc.config.domains import ConfigError
 from cloc.config.nodes import find_class
+from cloc.models.protocols import CLIP_MEAN, CLIP_STD
 from cloc.models.trust.registry import check_node, name_of, parts
 from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
 from cloc.models.weights.exported import (
@@ -23,7 +25,7 @@ from cloc.models.weights.exported import (
     tower_node,
 )
 from cloc.models.weights.layouts import CLIP_VOCABULARY, TANH
-from cloc.models.weights.open_clip_towers import text_length
+from cloc.models.weights.open_clip_towers import pixel_statistics, text_length
 from cloc.models.weights.tower_folders import _defaults, _section
 
 SIGLIP_NAME = "vit_base_patch16_siglip_224"  # only what the options leave open
@@ -56,11 +58,40 @@ def complete(model: Mapping[str, Any], known: Mapping[str, Mapping[str, type]] |
                 done[part] = _from_folder(node, part, Path(source).expanduser(), model["joint_dim"], cls)
         elif isinstance(source, str) and "tag" in described:
             done[part] = _from_tag(node, part, source)
-    text = done["text"]
+    image, text = done["image"], done["text"]
+    if _of_open_clip(_class_of(image, "image", known)):  # a checkpoint asks no version of open_clip for them
+        done["image"] = _with_pixels(image, *pixel_statistics(str(image.get("name", "ViT-B-16"))))
     open_length = getattr(_class_of(text, "text", known), "open_length", None)
     if open_length and not text.get("context_length", open_length):
         done["text"] = text | {"context_length": open_length}
     return done
+
+
+def with_former_pixels(node: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """A stored node of an image tower with the pixel statistics that it had: earlier versions did not store them.
+
+    They took CLIP's for every architecture of open_clip's own; those upon timm have always had the published ones.
+
+    Args:
+        node: ``image`` of a checkpoint or an export.
+        cls: the class that it names.
+    """
+    if not _of_open_clip(cls):
+        return dict(node)
+    import open_clip
+
+    name = str(node.get("name", "ViT-B-16"))
+    vision = {**(open_clip.get_model_config(name) or {}).get("vision_cfg", {}), **(node.get("options") or {})}
+    return _with_pixels(node, *(pixel_statistics(name) if vision.get("timm_model_name") else (CLIP_MEAN, CLIP_STD)))
+
+
+def _of_open_clip(cls: type) -> bool:
+    """Whether an image tower takes the statistics of what open_clip has published, where none are given."""
+    return "tag" in getattr(cls, "describes", ()) and {"mean", "std"} <= inspect.signature(cls).parameters.keys()
+
+
+def _with_pixels(node: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    return {**node, "mean": node.get("mean") or list(mean), "std": node.get("std") or list(std)}
 
 
 def _class_of(node: Mapping[str, Any], part: str, known: Mapping[str, Mapping[str, type]] | None) -> type:

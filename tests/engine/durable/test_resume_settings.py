@@ -280,6 +280,20 @@ def test_secrets_are_not_shown_and_defaults_are_no_change() -> None:
     assert changes(Pretrain, before, now) == {"data.train": "data.train: https://elsewhere/set → https://host/set"}
 
 
+@pytest.mark.parametrize("pixels", [{}, {"mean": None, "std": None}])
+def test_pixel_statistics_that_were_not_stored_are_those_of_the_run(pixels: dict[str, Any]) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", ["experiment=demo_cloc", "model=vit_b16"])
+    for name, told in (("ViT-B-16", []), ("ViT-L-14-CLIPA", ["model.image.mean", "model.image.std"])):
+        before, now = (OmegaConf.to_container(composed, resolve=True) for _ in range(2))
+        for resolved in (before, now):
+            resolved["model"]["image"] |= {"name": name, "pretrained": None}
+            Pretrain.complete(resolved)
+        before["model"]["image"] = {key: v for key, v in before["model"]["image"].items() if key not in ("mean", "std")}
+        before["model"]["image"] |= pixels
+        assert list(changes(Pretrain, before, now)) == told
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Pretrain], None]) -> None:
     advance = Pretrain.advance
 
