@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -151,9 +152,14 @@ def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
 
 
 def optim_config(stored: Mapping[str, Any]) -> OptimConfig:
-    """The optimizer's part of a configuration that a checkpoint holds; keys that it does not know yet have defaults."""
+    """The optimizer's part of a configuration that a checkpoint holds, with the schema's types.
+
+    Keys that it does not know yet have defaults.
+    """
     known = {field.name for field in fields(OptimConfig)}
-    return OptimConfig(**{key: value for key, value in stored["optim"].items() if key in known})
+    own = {key: value for key, value in stored["optim"].items() if key in known}
+    found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(OptimConfig), own))
+    return cast(OptimConfig, found)
 
 
 def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now: OptimConfig) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
     """Keep the tokenizer and architecture of a Hugging Face text tower beside the weights.
 
     Returns:
-        What each checkpoint holds of them, by its keys.
+        What each checkpoint holds of them, by its keys; of open_clip's tokenizer the digest alone.
     """
     tokenizer, needed = Tokenizer.of(text), architecture(text)
     tokenizer.save(folder / FOLDER)  # nothing for open_clip's own
@@ -100,7 +100,7 @@ def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
         with into_folder(folder, FOLDER) as room:
             needed.save_pretrained(room)
     if tokenizer.name == "open_clip" and needed is None:
-        return {}
+        return {DIGEST: tokenizer.digest}
     return {KEY: carried(folder / FOLDER), DIGEST: tokenizer.digest}
 
 

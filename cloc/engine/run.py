@@ -28,7 +28,7 @@ from cloc.config.secrets import public
 from cloc.console import print_line
 from cloc.engine.agreement import check_same
 from cloc.engine.durable.checkpoint_file import CheckpointError, Stored, inspect
-from cloc.engine.durable.resume import begin, check_finished, is_finished
+from cloc.engine.durable.resume import begin, compare, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import ended, start
@@ -48,7 +48,7 @@ from cloc.engine.process_group import (
     share_file,
     together,
 )
-from cloc.engine.start import check_start
+from cloc.engine.start import check_folder, check_machine
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
@@ -99,6 +99,7 @@ def train(composed: DictConfig) -> Path | None:
             if rank == 0:
                 _print_after(task)
             return folder.local
+        together(lambda: check_machine(config, world))  # what a finished run has passed by
         if stored is not None:
             stream.cursor = stored.info["cursor"]
             if rank == 0:
@@ -145,7 +146,13 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
     kind = task_of(composed)
     config: RunConfig = validate(composed, kind.schema)
     _, world = rank_and_world()
-    check_start(config, RunFolder(config.run_dir, kind.store_timeout(config)), world)
+    folder = RunFolder(config.run_dir, kind.store_timeout(config))
+    check_folder(folder)
+    try:
+        check_machine(config, world)  # before anything is built
+    except ConfigError:
+        if not _may_be_finished(folder, config):
+            raise
     given, typed = (
         OmegaConf.to_container(one, resolve=True)
         for one in (composed, OmegaConf.merge(OmegaConf.structured(kind.schema), composed))
@@ -195,12 +202,14 @@ def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], dat
     """Build what a run would build, up to its first step, so that it refuses what a run would; write nothing."""
     task, stored, (rank, world) = kind.rehearse(config, resolved), _look(folder), rank_and_world()
     task.open_stream(data, rank, world)
-    if stored is not None and is_finished(stored, config):
-        check_finished(stored, kind, resolved, data.digest, folder)
-    if stored is None:
+    if stored is not None:
+        compare(stored, config, task, data.digest, folder)
+    else:
         task.begin()
-    task.configure_optimizers()
-    build_trainer(folder, task, stored, logs=False)
+    if stored is None or not is_finished(stored, config):
+        check_machine(config, world)
+        task.configure_optimizers()
+        build_trainer(folder, task, stored, logs=False)
     _print_plan(config, kind.plan(config, data, world), task.model, task.notes, stored)
 
 
@@ -210,6 +219,12 @@ def _look(folder: RunFolder) -> Stored | None:
         with suppress(CheckpointError):
             return inspect(folder.fetch(name))
     return None
+
+
+def _may_be_finished(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a run may be at its end; of one in an object store its checkpoint says so, which is fetched later."""
+    stored = _look(folder)
+    return bool(folder.is_remote and folder.names()) or (stored is not None and is_finished(stored, config))
 
 
 def _fit(folder: RunFolder, task: Task, stream: TaskStream, stored: Stored | None) -> None:

@@ -17,22 +17,19 @@ from cloc.engine.loggers import check_logger
 from cloc.engine.machine import precision_of
 
 
-def check_start(config: RunConfig, folder: RunFolder, world: int) -> None:
-    """Refuse what this machine cannot run, before anything is built.
+def check_machine(config: RunConfig, world: int) -> None:
+    """Refuse what this machine cannot train; a run that is finished needs nothing of it.
 
     Args:
         config: validated.
-        folder: of the run.
         world: number of processes.
 
     Raises:
         ConfigError: names the key.
-        OSError: the run folder cannot be made.
     """
     check_devices(config.trainer, world)
     check_precision(config.trainer)
     check_logger(config.logger)
-    check_folder(folder)
 
 
 def accelerator_of(name: str) -> str:

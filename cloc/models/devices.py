@@ -1,6 +1,8 @@
 """Where a loaded model runs and in which precision: the names that people give → what PyTorch takes.
 
-Below ``encoder``; ``eval.py``, ``embed`` and the engine ask here too, so that ``auto`` means one thing everywhere.
+Below ``encoder``; ``cloc.load``, ``eval.py`` and ``embed`` ask here. Training has Lightning's names of devices
+(``trainer.accelerator``, :mod:`cloc.engine.start`), whose ``auto`` takes Apple's GPU too, and Lightning's of precisions
+(:mod:`cloc.engine.machine`); what computes bfloat16 it asks here.
 """
 
 from __future__ import annotations

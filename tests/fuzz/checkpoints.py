@@ -102,8 +102,10 @@ def _change(stored: dict[str, Any], rng: random.Random) -> str:
         return f"{part} is {target}"
     if oddity < 0.75:
         part, key = rng.choice(("image", "text")), rng.choice(("name", "pretrained", "tokenizer", "options"))
-        value = rng.choice(STRINGS)
-        model[part][key] = {"checkpoint_path": value} if key == "options" else value
+        value: Any = rng.choice(STRINGS)
+        if key == "options":
+            value = rng.choice(({"checkpoint_path": value}, {"timm_model_name": value}, ["timm_model_name"], value))
+        model[part][key] = value
         return f"{part}.{key}={value}"
     return mutate.edit(stored["cloc"] if oddity < 0.9 else model, rng)
 

@@ -20,7 +20,7 @@ from cloc.engine.pretrain_data import save_text_files
 from cloc.models.build import build_model
 from cloc.models.trust import text_files
 from cloc.models.trust.text_files import DIGEST, KEY
-from tests.kit.exporting import OPEN_CLIP, save, stored, word_text
+from tests.kit.exporting import OPEN_CLIP, TEXT, save, stored, word_text
 
 pytest.importorskip("transformers")
 WORDS = ["a chick and a cup", "two dogs run left of an umbrella"]
@@ -127,6 +127,19 @@ def test_without_its_files_another_tokenizer_at_their_path_is_refused(
     other_tokenizer(Path("elsewhere/text"))
     with pytest.raises(ConfigError, match="text holds another tokenizer"):
         cloc.load(file)
+
+
+def test_open_clips_tokenizer_stays_whatever_lies_beside(tmp_path: Path) -> None:
+    """As where a second checkpoint lies in the folder, and the ``text/`` of its run."""
+    content = train(tmp_path / "run", TEXT)
+    assert content[DIGEST] == Tokenizer().digest and KEY not in content
+    right = cloc.load(tmp_path / "run").encode_text(WORDS)
+    file = alone(tmp_path / "run", tmp_path / "elsewhere")
+    save(tmp_path / "elsewhere/old.ckpt", {key: value for key, value in content.items() if key != DIGEST})
+    encoder_folder(tmp_path / "elsewhere/text")
+    for one in (file, tmp_path / "elsewhere/old.ckpt"):
+        model = cloc.load(one)
+        assert model.tokenizer.name == "open_clip" and torch.equal(model.encode_text(WORDS), right)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from cloc.models.image import TimmTower
 from cloc.models.prompter import SharedPrompter
 from cloc.models.text import HuggingFaceText
 from cloc.models.trust.registry import name_of, parts, timm_arguments
+from cloc.models.trust.values import FolderError
 from cloc.models.weights.pretrained import complete
 from tests.kit.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, make_run, save, stored
 from tests.kit.resuming import configure, make_squares
@@ -304,6 +305,45 @@ def test_options_of_a_folder_of_timm_are_its_architecture(tmp_path: Path) -> Non
         complete({"joint_dim": 8, "image": node, "text": TEXT})
 
 
+@pytest.mark.parametrize("options", ["timm_model_name", ["timm_model_name"], 7, "x", [], [["width", 64]]])
+@pytest.mark.parametrize(("part", "node"), [("image", TIMM), ("image", OPEN_CLIP), ("text", TEXT)])
+def test_options_from_a_file_are_an_object(
+    checkpoint: Callable[..., Path], part: str, node: dict[str, Any], options: Any
+) -> None:
+    path = checkpoint(**{part: node | {"options": options}})
+    refused(path, rf"model\.{part}\.options=.*must be an object", FolderError)
+
+
+@pytest.mark.parametrize(
+    ("part", "node"),
+    [
+        ("image", {"_target_": TIMM["_target_"], "name": "vit_7b_patch16_dinov3"}),
+        ("image", {"_target_": OPEN_CLIP["_target_"], "name": "ViT-gopt-16-SigLIP2-384", "image_size": 384}),
+        ("image", {"_target_": OPEN_CLIP["_target_"], "name": "EVA02-E-14-plus"}),
+        ("image", OPEN_CLIP | {"options": {"timm_model_name": "eva02_enormous_patch14_clip_224"}}),
+        ("text", {"_target_": TEXT["_target_"], "name": "ViT-bigG-14"}),
+    ],
+)
+def test_a_small_file_that_names_a_giant_is_refused_before_it_is_built(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, part: str, node: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("cloc.loading.build_trained", lambda *_: pytest.fail("is built"))
+    refused(checkpoint(**{part: node}), r"describes at least [\d,]{9,} weights, its weight file has", FolderError)
+
+
+def test_folders_of_other_libraries_that_name_a_giant_are_refused(
+    tmp_path: Path,
+) -> None:
+    giant, told = "vit_7b_patch16_dinov3", r"describes at least [\d,]{9,} weights, its weight file has"
+    folder = open_clip_folder(tmp_path / "clip", vision_cfg={"timm_model_name": giant})
+    refused(folder, told, FolderError)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": giant}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    node = {"_target_": TIMM["_target_"], "name": giant, "pretrained": str(tmp_path)}
+    with pytest.raises(FolderError, match=told):
+        complete({"joint_dim": 8, "image": node, "text": TEXT})
+
+
 # --- names that reach a hub -------------------------------------------------------------------------------------------
 
 
@@ -489,7 +529,7 @@ def test_a_hugging_face_folder_is_loaded_without_its_code(tmp_path: Path) -> Non
 
 def test_a_run_brings_a_tokenizer_and_an_encoder_but_no_code(checkpoint: Callable[..., Path]) -> None:
     pytest.importorskip("transformers")
-    path = checkpoint()
+    path = checkpoint(text=TEXT | {"tokenizer": "where/it/was"})
     ran = tokenizer_of_code(path / "text")
     with pytest.raises(ValueError, match="no code of a folder or repository is run"):
         cloc.load(str(path)).encode_text(["a chick"])

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from cloc.checkpoints import FOLDER as CHECKPOINTS
@@ -48,6 +50,23 @@ def begin(folder: RunFolder, config: RunConfig, task: Task, digest: str, held: E
     stored = newest(folder, [name for name, _ in trained_values(task)])
     if stored is None:
         return None
+    compare(stored, config, task, digest, folder)
+    return stored
+
+
+def compare(stored: Stored, config: RunConfig, task: Task, digest: str, folder: RunFolder) -> None:
+    """Hold a command to the checkpoint that lies in its run folder, and tell what differs; writes nothing.
+
+    Args:
+        stored: the checkpoint.
+        config: of the command, validated.
+        task: built from it.
+        digest: of its data.
+        folder: of the run.
+
+    Raises:
+        ConfigError: see :func:`begin`.
+    """
     if not config.resume:
         raise ConfigError(f"resume=false, but {stored.path} exists; choose another run_dir or remove {folder.location}")
     if is_finished(stored, config):
@@ -55,7 +74,6 @@ def begin(folder: RunFolder, config: RunConfig, task: Task, digest: str, held: E
             console.print(line, highlight=False, markup=False)
     else:
         check_fit(stored, task, digest, folder)
-    return stored
 
 
 def is_finished(stored: Stored, config: RunConfig) -> bool:
@@ -249,8 +267,21 @@ def _differing(task: type[Task], before: Mapping[str, Any], now: Mapping[str, An
     return {
         key: (old.get(key, "absent"), new.get(key, "absent"))
         for key in known
-        if old.get(key) != new.get(key) and task.after(key, now) is not After.COMMAND
+        if old.get(key) != new.get(key)
+        and not (key in old and key in new and _as_typed(task, key, old[key]) == new[key])
+        and task.after(key, now) is not After.COMMAND
     }
+
+
+def _as_typed(task: type[Task], key: str, value: Any) -> Any:
+    """A value as the task's schema makes it: checkpoints of earlier versions hold "8" where the environment said so."""
+    typed = OmegaConf.structured(task.schema)
+    try:
+        OmegaConf.update(typed, key, value)
+        found = OmegaConf.select(typed, key)
+    except OmegaConfBaseException:  # of another version's schema
+        return value
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
 def _refuse(stored: Stored, what: str, lines: Mapping[str, str], prefix: str) -> ConfigError:

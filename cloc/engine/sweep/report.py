@@ -1,4 +1,4 @@
-"""Sweeps: the report over all jobs, and what Hydra calls around them (beside ``run``).
+"""Sweeps: the report over all jobs (beside ``run``); ``hook``, which Hydra calls around them, asks for it.
 
 ``python train.py -m sweep=loss_weights …`` trains one run for each combination; the report compares what their last
 evaluations measured, by the keys in which their configurations differ, and says which jobs failed and why. Jobs that

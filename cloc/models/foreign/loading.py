@@ -33,7 +33,15 @@ from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
 from cloc.models.positions.image_size import resize_trunk
 from cloc.models.protocols import TextTower
-from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_hugging_face, check_open_clip, read_json
+from cloc.models.trust.named_sizes import trunk_weights
+from cloc.models.trust.values import (
+    HF_CONFIG,
+    OPEN_CLIP_CONFIG,
+    check_holds,
+    check_hugging_face,
+    check_open_clip,
+    read_json,
+)
 from cloc.models.weights.digests import EXTRA_CONFIG, check_file, check_folder
 from cloc.models.weights.downloads import open_clip_weights
 from cloc.models.weights.files import read_state
@@ -138,8 +146,10 @@ def _check_configuration(identity: str) -> None:
 
     schema, _, place = identity.partition(":")
     if schema == "local-dir":
-        stored = read_json(Path(place) / OPEN_CLIP_CONFIG)
-        check_open_clip(stored.get("model_cfg", {}), Path(place) / OPEN_CLIP_CONFIG)
+        file = Path(place) / OPEN_CLIP_CONFIG
+        stored = read_json(file).get("model_cfg", {})
+        check_open_clip(stored, file)
+        check_holds(trunk_weights(stored), file.parent, file)
         return
     with open_clip_weights(identity):
         config = open_clip.get_model_config(identity)

@@ -28,14 +28,19 @@ from cloc.config.nodes import present_name
 from cloc.models.image import OpenClipTower, TimmTower
 from cloc.models.registration import registered_classes
 from cloc.models.text import ClipText, HuggingFaceText
+from cloc.models.trust.named_sizes import named_weights
 from cloc.models.trust.values import (
+    HF_CONFIG,
     TEXT_OPTIONS,
     TIMM_OPTIONS,
     VISION_OPTIONS,
+    as_object,
+    check_holds,
     check_options,
     check_plain,
     check_room,
     is_word,
+    read_json,
 )
 
 NUMBERS = ("joint_dim", "logit_bias")
@@ -81,11 +86,21 @@ def admit(model: Any, source: Any, trusted: Sequence[type] = (), held: Path | in
         node = model.get(part)
         config[part] = _node(node, part, source, known[part], trusted) if node is not None else None
     check_room({key: _described(node) for key, node in config.items()}, held, source)
+    if held is not None:
+        named = (
+            named_weights(known[part][node["_target_"]], node, config["joint_dim"])
+            for part, node in config.items()
+            if part in known and node is not None
+        )
+        check_holds(sum(named), held, source)
     return Admitted(config, known)
 
 
 def _described(node: Any) -> Any:
-    """A node with the sizes that its options leave to the architecture of open_clip that it names."""
+    """A node with the sizes that it leaves to the architecture of open_clip, or the encoder's file, that it names."""
+    if isinstance(node, Mapping) and node["_target_"] == name_of(HuggingFaceText):
+        file = Path(str(node.get("name"))).expanduser() / HF_CONFIG
+        return {**node, "encoder": read_json(file)} if file.is_file() else node
     section = SECTIONS.get(node["_target_"]) if isinstance(node, Mapping) else None
     if section is None:
         return node
@@ -166,7 +181,8 @@ def _allowed(cls: type, node: Mapping[str, Any], source: Any) -> Collection[str]
         return TEXT_OPTIONS
     key, name = "name", node.get("name")
     if cls is OpenClipTower:
-        if "timm_model_name" not in (options := node.get("options") or {}):
+        options = as_object(node["options"], "model.image.options", source)
+        if "timm_model_name" not in options:
             return VISION_OPTIONS
         key, name = "options.timm_model_name", options["timm_model_name"]
     if not isinstance(name, str) or not is_word(name) or not timm.is_model(name):

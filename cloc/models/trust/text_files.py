@@ -26,6 +26,7 @@ from cloc.models.trust.values import FolderError
 KEY = "text_files"  # of a checkpoint
 DIGEST = "tokenizer_digest"  # of a checkpoint: changes with any word of its tokenizer
 FOLDER = "text"  # of a run
+OPEN_CLIP = "open_clip"  # name of the tokenizer that has no files
 _FOUND = {"tokenizer": "tokenizer_config.json", "name": ARCHITECTURE}  # argument of a tower: file that stands for it
 MOST_FILES = 32
 MOST_BYTES = 1 << 27  # together; the largest tokenizers have 40 MB
@@ -101,7 +102,7 @@ class TextFiles:
     node: Any
 
     def model(self, model: Any) -> Any:
-        """The stored model whose text tower names the folder.
+        """The stored model whose text tower names the folder, for what it does not have by a name of open_clip's.
 
         Raises:
             ConfigError: there is none, and what lies where the run had it may be another tokenizer.
@@ -111,7 +112,7 @@ class TextFiles:
         if self.folder is None:
             self._check_recorded()
             return model
-        own = {key: str(self.folder) for key, name in _FOUND.items() if (self.folder / name).is_file()}
+        own = {key: str(self.folder) for key in self._needed() if (self.folder / _FOUND[key]).is_file()}
         if not self.content and "tokenizer" in own:
             self._compare(str(self.folder))
         return {**model, "text": {**self.node, **own}}
@@ -122,18 +123,26 @@ class TextFiles:
             tower.tokenizer = self.node.get("tokenizer") or self.node.get("name") or tower.tokenizer
             tower.tokenizer_files = self.content
 
+    def _needed(self) -> list[str]:
+        """Arguments of the tower that name files, so that those of the folder may stand for them."""
+        clip = str(self.node.get("_target_")).rpartition(".")[2] == "ClipText"  # whose name is an architecture
+        named = self.node.get("tokenizer", OPEN_CLIP if clip else None)
+        # A class of the user's may have open_clip's tokenizer by default.
+        own = named == OPEN_CLIP or (named is None and self.digest is not None and self.digest == Tokenizer().digest)
+        return [key for key in _FOUND if not (own if key == "tokenizer" else clip)]
+
     def _check_recorded(self) -> None:
         encoder = str(self.node.get("_target_")).endswith("HuggingFaceText")
         for key in ("tokenizer", "name") if encoder else ("tokenizer",):
             place = self.node.get(key)
-            if not isinstance(place, str) or place == "open_clip" or not os.path.isdir(os.path.expanduser(place)):
+            if not isinstance(place, str) or place == OPEN_CLIP or not os.path.isdir(os.path.expanduser(place)):
                 continue
             if key == "tokenizer" and self.digest:
                 self._compare(place)
             elif not os.path.isabs(os.path.expanduser(place)):
                 raise ConfigError(
                     f"{self.source}: model.text.{key}={place!r} is the path that its run had, and what lies there now "
-                    f"may be another one; {_REMEDY}"
+                    f"may be another one; {_REMEDY} (if {place} is the very one, copy that there as text/)"
                 )
 
     def _compare(self, place: str) -> None:

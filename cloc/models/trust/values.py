@@ -63,6 +63,7 @@ _OWN = {"vision_cfg": {"width": 768, "layers": 12}, "text_cfg": {"width": 512, "
 _WIDTHS, _DEPTHS = ("width", "hidden_size", "embed_dim"), ("depth", "num_hidden_layers", "layers")
 _COUNTED = ("vocab_size", "context_length", "max_position_embeddings", "n_queries", "attn_pooler_queries")
 _ROWS = (*_COUNTED, "intermediate_size")
+_JOINT = ("joint_dim", "projection_dim")
 _LEAST_WIDTH = 64
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -190,10 +191,19 @@ def check_room(config: Mapping[str, Any], held: Path | int | None, source: Any) 
         FolderError: the file is too small.
         DamageError: it is, and it is not what its checksum says.
     """
+    check_holds(fewest_weights(config, max(_count(config.get(name)) for name in _JOINT)), held, source)
+
+
+def check_holds(needed: int, held: Path | int | None, source: Any) -> None:
+    """Refuse a model of so many weights, at least, whose file has fewer bytes than that.
+
+    Args:
+        needed: number of weights.
+        held: as for :func:`check_room`, and so are ``source`` and what is raised.
+        source: the file, for the message.
+    """
     files = [file for file in held.iterdir() if file.suffix in _WEIGHTS] if isinstance(held, Path) else []
     size = (sum(file.stat().st_size for file in files) or None) if isinstance(held, Path) else held
-    joint = max(_count(config.get(name)) for name in ("joint_dim", "projection_dim"))
-    needed = fewest_weights(config, joint)
     if size is not None and needed > size:
         for file in files:
             check_file(file)
@@ -236,7 +246,7 @@ def check_options(options: Any, allowed: Collection[str], key: str, source: Any)
     Raises:
         FolderError: an option that is not one of the architecture, or a value that is not plain; names the key.
     """
-    for name, value in _object(options, key, source).items():
+    for name, value in as_object(options, key, source).items():
         if name not in allowed:
             raise FolderError(
                 f"{source}: {key}.{name}={str(value)[:100]!r}: not an option of the architecture, so a file of others "
@@ -245,7 +255,12 @@ def check_options(options: Any, allowed: Collection[str], key: str, source: Any)
         check_plain(value, f"{key}.{name}", source)
 
 
-def _object(value: Any, key: str, source: Any) -> dict[str, Any]:
+def as_object(value: Any, key: str, source: Any) -> dict[str, Any]:
+    """A stored value that must have keys.
+
+    Raises:
+        FolderError: it has none.
+    """
     if not isinstance(value, Mapping):
         raise FolderError(f"{source}: {key}={str(value)[:100]!r}: must be an object of keys and values")
     return dict(value)
@@ -262,7 +277,7 @@ def check_open_clip(config: Any, source: Any, hub: bool = False) -> None:
     Raises:
         FolderError: a key that would run code, or ask the network.
     """
-    rest = _object(config, "model_cfg", source)
+    rest = as_object(config, "model_cfg", source)
     for name in OPEN_CLIP_SECTIONS.keys() & rest.keys():
         _check_section(rest.pop(name), name, source, hub)
     check_options(rest, OPEN_CLIP_TOP, "model_cfg", source)
@@ -276,7 +291,7 @@ def check_open_clip(config: Any, source: Any, hub: bool = False) -> None:
 
 def _check_section(section: Any, name: str, source: Any, hub: bool) -> None:
     key = f"model_cfg.{name}"
-    rest = _object(section, key, source)
+    rest = as_object(section, key, source)
     check_options(rest.pop("tokenizer_kwargs", None) or {}, TOKENIZER_OPTIONS, f"{key}.tokenizer_kwargs", source)
     rest.pop("hf_tokenizer_name", None)  # only says that there is one: a folder's is the one that lies in it
     fetched = rest.pop("hf_model_name", None)

@@ -15,8 +15,9 @@ from typing import Any
 from cloc.config.domains import ConfigError
 from cloc.config.nodes import find_class
 from cloc.models.protocols import CLIP_MEAN, CLIP_STD
+from cloc.models.trust.named_sizes import named_weights
 from cloc.models.trust.registry import check_node, name_of, parts
-from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_open_clip, check_room, read_json
+from cloc.models.trust.values import HF_CONFIG, OPEN_CLIP_CONFIG, check_holds, check_open_clip, check_room, read_json
 from cloc.models.weights.exported import (
     HF_PROCESSOR,
     hf_image_node,
@@ -149,6 +150,7 @@ def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int, 
     check_room({"joint_dim": joint_dim, part: found}, folder, folder)
     theirs = next(cls for cls in parts()[part] if name_of(cls) == found["_target_"])
     check_node(found, part, folder, theirs)
+    check_holds(named_weights(theirs, found, joint_dim), folder, folder)
     if not issubclass(cls, theirs):
         raise ConfigError(f"{key}.pretrained={folder} holds weights of {found['_target_']}; set {key}._target_ to it")
     if width is not None and width != joint_dim:

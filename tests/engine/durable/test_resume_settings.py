@@ -274,6 +274,12 @@ def test_secrets_are_not_shown_and_defaults_are_no_change() -> None:
     assert changes(Pretrain, before, now) == {}
     before["trainer"]["of_another_version"] = 1
     assert changes(Pretrain, before, now) == {}
+    # Earlier versions stored the texts of environment variables.
+    before |= {"seed": str(now["seed"]), "batch_size": str(now["batch_size"]), "resume": "true"}
+    before["optim"] |= {"lr": str(now["optim"]["lr"]), "betas": [str(one) for one in now["optim"]["betas"]]}
+    assert changes(Pretrain, before, now) == {}
+    assert optim_config(before) == optim_config(now)
+    assert changes(Pretrain, before | {"seed": "x"}, now).keys() == {"seed"}
     before["data"]["train"], now["data"]["train"] = "https://user:secret@host/set", "https://user:other@host/set"
     assert changes(Pretrain, before, now) == {}
     before["data"]["train"] = "https://user:secret@elsewhere/set"
@@ -387,6 +393,38 @@ def test_checkpoints_by_time(
     run.train(configure(squares, tmp_path, "samples=32", f"trainer.checkpoint_minutes={minutes}"))
     found = [inspect(tmp_path / "checkpoints" / name).step for name in list_checkpoints(tmp_path / "checkpoints")]
     assert sorted(found) == expected
+
+
+def test_a_dry_run_refuses_what_goes_on_from_no_checkpoint(again: Path, squares: Path) -> None:
+    """An unfinished run with what cannot change, and a command that wants a new one."""
+    before = sorted(again.rglob("*"))
+    cases = [
+        (["samples=64", "seed=9"], "holds another seed"),
+        (["samples=64", "model.joint_dim=16"], "holds another model"),
+        (["samples=64", "resume=false"], "resume=false, but"),
+        (["resume=false"], "resume=false, but"),
+    ]
+    for other, told in cases:
+        for dry in ("true", "false"):
+            with pytest.raises(ConfigError, match=told) as refused:
+                run.train(configure(squares, again, *START, *optimizer("muon"), *other, f"dry_run={dry}"))
+            assert "\n" not in str(refused.value)
+            assert dry == "false" or sorted(again.rglob("*")) == before
+
+
+def test_a_finished_run_asks_nothing_of_the_machine(
+    again: Path, squares: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command on a login node without GPU, where the one with more samples is refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for machine in ("trainer.accelerator=gpu", "trainer.devices=3"):
+        same = [*START, *optimizer("muon"), machine]
+        for dry in ("true", "false"):
+            run.train(configure(squares, again, *same, f"dry_run={dry}"))
+            assert "already trained on 32 samples" in " ".join(capsys.readouterr().out.split())
+            with pytest.raises(ConfigError, match=machine):
+                run.train(configure(squares, again, *same, "samples=64", f"dry_run={dry}"))
 
 
 def test_a_finished_run_is_told_and_one_with_other_settings_is_refused(
