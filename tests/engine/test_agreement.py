@@ -141,7 +141,9 @@ def launch(folder: Path, *own: list[str]) -> list[tuple[int, str]]:
     ("other", "message"),
     [
         ("trainer.checkpoint_every=40", "trainer.checkpoint_every differs: 1000000 on process 0, 40 on process 1"),
-        ("trainer.accelerator=gpu", "trainer.accelerator differs: cpu on process 0, gpu on process 1"),
+        ("trainer.precision=bf16-mixed", "trainer.precision differs: 32-true on process 0, bf16-mixed on process 1"),
+        # What cannot be had there is told, not that it differs.
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu: there is no TPU"),
         ("+optim.momentum=1", "optim.momentum"),  # known to that process alone until it tells
         ("data.train=gone", "gone"),
     ],
