@@ -25,6 +25,23 @@ def present_name(target: Any) -> Any:
     return MOVED.get(target, target) if isinstance(target, str) else target
 
 
+def moved_class(module: str, name: str) -> type:
+    """A class that has left a module, for its ``__getattr__``: Hydra imports a user's callbacks by itself.
+
+    Args:
+        module: where it was.
+        name: of the class.
+
+    Raises:
+        AttributeError: no class of that name has moved from there.
+    """
+    old = f"{module}.{name}"
+    if present_name(old) == old:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    found: type = pkgutil.resolve_name(present_name(old))
+    return found
+
+
 def find_class(name: Any, key: str) -> type:
     """Import a class that the user names.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import pkgutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from cloc.checkpoints import NAME, find
 from cloc.config import ConfigError
-from cloc.config.nodes import present_name
+from cloc.config.nodes import moved_class
 from cloc.console import print_table
 from cloc.engine.sweep.jobs import FAILURE, Job, Row, read_failure, read_log, short
 from cloc.engine.sweep.values import label, order
@@ -33,12 +32,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def __getattr__(name: str) -> type:
-    """A class that moved from here, for Hydra, which imports the callbacks of a user's own sweep by itself."""
-    old = f"{__name__}.{name}"
-    if present_name(old) == old:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: type = pkgutil.resolve_name(present_name(old))
-    return found
+    return moved_class(__name__, name)
 
 
 def read_jobs(folder: Path) -> list[Job]:
