@@ -126,7 +126,8 @@ def _print_launch() -> None:
     """The command that trains what was planned; a sweep has planned several."""
     script, *arguments = sys.argv
     if Path(script).name == "train.py" and rank_and_world()[1] == 1 and not _is_job():
-        kept = [one for one in arguments if not re.match(r"\+{0,2}dry_run=", one)]
+        given = [one.removeprefix("++") for one in arguments]  # as it was typed: `check_overrides` puts them there
+        kept = [one for one in given if not re.match(r"\+?dry_run=", one)]
         print_next(public(shlex.join(["python", script, *kept])))
 
 

@@ -91,6 +91,7 @@ def test_a_sweep_says_which_job_begins_and_what_comes_after_it(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("cloc.config.multirun.time.monotonic", lambda: now[0])
+    monkeypatch.chdir(tmp_path)  # no evaluation set is here, whatever the demo has drawn
     config = sweep("hydra.mode=MULTIRUN", f"run_dir={tmp_path}")
     with open_dict(config):
         config.hydra.overrides.task = ["experiment=demo_cloc", "seed=0,1,2", "loss.region=1,2"]
