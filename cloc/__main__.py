@@ -7,6 +7,7 @@ and heavy modules are imported where a command runs, so that ``--help`` answers 
 from __future__ import annotations
 
 import shlex
+import sys
 
 from cloc.command import continued, prepare, run
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
-from cloc.usage import OneLineErrors, epilog, one_line, opening, override, print_next  # noqa: E402
+from cloc.usage import OneLineErrors, epilog, one_line, opening, override, print_next, refuse_several  # noqa: E402
 
 if TYPE_CHECKING:
     from cloc.data.inspect.check import Check
@@ -53,11 +54,17 @@ export_app = _group("export", "Write a trained model for other libraries, with p
 sweep_app = _group("sweep", "Look at what `train.py -m` trained.", "report runs/sweeps/weights")
 
 
+SHARED = {"embed"}  # commands whose work several processes share
+
+
 @app.callback()
-def _logging() -> None:
+def _begin(context: typer.Context) -> None:
     import logging
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    # Who names a part (--part 3/8) does one of several on purpose, maybe as a task of srun.
+    if context.invoked_subcommand not in SHARED and not any(one.partition("=")[0] == "--part" for one in sys.argv):
+        refuse_several(f"python -m cloc {context.invoked_subcommand}")
 
 
 @cache
@@ -337,7 +344,10 @@ def embed_command(
     format: Annotated[str, typer.Option(help="npz, or parquet (needs the extra `parquet`).")] = "npz",
     source: Annotated[str, typer.Option(help="Of box embeddings; the model's first by default.")] = "",
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures of a COCO file.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …; each of several processes its own GPU.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; auto: bfloat16 on a GPU that computes it, else float32.")
+    ] = "auto",
     trust: TrustOption = None,
 ) -> None:
     """Write embeddings of pictures, boxes and texts. Several processes: torchrun -m cloc embed …."""
@@ -346,7 +356,7 @@ def embed_command(
 
     trusted = [find_class(name, "--trust") for name in trust or ()]
     with continued():
-        embed(run, data, out, format, source, device, images, trusted)
+        embed(run, data, out, format, source, device, images, trusted, precision)
 
 
 @sweep_app.command(

@@ -14,10 +14,12 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cloc.command import told, wants_traceback
+from cloc.launchers import LaunchError, launch
 
 USER_ERROR = 1
 """Exit code of what the user can mend, a command line that cannot be read included."""
@@ -161,3 +163,22 @@ def clock(seconds: float) -> str:
 def is_first_process() -> bool:
     """Whether this is the first of the processes that a launcher started, or the only one."""
     return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+
+
+def refuse_several(command: str) -> None:
+    """Stop a command that a launcher started several times: each would do all of it, and write to the same files.
+
+    Raises:
+        LaunchError: says how to start it; by the first process, the others end without a word.
+    """
+    found = None
+    with suppress(LaunchError):  # half of a launcher's word: a script of sbatch may call this without srun
+        found = launch()
+    if found is None or found.world == 1:
+        return
+    if found.rank:
+        raise SystemExit(USER_ERROR)
+    raise LaunchError(
+        f"{command}: {found.launcher} has started {found.world} processes, and each would do all of it; start it once, "
+        "by python; in a shell of such a job: env -u WORLD_SIZE -u RANK python …"
+    )

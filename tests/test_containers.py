@@ -82,7 +82,7 @@ def test_a_manifest_starts_the_processes_that_its_run_asks_for(
     for nodes in range(launch.min_nodes, launch.max_nodes + 1):
         monkeypatch.setenv("GROUP_WORLD_SIZE", str(nodes))  # as torchrun does
         config = validate(compose("train", check_overrides(script, TrainConfig)), TrainConfig)
-        assert config.trainer.num_nodes == nodes and config.trainer.devices == "auto"
+        assert (str(config.trainer.num_nodes), config.trainer.devices) == (str(nodes), "auto")
         assert config.batch_size % (nodes * gpus * config.trainer.accumulate) == 0
     mounted = {one["mountPath"] for one in container["volumeMounts"]}
     assert any(config.data.train.startswith(f"{path}/") for path in mounted)

@@ -21,11 +21,12 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
 FLOW = ["data", "models", "losses", "evaluation", "engine"]
-BASE = {"checkpoints", "command", "console", "contracts", "config", "files", "usage"}
+BASE = {"checkpoints", "command", "console", "contracts", "config", "files", "launchers", "usage"}
 MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": set(),
-    "command": set(),
-    "usage": {"command"},
+    "launchers": set(),
+    "command": {"launchers"},
+    "usage": {"command", "launchers"},
     "console": {"usage"},
     "contracts": set(),
     "files": set(),

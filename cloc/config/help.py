@@ -73,7 +73,7 @@ EVAL = Program(
         "python eval.py checkpoint=A 'data=[coco_val]' evaluation=quick",
         "torchrun --nproc-per-node=8 eval.py checkpoint=A 'data=[coco_val]'",
     ),
-    ("checkpoint", "baseline", "data", "out", "cache", "limit", "pictures", "device", "seed"),
+    ("checkpoint", "baseline", "data", "out", "cache", "limit", "pictures", "device", "precision", "seed"),
     ("evaluation",),
     "docs/evaluation.md",
 )

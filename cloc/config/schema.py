@@ -51,6 +51,7 @@ METRICS = (
 )
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "auto")
 LOGGERS = ("csv", "tensorboard", "wandb")
 RELATION_FORMATS = ("shards", "whatsup", "vsr", "sugarcrepe")
@@ -316,7 +317,9 @@ class EvalConfig:
     pictures: Annotated[int, Interval(0, 10_000)] = 12
     """In the report's gallery."""
     device: Annotated[str, DeviceName()] = "auto"
-    """``auto`` or PyTorch's name."""
+    """``auto`` or PyTorch's name; of several processes each takes a GPU of its own."""
+    precision: Annotated[str, OneOf(*DTYPES)] = "auto"
+    """Of the models' weights; ``auto`` is bfloat16 on a GPU that computes it, else float32. The results say which."""
     seed: Seed = 0
     """Of the resamples and of the gallery."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
 from cloc.evaluation.metrics.outcome import Outcomes, values
 from cloc.evaluation.metrics.regions import BEST
 from cloc.evaluation.model_outputs import ModelOutputs
-from cloc.evaluation.reduce import Ranks, together
+from cloc.evaluation.reduce import Ranks, jointly
 from cloc.evaluation.report.example_choice import Evaluated
 from cloc.evaluation.report.example_pictures import dataset_report
 from cloc.evaluation.report.metrics_file import Entry, MetricsFile, Uncertainty
@@ -37,6 +38,7 @@ from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
 from cloc.loading import load
+from cloc.models.devices import find_device, measuring_dtype
 from cloc.usage import meant, opening, print_next
 
 OPENMOJI_NOTE = (
@@ -46,7 +48,7 @@ OPENMOJI_NOTE = (
 
 
 def compare(config: EvalConfig) -> Path:
-    """Measure a checkpoint and its baselines on every set, on the ranks that torchrun started.
+    """Measure a checkpoint and its baselines on every set, on the processes that a launcher started.
 
     Args:
         config: validated.
@@ -57,14 +59,14 @@ def compare(config: EvalConfig) -> Path:
     Raises:
         ConfigError: an unknown set or metric, or two models of the same name.
         FileNotFoundError: a checkpoint or a shard folder is not there.
+        LaunchError: what a launcher says is not understood.
     """
     if not config.data:
         raise ConfigError(f"data=[]: name at least one evaluation set; known are {sorted(config.datasets)}")
     sets, catalog = {name: _dataset(name, config) for name in config.data}, build_catalog(config.evaluation.metrics)
     for name, dataset in sets.items():
         check_lead(name, dataset, catalog)
-    with together() as ranks:
-        return _compare(config, sets, catalog, ranks)
+    return jointly(lambda ranks, device: _compare(replace(config, device=device), sets, catalog, ranks), config.device)
 
 
 def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalog, ranks: Ranks) -> Path:
@@ -170,7 +172,10 @@ def uncertainty(outcomes: dict[str, Outcomes], samples: int, seed: int, catalog:
 
 def _load_models(config: EvalConfig) -> list[Encoder]:
     trusted = [find_class(name, "trusted") for name in config.trusted]
-    encoders = [load(path, config.device, trusted=trusted) for path in [config.checkpoint, *config.baseline]]
+    place = find_device(config.device)
+    precision = measuring_dtype(config.precision, place)
+    paths = [config.checkpoint, *config.baseline]
+    encoders = [load(path, place, trusted=trusted, dtype=precision) for path in paths]
     names = [encoder.name for encoder in encoders]
     for encoder in encoders:
         if names.count(encoder.name) > 1:  # the same run name twice: the parent folder tells them apart
@@ -194,6 +199,7 @@ def _facts(encoder: Encoder) -> dict[str, str | float]:
     facts: dict[str, str | float] = {
         "samples seen": encoder.info.get("samples_seen", 0),
         "view": f"{model.image.image_size} px, {encoder.preprocess.mode}",
+        "precision": str(encoder.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "checkpoint": encoder.info.get("file", ""),

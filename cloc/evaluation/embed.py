@@ -31,9 +31,10 @@ from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.encoder import Encoder
 from cloc.evaluation.cache import digest_of, model_digest
-from cloc.evaluation.reduce import Ranks, together
+from cloc.evaluation.reduce import Ranks, jointly
 from cloc.files import make_folder, read_file, write_file, write_json
 from cloc.loading import load
+from cloc.models.devices import AUTO, DType, find_device, measuring_dtype
 from cloc.models.sanity import check_embedded
 from cloc.usage import print_next
 
@@ -67,8 +68,9 @@ def embed(
     device: str = "auto",
     images: Path | None = None,
     trusted: Sequence[type] = (),
+    precision: DType = AUTO,
 ) -> dict[str, int]:
-    """Embed pictures, their boxes and their texts, on the ranks that torchrun started.
+    """Embed pictures, their boxes and their texts, on the processes that a launcher started.
 
     Args:
         run: the model, as :func:`cloc.loading.load` takes it.
@@ -80,6 +82,7 @@ def embed(
         device: ``auto`` or PyTorch's name.
         images: folder of the pictures that a COCO file names; None for its own.
         trusted: classes besides ours that the model may name (see :func:`cloc.loading.load`).
+        precision: of the weights, see :func:`cloc.models.devices.measuring_dtype`; the embeddings are float32.
 
     Returns:
         Rows of each file, and ``skipped``.
@@ -93,25 +96,34 @@ def embed(
         raise ValueError(f"format {kind!r}: give one of {FORMATS}")
     if kind == "parquet":
         _arrow()
-    with together() as ranks:
-        encoder = load(run, device, trusted=trusted)
-        source = source or encoder.sources[0]
-        if source not in encoder.sources:
-            raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")
-        pictures = open_source(data, images)
-        plan = {"model": model_digest(encoder), "data": pictures.digest, "source": source, "piece": BATCH * PIECE}
-        pieces = out / PIECES
-        if ranks.first:
-            _claim(out, plan)
-        ranks.all(True)  # no rank writes before the folder is claimed
-        _make_pieces(encoder, pictures, source, pieces, ranks)
-        ranks.all(True)  # all pieces are there
-        counts = _join(pieces, out, pictures.count, kind) if ranks.first else {}
+
+    def work(ranks: Ranks, own: str) -> dict[str, int]:
+        place = find_device(own)
+        encoder = load(run, place, trusted=trusted, dtype=measuring_dtype(precision, place))
+        return _embed(encoder, open_source(data, images), out, kind, source or encoder.sources[0], ranks)
+
+    return jointly(work, device)
+
+
+def _embed(encoder: Encoder, pictures: EmbedInput, out: Path, kind: str, source: str, ranks: Ranks) -> dict[str, int]:
+    if source not in encoder.sources:
+        raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")
+    plan = {"model": model_digest(encoder), "data": pictures.digest, "source": source, "piece": BATCH * PIECE}
+    if ranks.first:
+        _claim(out, plan)
+    ranks.all(True)  # no rank writes before the folder is claimed
+    if not (out / PLAN).is_file():
+        raise FileNotFoundError(
+            f"{out}: process 0 has made it, process {ranks.rank} does not see it; name a folder of all"
+        )
+    _make_pieces(encoder, pictures, source, out / PIECES, ranks)
+    ranks.all(True)  # all pieces are there
+    counts = _join(out / PIECES, out, pictures.count, kind) if ranks.first else {}
+    if ranks.first:
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
-        if ranks.first:
-            print_line(Console(), f"wrote {told}: {out}")
-            print_next(_look_at(out, kind))
-        return ranks.collect(counts)[0]
+        print_line(Console(), f"wrote {told}: {out}")
+        print_next(_look_at(out, kind))
+    return ranks.collect(counts)[0]
 
 
 def _look_at(out: Path, kind: str) -> str:
@@ -201,7 +213,9 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         except ValueError:
             same = False
         if not same:
-            raise ValueError(f"{out}: holds embeddings of another model, data or source; name another folder")
+            raise ValueError(
+                f"{out}: holds embeddings of another model, data or source, or of another precision; name another one"
+            )
         make_folder(out, PIECES)
         return
     if any(out.iterdir()):

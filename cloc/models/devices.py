@@ -60,6 +60,19 @@ def find_dtype(name: DType, device: torch.device) -> torch.dtype:
     return found
 
 
+def measuring_dtype(name: DType, device: torch.device) -> torch.dtype:
+    """The precision that a model is measured in: as :func:`find_dtype`, but ``auto`` is bfloat16 on GPUs alone.
+
+    So that a CPU gives the same numbers whatever it computes fast; what was measured in says so (``metrics.json``).
+
+    Raises:
+        ValueError: another name.
+    """
+    if isinstance(name, str) and name not in (AUTO, *DTYPES):
+        raise ValueError(f"precision={name!r}: give {_either([AUTO, *DTYPES])}")
+    return torch.float32 if name == AUTO and device.type != "cuda" else find_dtype(name, device)
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether a device computes bfloat16 rather than imitating it.
 
