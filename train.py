@@ -21,6 +21,7 @@ from omegaconf import DictConfig  # noqa: E402
 
 from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides, find_class  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
+from cloc.launchers import launch, started_with_others  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -33,13 +34,16 @@ def main(config: DictConfig) -> float | None:
 
 
 def _train(config: DictConfig) -> float | None:
+    launch()  # refuses what it does not understand
+    if started_with_others():  # who is gone is told in a line, not by warnings of PyTorch's sockets
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         # Another task brings a schema of its own.
         named = config.get("task")
         schema = TrainConfig if named is None else getattr(find_class(named, "task"), "schema", TrainConfig)
         checked = check_keys(config, schema)  # before the heavy imports: a wrong value is told within a second
     except ConfigError:
-        if _in_sweep() or not _one_of_many():
+        if _in_sweep() or not started_with_others():
             raise
         # else the others wait to hear of it, and `train` tells them
     else:
@@ -56,11 +60,6 @@ def _train(config: DictConfig) -> float | None:
 def _in_sweep() -> bool:
     """Whether this is one job of several."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _one_of_many() -> bool:
-    """Whether torchrun or SLURM started other processes with this one."""
-    return any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What every command needs of its process: Ctrl-C, output that may fail, helpers that Ctrl-C must not reach, extras.
 
-Stands below all else, beside ``contracts``, and imports the standard library alone: it is in force before anything
+Stands below all else, beside ``launchers``, and imports the standard library alone: it is in force before anything
 heavy is imported.
 """
 
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
+
+from cloc.launchers import is_alone
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
@@ -160,8 +162,7 @@ def continued() -> Iterator[None]:
 
     Of several processes that a launcher started each ends at once: one that waits for the others could not unwind.
     """
-    alone = all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    if not alone or threading.current_thread() is not threading.main_thread():
+    if not is_alone() or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _stop)

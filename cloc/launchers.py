@@ -266,9 +266,8 @@ def _local(env: Environment, rank: str, size: str, world: int) -> tuple[int | No
     if count is not None and count > world:
         raise LaunchError(f"{size}={count} is above the {world} processes that were started; {PLAIN}")
     if number is not None and number >= (world if count is None else count):
-        raise LaunchError(
-            f"{rank}={number} is not below {size if count else 'the processes'}={count or world}; {PLAIN}"
-        )
+        above = f"{size}={count}" if count else f"the {world} processes that were started"
+        raise LaunchError(f"{rank}={number} is not below {above}; {PLAIN}")
     return number, count
 
 

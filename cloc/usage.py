@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import re
 import shlex
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cloc.command import told, wants_traceback
-from cloc.launchers import LaunchError, launch
+from cloc.launchers import LaunchError, is_first, launch
 
 USER_ERROR = 1
 """Exit code of what the user can mend, a command line that cannot be read included."""
@@ -162,7 +161,7 @@ def clock(seconds: float) -> str:
 
 def is_first_process() -> bool:
     """Whether this is the first of the processes that a launcher started, or the only one."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+    return is_first()
 
 
 def refuse_several(command: str) -> None:

@@ -79,10 +79,9 @@ def test_a_manifest_starts_the_processes_that_its_run_asks_for(
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert launch.nproc_per_node == gpus and asked.training_script == "train.py"
     script = command[command.index("train.py") + 1 :]
+    config = validate(compose("train", check_overrides(script, TrainConfig)), TrainConfig)
+    assert (config.trainer.num_nodes, config.trainer.devices) == ("auto", "auto")
     for nodes in range(launch.min_nodes, launch.max_nodes + 1):
-        monkeypatch.setenv("GROUP_WORLD_SIZE", str(nodes))  # as torchrun does
-        config = validate(compose("train", check_overrides(script, TrainConfig)), TrainConfig)
-        assert (str(config.trainer.num_nodes), config.trainer.devices) == (str(nodes), "auto")
         assert config.batch_size % (nodes * gpus * config.trainer.accumulate) == 0
     mounted = {one["mountPath"] for one in container["volumeMounts"]}
     assert any(config.data.train.startswith(f"{path}/") for path in mounted)
@@ -132,8 +131,8 @@ def test_two_pods_train_one_model(tmp_path: Path) -> None:
     """The manifest's command with the operator's variables, in two processes that stand for pods of one GPU."""
     squares, job = make_squares(tmp_path / "squares"), job_of("pytorchjob.yaml")
     (container,) = pods_of(job)[0]["containers"]
-    kept = [one for one in container["args"][1:] if not re.match("experiment=|trainer.num_nodes=|data|run_dir", one)]
-    own = overrides(squares, tmp_path / "run", "samples=16", "trainer=ddp", "trainer.num_nodes=2", "trainer.devices=1")
+    kept = [one for one in container["args"][1:] if not re.match("experiment=|data|run_dir", one)]
+    own = overrides(squares, tmp_path / "run", "samples=16", "trainer=ddp", "trainer.devices=1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     pods = []

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 for _unit in ("evaluation", "engine"):
     MAY_IMPORT[_unit] |= {"encoder", "loading"}
 FREE = {"__init__", "__main__"}
+COLLECTIVES = ("cloc/engine/process_group.py", "cloc/engine/rendezvous.py", "cloc/evaluation/reduce.py")
 # Within evaluation: a file or folder imports from those to its left.
 STEPS = ["reduce", "cache", "sets", "model_outputs", "metrics", "suite", "report", "compare", "embed"]
 
@@ -163,7 +164,7 @@ def lightning_in_engine_only(module: Module) -> Found:
 
 
 def collectives_at_home(module: Module) -> Found:
-    if module.unit == "losses" or module.path in ("cloc/engine/process_group.py", "cloc/evaluation/reduce.py"):
+    if module.unit == "losses" or module.path in COLLECTIVES:
         return
     # Where parameters lie is a matter of the strategy; it moves no features between processes.
     sharding = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.device_mesh")
@@ -178,7 +179,7 @@ def collectives_at_home(module: Module) -> Found:
     for line in sorted({line for line, name in uses if _within(name, "torch.distributed")}):
         yield (
             line,
-            "torch.distributed; it lives in cloc/losses, cloc/engine/process_group.py and cloc/evaluation/reduce.py",
+            f"torch.distributed; it lives in cloc/losses and {', '.join(COLLECTIVES)}",
         )
 
 

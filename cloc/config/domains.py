@@ -269,6 +269,22 @@ class Devices:
         return "int ≥ 1, -1, `auto`, list of int"
 
 
+class CountOrAuto:
+    """A number of at least 1, or ``auto``."""
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value == "auto" or bool(re.fullmatch(r"0*[1-9]\d{0,5}", value, re.ASCII))
+        return type(value) is int and 1 <= value < MOST_DEVICES
+
+    def __str__(self) -> str:
+        return "give a number of at least 1, or auto"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return "int ≥ 1, `auto`"
+
+
 def indices(text: str) -> list[int]:
     """A list of devices as Lightning writes it: ``"0,1"``, of one ``"1,"``."""
     return [int(one) for one in text.split(",") if one.strip()]

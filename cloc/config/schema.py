@@ -11,6 +11,7 @@ from cloc.config.domains import (
     Amount,
     Choice,
     Count,
+    CountOrAuto,
     Decay,
     DeviceName,
     Devices,
@@ -157,13 +158,15 @@ class TrainerConfig:
     """Kind of device."""
     devices: Annotated[Any, Devices()] = 1
     """Number of devices per node, or a list of their indices; ``auto`` or -1 for all there are (``trainer=ddp``)."""
-    num_nodes: Count = 1
-    """Nodes of the job."""
+    num_nodes: Annotated[Any, CountOrAuto()] = "auto"
+    """Nodes of the job; ``auto`` for those that the launcher started, whose number an elastic job changes."""
     strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
     """``ddp`` holds the model on every process; ``fsdp`` (FSDP2) shards parameters, gradients and optimizer state."""
     precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
     """Lightning's name; float16 (``16-mixed``) needs a GPU; ``auto`` (the demo's and Flickr8k's) takes bfloat16 where
     the device computes it: a processor that imitates it is 40 times slower."""
+    timeout: Annotated[float, Interval(1, 1_000_000)] = 1800.0
+    """Seconds that a process waits for another, while starting, in a step, while process 0 saves; then the run ends."""
     threads: Threads = 0
     """CPU threads of the training process; 0 leaves PyTorch's choice."""
     log_every: Count = 10

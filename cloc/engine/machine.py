@@ -16,7 +16,6 @@ import yaml
 from cloc.command import shielded
 from cloc.config.secrets import public_tree
 from cloc.config.versions import versions
-from cloc.engine.process_group import cluster
 from cloc.files import make_folder, write_file, write_json
 from cloc.models.devices import computes_bfloat16
 
@@ -71,10 +70,3 @@ def precision_of(name: str, accelerator: str) -> str:
         return name
     gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     return "bf16-mixed" if computes_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
-
-
-def without_requeue() -> list[Any]:
-    """Under SLURM, a plugin that keeps Lightning from saving and requeueing on its own: ``signals`` does."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
-    return [SLURMEnvironment(auto_requeue=False)] if isinstance(cluster(), SLURMEnvironment) else []

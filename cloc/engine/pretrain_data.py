@@ -15,6 +15,7 @@ from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.sources import ShardSources, open_sources
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.process_group import nodes
 from cloc.engine.task import Reading
 from cloc.files import into_folder
 from cloc.models.limits import memory
@@ -133,7 +134,7 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
 def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
     """What the data holds and who reads it, before a run starts."""
     return {
-        **data.plan(config.seed, config.samples, config.trainer.num_nodes),
+        **data.plan(config.seed, config.samples, nodes(config.trainer.num_nodes)),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         **data.left_out(),
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",

@@ -1,13 +1,16 @@
-"""The run folder and the machine: what a run writes beside its weights, and what it needs before it starts."""
+"""Collectives of the engine: what the processes of a run tell each other, and how they join and part.
+
+Two groups of processes. The main one moves tensors: NCCL between GPUs, else Gloo. The control group is Gloo on any
+machine: flags and small objects go over it, so that no decision waits for a GPU's queue, and one is heard while NCCL
+waits.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,43 +19,35 @@ import torch.distributed as dist
 
 from cloc.config import ConfigError
 from cloc.config.secrets import public
+from cloc.engine.liveness import unwatch, watch
+from cloc.engine.rendezvous import cluster, meeting, nodes, rank_and_world, timeout
 from cloc.files import create, hidden, make_folder, publish
 from cloc.models.weights.digests import DamageError, check_archive
 
+__all__ = [
+    "agree",
+    "any_process",
+    "backend_for",
+    "barrier",
+    "broadcast",
+    "cluster",
+    "connect",
+    "decide",
+    "disconnect",
+    "exchange",
+    "gather_objects",
+    "limit",
+    "nodes",
+    "rank_and_world",
+    "share_file",
+    "timeout",
+    "together",
+]
+
 T = TypeVar("T")
 CHUNK = 64 * 2**20  # bytes of a checkpoint sent at once
-_turns = itertools.count()  # every process counts alike: what one turn says is not taken for another's
-
-
-def cluster() -> Any:
-    """Lightning's view of what launched this process, torchrun or SLURM; None for a process of its own."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            return environment()
-    return None
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's global rank and the number of processes, as torchrun or SLURM tell them before set-up."""
-    found = cluster()
-    return (found.global_rank(), found.world_size()) if found else (0, 1)
-
-
-@cache
-def _store(address: str, port: int, rank: int, world: int) -> dist.Store:
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    store: dist.Store = next(dist.rendezvous("env://", rank, world))[0]
-    return store
-
-
-def _meeting_place() -> dist.Store | None:
-    """Where processes find each other, whatever devices they will use; None for a process of its own."""
-    found = cluster()
-    if found is None or found.world_size() == 1:
-        return None
-    return _store(found.main_address, found.main_port, found.global_rank(), found.world_size())
+LAST = timedelta(seconds=60)  # more than `trainer.timeout` for NCCL, which ends the process without a word
+_control: dist.ProcessGroup | None = None
 
 
 def exchange(value: Any) -> list[Any]:
@@ -60,17 +55,15 @@ def exchange(value: Any) -> list[Any]:
 
     Args:
         value: what JSON can hold.
+
+    Raises:
+        ConfigError: one does not come within ``trainer.timeout``.
     """
-    store = _meeting_place()
-    if store is None:
+    met = meeting()
+    if met is None:
         return [value]
-    turn, (rank, world) = next(_turns), rank_and_world()
-    store.set(f"cloc/{turn}/{rank}", json.dumps(value))
-    values = [json.loads(store.get(f"cloc/{turn}/{number}")) for number in range(world)]
-    store.set(f"cloc/{turn}/{rank}/read", "")
-    if rank == 0:  # the store may be this process's: it must not end while another still reads
-        store.wait([f"cloc/{turn}/{number}/read" for number in range(world)])
-    return values
+    watch(met)
+    return met.exchange(value)
 
 
 def together(action: Callable[[], T]) -> T:
@@ -104,14 +97,21 @@ def connect(accelerator: str) -> None:
     Args:
         accelerator: ``trainer.accelerator``.
     """
-    store = None if dist.is_initialized() else _meeting_place()
-    if store is None:
+    global _control
+    met = None if dist.is_initialized() else meeting()
+    if met is None:
         return
-    found, backend = cluster(), backend_for(accelerator)
+    watch(met)
+    backend, (rank, world) = backend_for(accelerator), rank_and_world()
+    own, device = dist.PrefixStore(met.name(), met.store), None
     if backend == "nccl":
-        torch.cuda.set_device(found.local_rank())
-    own = dist.PrefixStore(f"cloc/{next(_turns)}", store)
-    dist.init_process_group(backend, store=own, rank=found.global_rank(), world_size=found.world_size())
+        device = torch.device("cuda", met.local_rank)
+        torch.cuda.set_device(device)
+    patience = timeout() + (LAST if device else timedelta())
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=patience, device_id=device)
+    group = dist.new_group(backend="gloo", timeout=timeout())
+    assert isinstance(group, dist.ProcessGroup)  # every process is in it
+    _control = group
 
 
 def backend_for(accelerator: str) -> str:
@@ -121,17 +121,57 @@ def backend_for(accelerator: str) -> str:
 
 def disconnect() -> None:
     """Part from the other processes together: one that ends while another still talks to it may abort."""
+    global _control
     if dist.is_initialized():
-        dist.barrier()
+        barrier()
+        unwatch()
+        barrier()  # the store may be another's, who must not end while this one still looks into it
         dist.destroy_process_group()
+        _control = None
+
+
+def _is_alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def barrier() -> None:
+    """Wait until all processes have come here; what a GPU has still to do is not waited for."""
+    if not _is_alone():
+        dist.barrier(group=_control)
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """Which of a few flags are set in at least one process."""
+    if _is_alone():
+        return list(flags)
+    if _control is None:  # whoever has connected the processes knows of one group alone, which may be NCCL's
+        return [any(column) for column in zip(*gather_objects(flags), strict=True)]
+    found = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def broadcast(value: T, source: int = 0) -> T:
+    """A small object of one process, in all of them."""
+    if _is_alone():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, source, group=_control)
+    return held[0]
+
+
+def limit(groups: Iterable[dist.ProcessGroup]) -> None:
+    """Let groups that others have made wait as long as ours do."""
+    for group in groups:
+        dist.set_timeout(timeout() + (LAST if dist.get_backend(group) == "nccl" else timedelta()), group)
 
 
 def gather_objects(value: Any) -> list[Any]:
     """A small value of every process, by rank."""
-    if not dist.is_initialized():
+    if _is_alone():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_control)
     return values
 
 
@@ -183,7 +223,8 @@ def share_file(path: Path | None, folder: Path) -> Path | None:
     if name is None:
         return None
     mine: Path = folder / name
-    writes = cluster().local_rank() == 0
+    found = cluster()
+    writes = found is None or found.local_rank() == 0
     lacking = not mine.is_file() or _size_and_digest(mine) != (size, digest)
     if writes and not lacking and dist.get_rank():  # process 0 has compared its own
         lacking = not _is_whole(mine)
@@ -209,7 +250,6 @@ def _size_and_digest(path: Path) -> tuple[int, str]:
 
 
 def _send(path: Path, size: int, write: bool) -> None:
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     part = hidden(path)
     if write:
         make_folder(path.parent.parent, path.parent.name)
@@ -220,13 +260,12 @@ def _send(path: Path, size: int, write: bool) -> None:
         piece = torch.empty(length, dtype=torch.uint8)
         if source:
             piece = torch.frombuffer(bytearray(source.read(length)), dtype=torch.uint8)
-        piece = piece.to(device)
-        dist.broadcast(piece, 0)
+        dist.broadcast(piece, 0, group=_control)
         if target:
-            target.write(piece.cpu().numpy().tobytes())
+            target.write(piece.numpy().tobytes())
     for file in (source, target):
         if file:
             file.close()
     if write:
         publish(part, path)
-    dist.barrier()
+    barrier()

@@ -31,6 +31,7 @@ from cloc.engine.durable.checkpoint_file import CheckpointError, Stored, inspect
 from cloc.engine.durable.resume import begin, compare, is_finished
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
+from cloc.engine.liveness import told
 from cloc.engine.loggers import ended, start
 from cloc.engine.machine import (
     precision_of,
@@ -40,6 +41,7 @@ from cloc.engine.machine import (
 from cloc.engine.module import Pretrain
 from cloc.engine.process_group import (
     agree,
+    barrier,
     connect,
     decide,
     disconnect,
@@ -48,6 +50,7 @@ from cloc.engine.process_group import (
     share_file,
     together,
 )
+from cloc.engine.rendezvous import TIMEOUT, use_timeout
 from cloc.engine.start import check_folder, check_machine
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
@@ -74,10 +77,23 @@ def train(composed: DictConfig) -> Path | None:
         ConfigError: the configuration cannot be run.
         FileNotFoundError: the shards are not there.
         CheckpointError: no checkpoint of the run is whole, or the last one cannot be written.
+        LaunchError: what started this process is not understood.
+        LostProcess: another process has ended, or hangs for longer than ``trainer.timeout``.
         ReaderError, ShardError, SkipLimitError: reading failed; what was trained is in a checkpoint.
         SystemExit: a signal stopped the run after a checkpoint, code 130 (Ctrl-C) or 75.
     """
-    composed = _one_folder_a_job(composed)
+    use_timeout(_timeout(composed))
+    with told():
+        return _train(_one_folder_a_job(composed))
+
+
+def _timeout(composed: DictConfig) -> float:
+    """``trainer.timeout``, before the configuration is checked: who has a wrong one tells the others."""
+    given = OmegaConf.select(composed, "trainer.timeout")
+    return float(given) if isinstance(given, int | float) and given > 0 else TIMEOUT
+
+
+def _train(composed: DictConfig) -> Path | None:
     kind, config, resolved, data = together(lambda: _open(composed))
     rank, world = rank_and_world()
     folder = RunFolder(config.run_dir, kind.store_timeout(config))
@@ -258,7 +274,7 @@ def _stop_if_told(config: RunConfig, folder: RunFolder, trainer: lightning.Train
         gone = stop.received == signal.SIGHUP  # with the terminal, or the reader of standard output
         Console(stderr=gone).print(stop.says(config.name, trainer), highlight=False, soft_wrap=True)
         folder.push()
-    trainer.strategy.barrier("stopped")  # a launcher ends the others as soon as one process is gone
+    barrier()  # a launcher ends the others as soon as one process is gone
     raise stop.failure or SystemExit(stop.code)
 
 

@@ -15,6 +15,7 @@ from cloc.config.domains import indices
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.loggers import check_logger
 from cloc.engine.machine import precision_of
+from cloc.engine.process_group import nodes
 
 
 def check_machine(config: RunConfig, world: int) -> None:
@@ -90,11 +91,12 @@ def check_devices(options: TrainerConfig, world: int) -> None:
     """
     if accelerator_of(options.accelerator) == "tpu":
         return
-    asked = device_count(options) * options.num_nodes
+    count = nodes(options.num_nodes)
+    asked = device_count(options) * count
     if asked != world:
-        nodes = f" × trainer.num_nodes={options.num_nodes}" * (options.num_nodes > 1)
+        given = f" × trainer.num_nodes={count}" * (count > 1)
         raise ConfigError(
-            f"trainer.devices={options.devices}{nodes} asks for {asked} processes, {world} were launched: "
+            f"trainer.devices={options.devices}{given} asks for {asked} processes, {world} were launched: "
             f"start them with `torchrun --nproc-per-node={device_count(options)} train.py …` or by srun"
         )
 

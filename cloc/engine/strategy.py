@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import timm.layers
 import torch
@@ -27,11 +27,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cloc.config import ConfigError, TrainerConfig
-from cloc.engine.process_group import rank_and_world
+from cloc.engine.process_group import any_process, barrier, broadcast, limit, rank_and_world, timeout
 from cloc.models.model import Cloc
 from cloc.models.protocols import as_module, blocks, recompute
 
 # Every parameter takes part in every step (losses/objective.py), so DDP need not search for unused ones.
+T = TypeVar("T")
 DDP_OPTIONS: dict[str, Any] = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
 
 
@@ -41,15 +42,35 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def build_strategy(options: TrainerConfig) -> str | Strategy:
-    """Lightning's strategy for ``trainer.strategy``."""
-    if options.strategy == "ddp":
-        return DDPStrategy(**DDP_OPTIONS)
+    """Lightning's strategy for ``trainer.strategy``; where several processes were started, ``auto`` is ``ddp``."""
+    if options.strategy == "ddp" or (options.strategy == "auto" and rank_and_world()[1] > 1):
+        return Ddp(timeout=timeout(), **DDP_OPTIONS)
     if options.strategy == "fsdp":
         return Fsdp2(rank_and_world()[1])
     return options.strategy
 
 
-class Fsdp2(ModelParallelStrategy):
+class _Controlled:
+    """Decisions and meetings of a strategy by the control group, which waits for no GPU."""
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for all processes."""
+        barrier()
+
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        """An object of one process, in all of them."""
+        return broadcast(obj, src)
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Whether it is so in all processes, or in any."""
+        return not any_process(not decision)[0] if all else any_process(decision)[0]
+
+
+class Ddp(_Controlled, DDPStrategy):
+    """Lightning's DDP, which asks the control group."""
+
+
+class Fsdp2(_Controlled, ModelParallelStrategy):
     """Lightning's FSDP2 with ordinary checkpoints: one file, gathered on the first process.
 
     Any later run reads it, whatever its strategy. Lightning alone numbers the optimizer's states by the order of the
@@ -60,7 +81,14 @@ class Fsdp2(ModelParallelStrategy):
     """
 
     def __init__(self, world: int) -> None:
-        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(
+            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout()
+        )
+
+    def setup_environment(self) -> None:
+        """Lightning makes groups of its own, which would wait by a clock of their own."""
+        super().setup_environment()
+        limit(self.device_mesh.get_all_groups())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole state of the optimizer on the first process, empty on the others."""

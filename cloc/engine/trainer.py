@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from cloc.config import ConfigError, RunConfig
@@ -14,12 +15,10 @@ from cloc.engine.durable.checkpointing import Checkpoints, RandomState
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.loggers import build_loggers
-from cloc.engine.machine import (
-    precision_of,
-    without_requeue,
-)
+from cloc.engine.machine import precision_of
 from cloc.engine.moving_average import AveragedWeights
 from cloc.engine.nonfinite import FiniteGuard
+from cloc.engine.process_group import cluster, nodes
 from cloc.engine.profile import StepProfile
 from cloc.engine.strategy import build_strategy
 from cloc.engine.task import Task
@@ -35,6 +34,7 @@ def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> li
     elif config.evaluation.best or config.evaluation.at_start or config.objective:
         raise ConfigError("evaluation.best, evaluation.at_start, objective: nothing is measured; set evaluation.every")
     turns = options.checkpoint_every, options.checkpoint_minutes
+    stop = StopAtSignal()
     ordered = [
         CompileTime() if options.compile else None,  # the bare step: neither average nor evaluation are compilation
         Cursor(),  # the step counts as done for all that follow
@@ -45,8 +45,8 @@ def build_callbacks(folder: RunFolder, task: Task, files: CheckpointFiles) -> li
         FiniteGuard(folder, options.max_skipped_steps),
         ProgressLine(config.name),
         RandomState(config.seed),
-        StopAtSignal(),  # before the checkpoint that a signal asks for
-        Checkpoints(folder, files, *turns, options.keep_last, config.evaluation.best, evaluate),
+        stop,  # before the checkpoint that a signal asks for
+        Checkpoints(folder, files, *turns, options.keep_last, config.evaluation.best, evaluate, stop),
     ]
     return [callback for callback in ordered if callback is not None]
 
@@ -62,10 +62,10 @@ def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None, l
     """
     config, options, files = task.config, task.config.trainer, CheckpointFiles()
     precision: Any = precision_of(options.precision, options.accelerator)  # of Lightning's names, which it checks
-    return lightning.Trainer(
+    trainer = lightning.Trainer(
         accelerator=options.accelerator,
         devices="auto" if options.devices in (-1, "-1") else options.devices,  # Lightning counts no CPUs by -1
-        num_nodes=options.num_nodes,
+        num_nodes=nodes(options.num_nodes),
         strategy=build_strategy(options),
         precision=precision,
         max_steps=(stored.step if stored else 0) + steps_left(config, stored),
@@ -78,8 +78,20 @@ def build_trainer(folder: RunFolder, task: Task, stored: Stored | None = None, l
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder.local,
-        plugins=[files, *without_requeue()],
+        plugins=[files, cluster() or LightningEnvironment()],  # it must not find a launcher of its own
     )
+    _without_signals(trainer)
+    return trainer
+
+
+def _without_signals(trainer: Any) -> None:
+    """Signals are heard by ``StopAtSignal`` alone.
+
+    Lightning would save and requeue by itself, talk to the other processes from inside the handler, and ask them before
+    every step whether one has heard of SIGTERM, which makes the GPU wait.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def steps(config: RunConfig) -> int:

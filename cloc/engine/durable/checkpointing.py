@@ -24,9 +24,10 @@ from cloc.contracts import Batch
 from cloc.engine.callbacks import Evaluate, is_due
 from cloc.engine.durable.checkpoint_file import CheckpointError, CheckpointFiles, commit, point
 from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.durable.signals import StopAtSignal
 from cloc.engine.moving_average import AveragedWeights
 from cloc.engine.nonfinite import not_finite, trained_values
-from cloc.engine.process_group import gather_objects
+from cloc.engine.process_group import barrier, broadcast, gather_objects
 from cloc.engine.random_state import random_state, seed_generators, set_random_state
 from cloc.engine.trainer_state import callbacks_of, is_log_step
 from cloc.files import discard, hidden
@@ -51,6 +52,7 @@ class Checkpoints(Checkpoint):
         keep: so many of the newest.
         best: metric of the evaluation in training, larger is better; None keeps no best.
         evaluate: the callback that measures it.
+        stop: asks, in its exchange after every step, whether process 0 finds that the time has come.
     """
 
     def __init__(
@@ -62,13 +64,16 @@ class Checkpoints(Checkpoint):
         keep: int,
         best: str | None = None,
         evaluate: Evaluate | None = None,
+        stop: StopAtSignal | None = None,
     ) -> None:
+        self.stop = StopAtSignal() if stop is None else stop
+        self.stop.asks = self._is_time
         self.folder, self.files, self.every, self.minutes, self.keep = folder, files, every, minutes, keep
         self.metric, self.evaluate = best, evaluate
         self.best: dict[str, Any] = {}  # name of the best checkpoint, and its value
         self.doubtful: list[str] = []  # names of those made where a step was skipped
         self.saved, self.failed = -1, 0
-        self.tried = time.monotonic()
+        self.tried, self.clock = time.monotonic(), False
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -81,8 +86,8 @@ class Checkpoints(Checkpoint):
             self.best = state["best"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Start the clock."""
-        self.tried = time.monotonic()
+        """Start the clock, which is process 0's."""
+        self.tried, self.clock = time.monotonic(), bool(self.minutes) and trainer.is_global_zero
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
@@ -93,16 +98,14 @@ class Checkpoints(Checkpoint):
             return
         last, better = step >= trainer.max_steps or trainer.should_stop, self._better(trainer)
         due = last or better is not None or is_due(self.every, module.samples_seen, module.config.batch_size)
-        if due or self._time(trainer):
+        if due or self.stop.answer:
             self._save(trainer, module, last, better)
             self.tried = time.monotonic()
         if self.failed and is_log_step(trainer):
             module.log("train/failed_checkpoints", float(self.failed))
 
-    def _time(self, trainer: lightning.Trainer) -> bool:
-        """Whether process 0 finds that the time has come; every process asks after every step."""
-        up = trainer.is_global_zero and time.monotonic() - self.tried >= 60 * self.minutes
-        return bool(self.minutes) and trainer.strategy.reduce_boolean_decision(up, all=False)
+    def _is_time(self) -> bool:
+        return self.clock and time.monotonic() - self.tried >= 60 * self.minutes
 
     def _better(self, trainer: lightning.Trainer) -> float | None:
         """The new best value, if this step was measured and is best."""
@@ -113,7 +116,7 @@ class Checkpoints(Checkpoint):
             raise ConfigError(f"evaluation.best={self.metric!r} is not measured; choose of {', '.join(values)}")
         value = values[self.metric]
         # One process decides: sums may differ in the last bit, and the best may be in its folder alone.
-        return trainer.strategy.broadcast(value if value > self.best.get("value", -float("inf")) else None)
+        return broadcast(value if value > self.best.get("value", -float("inf")) else None)
 
     def _save(self, trainer: lightning.Trainer, module: Any, last: bool, better: float | None) -> None:
         name = file_name(trainer.global_step)
@@ -148,11 +151,11 @@ class Checkpoints(Checkpoint):
             failure = error
         except OSError as error:  # raised in the first process alone, while the others wait in the barrier
             failure = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")
+            barrier()
         failure = failure or self.files.failure
         if trainer.is_global_zero and failure is None:
             failure = self._publish(name, part)
-        reason = trainer.strategy.broadcast(str(failure) if failure else None)
+        reason = broadcast(str(failure) if failure else None)
         if reason and trainer.is_global_zero and part.exists():
             discard(part)
         return reason

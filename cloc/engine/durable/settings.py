@@ -42,7 +42,7 @@ ENGINE: dict[str, After] = {
     **dict.fromkeys(keys_of("optim", "clip_grad tower_rate layer_decay"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "precision ema"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "accelerator devices num_nodes strategy threads"), After.HOW),
-    **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last"), After.HOW),
+    **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last timeout"), After.HOW),
     **dict.fromkeys(keys_of("trainer", "max_skipped_steps compile checkpoint_activations accumulate"), After.HOW),
     **dict.fromkeys(keys_of("evaluation", "every data limit best parts metrics sources"), After.HOW),
     **dict.fromkeys(keys_of("evaluation", "batch_size bootstrap"), After.HOW),

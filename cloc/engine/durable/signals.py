@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from cloc.command import INTERRUPTED, STOPPED, announced, listen
 from cloc.contracts import Batch
 from cloc.data.stream.workers import ReaderError
-from cloc.engine.process_group import gather_objects
+from cloc.engine.liveness import broke_off
+from cloc.engine.process_group import any_process, gather_objects
 
 T = TypeVar("T")  # a batch of whatever task
 # Of several at a time the first one counts: the job goes back into the queue, or the user stands waiting.
@@ -32,11 +33,15 @@ class StopAtSignal(Callback):
     doing. A second Ctrl-C ends the process at once (:mod:`cloc.command`).
 
     Attributes:
+        asks: another question whose answer all processes take from this one's exchange after every step.
+        answer: to it, whether it is so in any process.
         received: the signal that stopped the run; None while none did.
         failure: why reading ended, in any process; None while it goes on.
     """
 
     def __init__(self) -> None:
+        self.asks: Callable[[], bool] = bool  # False
+        self.answer = False
         self.noted: signal.Signals | None = None
         self.received: signal.Signals | None = None
         self.failure: Exception | None = None
@@ -68,7 +73,10 @@ class StopAtSignal(Callback):
     ) -> None:
         """One process that was told, or has nothing to read, is enough."""
         mine = self.noted is not None or self.failure is not None
-        if trainer.should_stop or not trainer.strategy.reduce_boolean_decision(mine, all=False):
+        if trainer.should_stop:
+            return
+        stops, self.answer = any_process(mine, self.asks())
+        if not stops:
             return
         told = gather_objects((self.noted, None if self.failure is None else str(self.failure)))
         self.received = next((number for number in SIGNALS if any(noted == number for noted, _ in told)), None)
@@ -82,7 +90,8 @@ class StopAtSignal(Callback):
         self._restore()
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back; where another process is gone, ending must not take long."""
+        broke_off(exception)
         self._restore()
 
     def _restore(self) -> None:

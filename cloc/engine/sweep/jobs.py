@@ -188,7 +188,7 @@ def short(metric: str, shown: Sequence[str]) -> str:
 
 
 def refuse_torchrun() -> None:
-    """Stop a sweep that was started by torchrun.
+    """Stop a sweep that several processes were started for. Those of srun may be one job of it (hydra/launcher=slurm).
 
     Raises:
         ConfigError: says how to sweep over runs of several processes.
@@ -196,9 +196,9 @@ def refuse_torchrun() -> None:
     from cloc.engine.process_group import cluster
 
     found = cluster()
-    if found is not None and type(found).__name__ == "TorchElasticEnvironment" and found.world_size() > 1:
+    if found is not None and found.launcher != "srun":
         raise ConfigError(
-            f"a sweep (-m) under torchrun: each of the {found.world_size()} processes would run all of it. Give every "
-            "job its own processes with hydra/launcher=slurm, or start the jobs one by one: "
+            f"a sweep (-m) under {found.launcher}: each of the {found.world_size()} processes would run all of it. "
+            "Give every job its own processes with hydra/launcher=slurm, or start the jobs one by one: "
             "for w in 0.5 1 2; do torchrun … train.py … loss.region=$w run_dir=runs/sweep/$w; done"
         )

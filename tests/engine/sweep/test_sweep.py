@@ -101,6 +101,7 @@ def test_a_report_on_nothing_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    names |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in (names | {"TORCHELASTIC_RUN_ID": "test"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="under torchrun.*hydra/launcher=slurm"):
