@@ -124,7 +124,7 @@ def jointly(work: Callable[[Ranks, str], T], device: str) -> T:
             raises its own error.
         LeftAlone: another process was killed.
     """
-    found = None if dist.is_initialized() else launch()
+    found = None if Ranks().size > 1 else launch()
     if found is None or found.world == 1:
         return work(Ranks(), device)
     store = _connect(found)
@@ -134,16 +134,19 @@ def jointly(work: Callable[[Ranks, str], T], device: str) -> T:
         ranks.all(True)
     except LeftAlone as error:
         _leave()
-        with suppress(dist.DistError):  # a process that was killed says nothing
+        cause = ""
+        with suppress(RuntimeError):  # a process that was killed says nothing
             store.wait([CAUSE], LAST_WORD)
             cause = store.get(CAUSE).decode()
             store.add(HEARD, 1)
+        if cause:
             raise ConfigError(cause) from error
         raise
     except Exception as error:
-        store.set(CAUSE, public(f"process {found.rank} of {found.world} cannot go on: {line_of(error)}"))
-        _leave()
-        _await_others(store, found)
+        with suppress(RuntimeError):  # process 0 may be gone, and the store with it
+            store.set(CAUSE, public(f"process {found.rank} of {found.world} cannot go on: {line_of(error)}"))
+            _leave()
+            _await_others(store, found)
         raise
     _leave()
     return result
