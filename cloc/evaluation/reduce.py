@@ -138,15 +138,15 @@ def jointly(work: Callable[[Ranks, str], T], device: str) -> T:
         with suppress(RuntimeError):  # a process that was killed says nothing
             store.wait([CAUSE], LAST_WORD)
             cause = store.get(CAUSE).decode()
-            store.add(HEARD, 1)
+        _await_others(store, found)
         if cause:
             raise ConfigError(cause) from error
         raise
     except Exception as error:
         with suppress(RuntimeError):  # process 0 may be gone, and the store with it
             store.set(CAUSE, public(f"process {found.rank} of {found.world} cannot go on: {line_of(error)}"))
-            _leave()
-            _await_others(store, found)
+        _leave()
+        _await_others(store, found)
         raise
     _leave()
     return result
@@ -168,13 +168,14 @@ def _leave() -> None:
 
 
 def _await_others(store: dist.Store, found: Launch) -> None:
-    """Where the store is process 0's own, it must not end before the others have heard why."""
-    if found.agent or found.rank:
-        store.add(HEARD, 1)
-        return
-    end = time.monotonic() + LAST_WORD.total_seconds()
-    while store.add(HEARD, 0) < found.world - 1 and time.monotonic() < end:
-        time.sleep(0.05)
+    """Where the store is process 0's own, it must not end before the others have said and heard the last."""
+    with suppress(RuntimeError):  # process 0 may be gone, and the store with it
+        if found.agent or found.rank:
+            store.add(HEARD, 1)
+            return
+        end = time.monotonic() + LAST_WORD.total_seconds()
+        while store.add(HEARD, 0) < found.world - 1 and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def own_device(name: str, found: Launch, ranks: Ranks) -> str:
