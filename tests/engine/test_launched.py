@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import threading
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def test_a_process_0_that_is_not_there_is_named(met: Launch, monkeypatch: pytest
 
 def test_what_was_said_in_a_former_life_is_not_heard() -> None:
     """torchrun's agent keeps its store when it starts its processes again."""
-        port = free_port()
+    port = free_port()
     agent = dist.TCPStore("127.0.0.1", port, None, is_master=True, wait_for_workers=False)
     found: dict[tuple[int, int], list[Any]] = {}
 
