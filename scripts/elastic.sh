@@ -22,7 +22,7 @@ AGENTS=()
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # end AGENT: it and its processes, which have sessions of their own, as when a machine dies
-end() { kill -9 $(pgrep -P "$1") "$1" 2>/dev/null || true; }
+end() { kill -9 $(pgrep -P "$1") "$1" 2>/dev/null && wait "$1" 2>/dev/null || true; }
 stop() { for agent in "${AGENTS[@]}"; do end "$agent"; done; }
 trap stop EXIT
 

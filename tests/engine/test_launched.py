@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import signal
 import socket
@@ -12,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from cloc.checkpoints import list_checkpoints
 from cloc.config import ConfigError, TrainerConfig
 from cloc.engine import liveness, rendezvous
+from cloc.engine.durable.checkpoint_file import inspect
 from cloc.engine.process_group import any_process, broadcast, gather_objects
+from cloc.engine.run import train
 from cloc.engine.start import check_devices
 from cloc.launchers import Launch
 from tests.kills import finish, kill_one
 from tests.kit.pairs import Pair, as_kubeflow, as_mpirun, free_port
-from tests.kit.resuming import make_squares, overrides
+from tests.kit.resuming import configure, make_squares, overrides, start
 
 HASH = re.compile(r"process (\d) of (\d), weights (\w+)")
 
@@ -142,3 +148,48 @@ def test_a_process_that_is_killed_or_hangs_ends_the_other(number: signal.Signals
     assert kill.line.startswith("LostProcess: process "), kill.line
     if number == signal.SIGKILL:
         assert kill.seconds < 15  # its sockets are closed at once
+
+
+class Member:
+    """Makes a child process one of two, of which process 0 stands still in the middle of its second checkpoint."""
+
+    def __init__(self, rank: int, port: int) -> None:
+        self.rank, self.port = rank, port
+
+    def __call__(self) -> None:
+        os.environ |= as_kubeflow(self.rank, self.port)
+        save, count = torch.save, 0
+
+        def still(value: Any, file: Any, **options: Any) -> None:
+            nonlocal count
+            count += not isinstance(file, io.BytesIO)  # what is sent goes by way of a buffer
+            if count < 2 or isinstance(file, io.BytesIO):
+                save(value, file, **options)
+                return
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        torch.save = still
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_timeout_in_the_middle_of_saving_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    squares, port, run = make_squares(tmp_path, 16), free_port(), tmp_path / "run"
+    more = ["samples=800", "trainer.devices=2", "trainer.checkpoint_every=16", "trainer.timeout=5"]
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    members = [start(configure(squares, run, *more), logs[rank], Member(rank, port)) for rank in range(2)]
+    try:
+        members[1].join(120)
+        assert members[1].exitcode == 1 and "LostProcess: process 0" in logs[1].read_text()
+    finally:
+        for member in members:
+            member.kill()
+            member.join()
+    folder = run / "checkpoints"
+    assert list_checkpoints(folder) == ["step-00000002.ckpt"] and inspect(folder / "step-00000002.ckpt").step == 2
+    assert [path.read_bytes() for path in folder.iterdir() if path.name.startswith(".")] == [b"half of it"]
+    train(configure(squares, run, *more[2:], "samples=32"))  # one process goes on from it, and clears the rest away
+    assert list_checkpoints(folder)[0] == "step-00000004.ckpt"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
