@@ -26,14 +26,23 @@ FOREIGN = {
     "MP_CHILD": ("MP_PROCS", "poe"),
     "PMIX_RANK": ("", "a launcher over PMIx"),
 }
-# Rank, number of processes, rank and number on this machine; the launcher in words. Open MPI's come first: it sets
-# variables of PMIx as well. MVAPICH and Intel's MPI descend from MPICH.
+# Rank, number of processes, rank and number on this machine. Open MPI's come first: it sets variables of PMIx as well.
+# MVAPICH and Intel's MPI descend from MPICH. Submitit's local executor starts the tasks of a job on this machine.
 MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID", "SUBMITIT_LOCAL_NTASKS"),
 )
-JOBS = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "SLURM_JOB_ID")  # names of a job of mpirun
+OF_JOBS = ("srun", "submitit")
+"""Launchers that may have started the processes of one job of a sweep."""
+JOBS = (
+    "SUBMITIT_LOCAL_JOB_ID",
+    "PMIX_NAMESPACE",
+    "OMPI_MCA_ess_base_jobid",
+    "PMI_JOBID",
+    "SLURM_JOB_ID",
+)  # names of a job of mpirun
 RANKS = ("RANK", *(names[0] for names in MPI), "SLURM_PROCID", *FOREIGN)
 SIZES = (
     "WORLD_SIZE",
@@ -133,13 +142,14 @@ def _mpi(env: Environment) -> Launch | None:
     names = next((one for one in MPI if one[0] in env or one[1] in env), None)
     if names is None or (names[0] == "PMI_RANK" and _is_of_srun(env)):
         return None
-    rank, world = _pair(env, *names[:2], "mpirun")
+    launcher = "submitit" if names[0].startswith("SUBMITIT") else "mpirun"
+    rank, world = _pair(env, *names[:2], launcher)
     if world == 1 and "WORLD_SIZE" in env:
         return None
     local_rank, local_world = _local(env, *names[2:], world)
     _check_plain(env, rank, world, names[1])
     one = local_world == world
-    found = Launch("mpirun", rank, world, local_rank, local_world, 0 if one else None, 1 if one else None)
+    found = Launch(launcher, rank, world, local_rank, local_world, 0 if one else None, 1 if one else None)
     if world == 1:
         return found
     if "MASTER_ADDR" in env:

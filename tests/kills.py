@@ -25,6 +25,7 @@ from tests.kit.pairs import Pair, as_kubeflow, free_port
 from tests.kit.resuming import make_squares, members, newest_step, overrides, weights
 
 TIMEOUT = 15  # seconds: trainer.timeout of the run
+START = 60  # seconds that a process may take until it waits for another, where that was killed before it came
 # Beyond the time-out: what the main thread may take to end by itself, and the naming of who is missing.
 SPARE = GRACE + 7
 STEPS = 60
@@ -68,7 +69,8 @@ class Kill:
     @property
     def ended(self) -> bool:
         """Whether the other process ended in time, with an error."""
-        return self.seconds <= TIMEOUT + SPARE and self.code not in (0, -signal.SIGKILL) and not self.readers
+        limit = TIMEOUT + SPARE + (0 if self.at else START)
+        return self.seconds <= limit and self.code not in (0, -signal.SIGKILL) and not self.readers
 
 
 def start(squares: Path, folder: Path) -> Pair:

@@ -53,6 +53,10 @@ PLAIN = {"WORLD_SIZE": "2", "RANK": "1"}
             PMI | {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
             Launch("mpirun", 1, 2, 1, 2, 0, 1, "127.0.0.1", 29500),
         ),
+        (
+            {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_NTASKS": "2"},
+            Launch("submitit", 1, 2, 1, 2, 0, 1, "127.0.0.1", 29500),
+        ),
         ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1"}, None),
         (
             {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"} | PLAIN | PLACE,

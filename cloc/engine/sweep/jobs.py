@@ -18,6 +18,7 @@ from rich.console import Console
 from cloc.config import ConfigError
 from cloc.config.secrets import public
 from cloc.files import discard, make_folder, write_file, write_json
+from cloc.launchers import OF_JOBS
 
 FAILURE = "failure.json"
 console = Console()
@@ -188,7 +189,7 @@ def short(metric: str, shown: Sequence[str]) -> str:
 
 
 def refuse_torchrun() -> None:
-    """Stop a sweep that several processes were started for. Those of srun may be one job of it (hydra/launcher=slurm).
+    """Stop a sweep that several processes were started for. Those of srun may be one job of it.
 
     Raises:
         ConfigError: says how to sweep over runs of several processes.
@@ -196,7 +197,7 @@ def refuse_torchrun() -> None:
     from cloc.engine.process_group import cluster
 
     found = cluster()
-    if found is not None and found.launcher != "srun":
+    if found is not None and found.launcher not in OF_JOBS:
         raise ConfigError(
             f"a sweep (-m) under {found.launcher}: each of the {found.world_size()} processes would run all of it. "
             "Give every job its own processes with hydra/launcher=slurm, or start the jobs one by one: "
