@@ -80,7 +80,7 @@ def test_one_pass_is_every_sample_once_and_every_layout_has_the_same_global_batc
 @pytest.mark.parametrize("shards", range(1, 41))
 def test_who_reads_what_for_every_number_of_shards(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same over places alone, without pictures: 1 to 40 shards of different sizes, two passes."""
-    monkeypatch.setattr(Stream, "_read_usable", lambda self, position, *_: self.sources[0].order.locate(position))
+    monkeypatch.setattr(Stream, "_read_usable", lambda self, position, *_: self.locate(position)[1])
     monkeypatch.setattr(Stream, "_view", lambda self, place, *_: place)
     monkeypatch.setattr(Chooser, "choose", lambda self, places: places)
     monkeypatch.setattr(stream_module, "collate", lambda items, *_: SimpleNamespace(keys=items, stats={}))
