@@ -6,6 +6,7 @@ neither ranks nor workers nor resuming can change it, they only decide who reads
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class _Pass:
 
     shards: np.ndarray
     edges: np.ndarray
-    ends: np.ndarray
+    ends: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class _Window:
     first: np.ndarray
     count: np.ndarray
     edges: np.ndarray
-    ends: np.ndarray
+    ends: list[int]
 
 
 class GlobalOrder:
@@ -173,7 +174,7 @@ class GlobalOrder:
         """Return the first position behind the window that a position lies in."""
         number, within = divmod(position, self.length)
         ends = self._pass(number).ends
-        return number * self.length + int(ends[_bucket(ends, within)[0]])
+        return number * self.length + ends[_bucket(ends, within)[0]]
 
     @property
     def window_bytes(self) -> int:
@@ -189,7 +190,7 @@ class GlobalOrder:
         def make() -> _Pass:
             shards = _generator(*self._key, _SHARDS, number).permutation(len(self.samples))
             edges = np.arange(self.windows + 1) * len(shards) // self.windows
-            return _Pass(shards, edges, np.cumsum(self.samples[shards])[edges[1:] - 1])
+            return _Pass(shards, edges, np.cumsum(self.samples[shards])[edges[1:] - 1].tolist())
 
         return self._passes.get(number, make)
 
@@ -210,7 +211,8 @@ class GlobalOrder:
                 shard, first = self.part.shards[shard], first + self.part.first[shard]
             groups = min(max(1, round(int(self.sizes[shards].sum()) / self.group_bytes)), len(shard))
             edges = np.arange(groups + 1) * len(shard) // groups
-            return _Window(shard, first, count, edges, np.cumsum(count)[edges[1:] - 1])
+            ends = np.cumsum(count)[edges[1:] - 1].tolist()
+            return _Window(shard.astype(np.int32), first.astype(np.int32), count.astype(np.int32), edges, ends)
 
         return self._windows.get((number, place), make)
 
@@ -219,14 +221,14 @@ class GlobalOrder:
         window = self._window(number, place)
         pieces = slice(window.edges[group], window.edges[group + 1])
         count = window.count[pieces]
-        shards = np.repeat(window.shard[pieces].astype(np.int32), count)
+        shards = np.repeat(window.shard[pieces], count)
         starts = window.first[pieces] - (np.cumsum(count) - count)
         indices = (np.arange(len(shards)) + np.repeat(starts, count)).astype(np.int32)
         order = _generator(*self._key, _SAMPLES, number, (place << 32) + group).permutation(len(shards))
         return shards[order], indices[order]
 
 
-def _bucket(ends: np.ndarray, value: int) -> tuple[int, int]:
+def _bucket(ends: list[int], value: int) -> tuple[int, int]:
     """Bucket that a value falls into, and its place in the bucket."""
-    bucket = int(np.searchsorted(ends, value, side="right"))
-    return bucket, value - (int(ends[bucket - 1]) if bucket else 0)
+    bucket = bisect_right(ends, value)
+    return bucket, value - (ends[bucket - 1] if bucket else 0)

@@ -40,8 +40,9 @@ def plan_reading(data: ShardSources, seed: int, samples: int, batch_size: int, h
         often = "once" if whole.max() <= data.cache.limit else "once a pass"
         amplification = (whole.sum() + ranged) / max(1, total)
         rows["reads"] = (
-            f"{1 - ranged / max(1, total):.0%} of the remote bytes by whole shards, fetched {often} by each of {hosts} "
-            f"host(s) that reads from them (amplification {amplification:.4f}); the rest by one request a sample"
+            f"{1 - ranged / max(1, total):.0%} of the remote bytes by whole shards, fetched {often} by each host "
+            f"that reads from them ({hosts} host(s), amplification {amplification:.4f}); the rest by one request a "
+            "sample"
         )
     if hosts > 1:
         rows["reads"] += f"; a host touches shards of {share:.1%} of the bytes"
