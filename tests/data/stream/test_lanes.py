@@ -6,10 +6,12 @@ import hashlib
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ from cloc.data.stream.mixture import Mixture
 from cloc.data.stream.order import REPLACEMENTS, WINDOW_SHARDS, GlobalOrder
 from cloc.data.stream.prefetch import FETCHERS, FETCHING, Prefetcher
 from cloc.data.stream.read_plan import check_cache, plan_reading
-from cloc.data.stream.sources import ShardSource, ShardSources
+from cloc.data.stream.sources import ShardSource, ShardSources, open_shards
 from tests.data.stream.test_order import LAYOUTS
 from tests.kit.streams import make_manifest, make_stream
 
@@ -412,6 +414,30 @@ def test_a_prefetcher_begins_anew_in_another_process(monkeypatch: pytest.MonkeyP
     ahead.want([1], [2])
     ended()
     assert sorted(reader.asked) == [1, 2]
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[Manifest]:
+    """Sixteen remote shards of three samples."""
+    folder = tmp_path / "set"
+    make_manifest(folder, count=48, shards=16)
+    system = fsspec.filesystem("memory")
+    for file in folder.iterdir():
+        system.pipe(f"/bucket/lanes/{file.name}", file.read_bytes())
+    yield open_shards("memory://bucket/lanes", ShardCache(tmp_path / "index"))
+    system.store.clear()
+
+
+def test_each_host_fetches_its_own_shards_alone(away: Manifest, tmp_path: Path) -> None:
+    """Two hosts with a cache each, of two processes each; two passes, with what is fetched ahead."""
+    found = []
+    for host in range(2):
+        data = ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path / str(host)))
+        for rank in (2 * host, 2 * host + 1):
+            list(islice(make_stream(data, rank, 4, streams=4), 12))
+        ended()
+        found.append({path.name for path in (tmp_path / str(host)).rglob("*.tar")})
+    assert [len(names) for names in found] == [8, 8] and not found[0] & found[1]
 
 
 def test_a_stream_that_has_looked_ahead_can_be_pickled(tmp_path: Path) -> None:
