@@ -309,6 +309,7 @@ Heads = Annotated[int, Interval(1, 1024)]
 Drawn = Annotated[int, Interval(1, 4096)]  # of one picture
 Pictures = Annotated[int, Interval(1, 2**20)]  # of one pass
 Processes = Annotated[int, Interval(0, 512)]
+Streams = Annotated[int, Interval(1, 2**12)]  # of the order; hosts have some each
 Threads = Annotated[int, Interval(0, 1024)]
 Path = Annotated[str, Line()]  # or URL
 Name = Annotated[str, Line("name", path=False)]

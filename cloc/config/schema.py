@@ -33,6 +33,7 @@ from cloc.config.domains import (
     Seed,
     Share,
     Sources,
+    Streams,
     Threads,
     Weight,
     Width,
@@ -65,6 +66,9 @@ class DataConfig:
     train: Annotated[Any, Sources()] = MISSING
     """Folder, ``.tar`` files (braces expand) or URL of shards; or several sources, each NAME: {path, weight}. See
     docs/shards.md#sources."""
+    streams: Streams = 1
+    """C, fixed streams into which the order is dealt, so that each host of a job reads its own shards alone: a multiple
+    of the hosts that divides ``batch_size``. See docs/clusters.md#the-order-in-streams."""
     regions: Drawn = 4
     """M, regions drawn per image and step."""
     negatives: Annotated[int, Interval(0, 4096)] = 0

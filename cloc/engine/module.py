@@ -55,6 +55,7 @@ class Pretrain(Task):
         "loss": After.HOLDS,
         "datasets": After.HOW,
         **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
+        "data.streams": After.REFUSED,  # the cursor would stand in another order
         **dict.fromkeys(keys_of("data", "workers batch_timeout max_skip_share"), After.HOW),
         **dict.fromkeys(keys_of("data", "cache_dir cache_bytes timeout redirect_hosts"), After.HOW),
     }

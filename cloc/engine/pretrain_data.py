@@ -11,6 +11,7 @@ from typing import Any
 from cloc.config import ConfigError, TrainConfig
 from cloc.config.terms import Need, terms_of, weights_of
 from cloc.data.stream.batches import READER_MEMORY, Stream
+from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.sources import ShardSources, open_sources
 from cloc.data.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def open_data(config: TrainConfig) -> ShardSources:
 
 def check_data(config: TrainConfig, data: ShardSources) -> None:
     """See :func:`open_data`."""
-    data.check_cache(config.seed)
+    check_cache(data, config.seed, config.batch_size, config.trainer.num_nodes)
     wants = [one for one in terms_of(config.loss) if one.weight and one.needs(Need.REGIONS)]
     if wants and data.regions == 0:
         besides = "".join(f"; {name}: {text}" for name, text in data.left_out().items())
@@ -134,7 +135,7 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
 def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
     """What the data holds and who reads it, before a run starts."""
     return {
-        **data.plan(config.seed, config.samples, nodes(config.trainer.num_nodes)),
+        **plan_reading(data, config.seed, config.samples, config.batch_size, nodes(config.trainer.num_nodes)),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         **data.left_out(),
         "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",

@@ -81,12 +81,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "ragged"
 
 
-def launch(processes: int, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py")]
-    options = (*TINY, *options)
+# Stands for train.py: each process kills itself in the second step.
+KILLED = """
+import os, runpy, signal, sys
+sys.path.insert(0, os.getcwd())
+from cloc.engine.module import Pretrain
+step = Pretrain.step
+def fatal(self, batch):
+    if self.samples_seen >= 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+Pretrain.step = fatal
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def launch(processes: int, *options: str, script: str = "") -> subprocess.CompletedProcess[str]:
+    program = ["-c", script] if script else [str(ROOT / "train.py")]
+    command, options = [sys.executable, *program], (*TINY, *options)
     if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={processes}", str(ROOT / "train.py"), f"trainer.devices={processes}"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["--no-python", sys.executable, *program] if script else program
+        command += [f"trainer.devices={processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -125,6 +142,19 @@ def test_three_steps_of_ddp_equal_one_process(data: Path, alone: dict[str, Any],
     """Ragged regions, a process without any, gradient clipping, temperatures: equal but for the order of sums."""
     pair = trained(2, f"data.train={data}", f"run_dir={tmp_path}", "trainer.strategy=ddp")
     assert_equal_training(pair, alone)
+
+
+def test_dealt_streams_train_alike_on_one_process_and_two_and_when_killed(data: Path, tmp_path: Path) -> None:
+    """Four streams: two processes with two each, one with all; and a run killed on two that goes on alone."""
+    options = [f"data.train={data}", "data.streams=4", "trainer.checkpoint_every=8", "trainer.keep_last=3"]
+    whole = trained(1, *options, f"run_dir={tmp_path / 'whole'}")
+    pair = trained(2, *options, f"run_dir={tmp_path / 'pair'}", "trainer.strategy=ddp")
+    assert_equal_training(pair, whole)
+    folder = tmp_path / "killed"
+    killed = launch(2, *options, f"run_dir={folder}", "trainer.strategy=ddp", script=KILLED)
+    assert killed.returncode != 0
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000001.ckpt"]
+    assert_equal_training(trained(1, *options, f"run_dir={folder}"), whole)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from cloc.contracts import Batch, Region, Sample
+from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream import batches as stream_module
 from cloc.data.stream.batches import Stream
 from cloc.data.stream.region_sampling import Chooser
-from cloc.data.stream.sources import ShardSources
+from cloc.data.stream.sources import ShardSource, ShardSources
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.transforms import View
 
@@ -54,8 +56,13 @@ def make_manifest(folder: Path, broken: tuple[int, ...] = (), count: int = COUNT
     return load_manifest(folder)
 
 
-def make_stream(manifest: Manifest | ShardSources, rank: int = 0, world: int = 1, **options: Any) -> Stream:
-    return Stream(manifest, TOKENIZER, CHOOSER, options.pop("batch_size", 8), 3, rank, world, **options)
+def make_stream(
+    data: Manifest | ShardSources, rank: int = 0, world: int = 1, streams: int = 1, **options: Any
+) -> Stream:
+    if isinstance(data, Manifest):
+        data = ShardSources((ShardSource("train", data, 1),), ShardCache())
+    data = replace(data, streams=streams)
+    return Stream(data, TOKENIZER, CHOOSER, options.pop("batch_size", 8), 3, rank, world, **options)
 
 
 def digest(*tensors: Tensor) -> str:

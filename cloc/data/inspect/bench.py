@@ -167,7 +167,7 @@ def _stages(
 
 def _candidate(stream: Stream, reader: ShardReader, position: int, clock: _Clock, out: Tensor) -> Candidate | None:
     """Take one sample through the stages that are its own; None where it cannot be used."""
-    place, rng = stream.sources[0].order.locate(position), choices(0, position)
+    (_, place), rng = stream.locate(position), choices(0, position)
     try:
         key, members = clock("read", lambda: reader.read_members(place, views=True))
         sample, _ = clock("parse", parse_sample, members, key, reader.manifest.folder.name)

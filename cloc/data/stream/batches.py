@@ -1,18 +1,16 @@
 """Reads the endless stream of batches that training takes (``order → decode → views → collate → stream``).
 
-Global batch k is the slice [kB, (k+1)B) of the global order, for every number of ranks and workers. Resuming is one
-integer, the cursor, which travels in each batch.
+Global batch k is the slice [kB, (k+1)B) of the global order, arranged by lanes, for every number of ranks and workers.
+Resuming is one integer, the cursor, which travels in each batch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +21,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cloc.contracts import BadSample, Batch, Sample
 from cloc.data.decode import decoder
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.manifest import Manifest
+from cloc.data.shards.manifest import Manifest, Place
 from cloc.data.shards.reader import ShardReader
 from cloc.data.stream.collate import collate
-from cloc.data.stream.mixture import Mixture
-from cloc.data.stream.order import REPLACEMENTS, GlobalOrder, choices
+from cloc.data.stream.lanes import Deal, DealtOrder, rank_positions
+from cloc.data.stream.order import REPLACEMENTS, choices
+from cloc.data.stream.prefetch import Prefetcher
 from cloc.data.stream.region_sampling import Candidate, Chooser, Item
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
 from cloc.data.stream.skip_limits import UNREADABLE_SHARD, SkipLimit
@@ -41,9 +40,6 @@ READER_MEMORY = "reader_memory_bytes"
 
 TOGETHER = 64
 """Samples whose encoded pictures a reader holds at a time."""
-
-FETCHING = "fetching ahead"
-"""Name of the threads that do."""
 
 
 class _ParsedSample(NamedTuple):
@@ -61,29 +57,24 @@ class _ParsedSample(NamedTuple):
 class _Reading:
     """One source as a worker reads it: its order, its files, and what was left out of it so far."""
 
-    def __init__(self, source: ShardSource, order: GlobalOrder, cache: ShardCache, max_skip_share: float) -> None:
+    def __init__(self, source: ShardSource, order: DealtOrder, cache: ShardCache, max_skip_share: float) -> None:
         self.name, self.manifest, self.order = source.name, source.manifest, order
         self.reader = ShardReader(source.manifest, cache=cache)
         self.skips = SkipLimit(source, max_skip_share)
-        self.window: tuple[int, int] | None = None
+        self.ahead = Prefetcher(self.reader, order.streams)
+        self.windows: dict[int, tuple[int, int]] = {}  # of each lane that is read
 
-    def look_ahead(self, index: int) -> None:
-        """Fetch the shards of the next window while this one is being read."""
+    def look_ahead(self, index: int, lane: int = 0) -> None:
+        """Fetch the shards of a lane's next window while this one is being read."""
         if not self.manifest.remote:
             return
-        window, shards = self.order.window_shards(index)
-        if window == self.window:
+        order = self.order.lane(lane)
+        window, shards = order.window_shards(index)
+        if window == self.windows.get(lane):
             return
-        self.window = window
-        _, following = self.order.window_shards(self.order.next_window(index))
+        self.windows[lane] = window
         start = os.getpid() % len(shards)  # the readers of a host begin with different shards
-        order = shards[start:] + shards[:start] + following
-        threading.Thread(target=self._fetch, args=(order,), name=FETCHING, daemon=True).start()
-
-    def _fetch(self, shards: list[int]) -> None:
-        for shard in shards:
-            with contextlib.suppress(OSError):  # it comes again where the shard is read, and is counted there
-                self.reader.prefetch(shard)
+        self.ahead.want(shards[start:] + shards[:start], order.window_shards(order.next_window(index))[1])
 
 
 class Stream(IterableDataset[Batch | SharedBatch]):
@@ -126,7 +117,8 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         self.sources = [
             _Reading(part, order, data.cache, max_skip_share) for part, order in zip(data.parts, orders, strict=True)
         ]
-        self.mixture = Mixture([part.weight for part in data.parts])
+        self.streams = data.streams
+        self.deal = Deal([part.weight for part in data.parts], data.streams)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor = cursor
         self.cache, self.damaged = data.cache, 0  # shards of the cache that a batch has counted
@@ -153,9 +145,8 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             images: ``[B,3,size,size]`` uint8 to write the pictures to; a new one by default.
         """
         local = self.batch_size // self.world_size
-        first = position + self.rank * local
         stats: Counter[str] = Counter()
-        places = range(first, first + local)
+        places = rank_positions(position, self.batch_size, self.streams, self.rank, self.world_size)
         self._load(places)
         items: list[Item] = []
         images = new_views(local, self.chooser.view.size) if images is None else images
@@ -184,24 +175,28 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             BadSample: it cannot be used.
             OSError: its shard cannot be read.
         """
-        number, index = self.mixture.locate(position)
-        source = self.sources[number]
-        return source.reader.read_sample(source.order.locate(index, replacement), views=True)
+        number, place = self.locate(position, replacement)
+        return self.sources[number].reader.read_sample(place, views=True)
 
-    def _load(self, positions: range) -> None:
+    def locate(self, position: int, replacement: int = 0) -> tuple[int, Place]:
+        """Return the source and place of the sample that stands at a global position, or of one of its substitutes."""
+        number, lane, index = self.deal.locate(position)
+        return number, self.sources[number].order.locate(lane, index, replacement)
+
+    def _load(self, positions: Sequence[int]) -> None:
         """Ask for the remote samples of a batch all at once."""
-        wanted: dict[int, list[tuple[int, int]]] = {}
+        wanted: dict[int, list[Place]] = {}
         for position in positions if any(source.manifest.remote for source in self.sources) else ():
-            number, index = self.mixture.locate(position)
-            wanted.setdefault(number, []).append(self.sources[number].order.locate(index))
+            number, place = self.locate(position)
+            wanted.setdefault(number, []).append(place)
         for number, places in wanted.items():
             self.sources[number].reader.load(places)
 
     def _read_usable(self, position: int, tries: Iterator[int], stats: Counter[str]) -> _ParsedSample:
         """Read the sample of a position, or the next of its substitutes that can be parsed."""
-        number, index = self.mixture.locate(position)
+        number, lane, index = self.deal.locate(position)
         source = self.sources[number]
-        source.look_ahead(index)
+        source.look_ahead(index, lane)
         for replacement in tries:
             source.skips.read += 1
             try:
@@ -210,7 +205,7 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             except (BadSample, OSError) as error:
                 self._leave_out(source, error, stats)
                 if not isinstance(error, BadSample):
-                    source.skips.lose_shard(source.order.locate(index, replacement)[0], error)
+                    source.skips.lose_shard(source.order.locate(lane, index, replacement)[0], error)
                 continue
             return _ParsedSample(position, number, sample, decode, counts, choices(self.seed, position), tries)
         raise source.skips.no_substitute(position, REPLACEMENTS)

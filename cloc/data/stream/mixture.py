@@ -36,13 +36,18 @@ class Mixture:
         """Return (source, number of the source's earlier samples) of a position."""
         if len(self.weights) == 1:
             return 0, position
+        counts = self.counts(position)
+        source = self._next(counts)
+        return source, counts[source]
+
+    def counts(self, position: int) -> list[int]:
+        """How many samples of each source stand before a position."""
         # No more than `position` samples are due before this date, and nearly so many.
         date = max(0, position - len(self.weights) // 2)
         counts = [-((self.total - 2 * weight * date) // (2 * self.total)) for weight in self.weights]
         for _ in range(position - sum(counts)):
             counts[self._next(counts)] += 1
-        source = self._next(counts)
-        return source, counts[source]
+        return counts
 
     def _next(self, counts: list[int]) -> int:
         return min(range(len(counts)), key=lambda source: (2 * counts[source] + 1) * self._period[source])

@@ -6,6 +6,7 @@ neither ranks nor workers nor resuming can change it, they only decide who reads
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ GROUP_BYTES = 1 << 33
 """About the bytes of these pieces."""
 
 # What random numbers are for: streams of different purposes never meet.
-_SHARDS, _PIECES, _SAMPLES, _CHOICES = range(4)
+_SHARDS, _PIECES, _SAMPLES, _CHOICES, _DEALT = range(5)
 
 
 def rank_share(count: int, rank: int, world: int) -> range:
@@ -36,6 +37,11 @@ def rank_share(count: int, rank: int, world: int) -> range:
 def choices(seed: int, position: int) -> np.random.Generator:
     """Random numbers for whatever is drawn at a global position: crop, regions, phrases, caption."""
     return _generator(seed, 0, _CHOICES, position)
+
+
+def dealing_order(seed: int, source: int, shards: int) -> np.ndarray:
+    """Order of a source's shards ``[shards]`` in which they are dealt into lanes: the same in every pass."""
+    return _generator(seed, source, _DEALT, 0).permutation(shards)
 
 
 def _generator(seed: int, source: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:
@@ -61,12 +67,27 @@ class _Recent(Generic[Made]):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which samples of a source an order is over: a run of each of some shards.
+
+    Attributes:
+        lane: number of the lane (:mod:`cloc.data.stream.lanes`); each has random numbers of its own.
+        shards: ``[n]``, their numbers in the source.
+        first: ``[n]``, index of the run's first sample in its shard.
+    """
+
+    lane: int
+    shards: np.ndarray
+    first: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """Shards in the order of a pass, first slot of each window (plus the end), samples up to each window's end."""
 
     shards: np.ndarray
     edges: np.ndarray
-    ends: np.ndarray
+    ends: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +98,7 @@ class _Window:
     first: np.ndarray
     count: np.ndarray
     edges: np.ndarray
-    ends: np.ndarray
+    ends: list[int]
 
 
 class GlobalOrder:
@@ -95,6 +116,7 @@ class GlobalOrder:
         seed: changes the whole order.
         group_bytes: how many bytes are mixed at a time; larger mixes better, smaller reads more locally.
         source: number of the data source; each has an order of its own.
+        part: where the samples are; None for all of these shards, which are then numbered as they come.
 
     Raises:
         ValueError: there is no sample at all.
@@ -102,18 +124,23 @@ class GlobalOrder:
 
     def __init__(
         self,
-        samples: Sequence[int],
-        sizes: Sequence[int],
+        samples: Sequence[int] | np.ndarray,
+        sizes: Sequence[int] | np.ndarray,
         seed: int,
         group_bytes: int = GROUP_BYTES,
         source: int = 0,
+        part: Part | None = None,
     ) -> None:
         self.samples = np.asarray(samples, dtype=np.int64)
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.length = int(self.samples.sum())
         if self.length == 0:
             raise ValueError(f"{len(self.samples)} shards hold no sample: there is nothing to put in order")
-        self.seed, self.group_bytes, self.source = seed, group_bytes, source
+        self.group_bytes, self.part = group_bytes, part
+        self._key = (
+            seed,
+            source + ((part.lane if part else 0) << 32),
+        )  # names the random numbers: of lane 0 by its source
         self.windows = max(1, min(len(self.samples) // WINDOW_SHARDS, int(self.sizes.sum()) // group_bytes))
         self._stride = 7919 if self.length % 7919 else 7907  # primes: substitutes never come back to the first sample
         self._passes: _Recent[_Pass] = _Recent(2)
@@ -140,25 +167,30 @@ class GlobalOrder:
         number, within = divmod(position, self.length)
         found = self._pass(number)
         place, _ = _bucket(found.ends, within)
-        return (number, place), found.shards[found.edges[place] : found.edges[place + 1]].tolist()
+        shards = found.shards[found.edges[place] : found.edges[place + 1]]
+        return (number, place), (shards if self.part is None else self.part.shards[shards]).tolist()
 
     def next_window(self, position: int) -> int:
         """Return the first position behind the window that a position lies in."""
         number, within = divmod(position, self.length)
         ends = self._pass(number).ends
-        return number * self.length + int(ends[_bucket(ends, within)[0]])
+        return number * self.length + ends[_bucket(ends, within)[0]]
 
     @property
     def window_bytes(self) -> int:
         """Bytes of the shards that are read at a time: those of the largest window of the first pass."""
+        return self.largest_window(self.sizes)
+
+    def largest_window(self, amounts: np.ndarray) -> int:
+        """The most that a window of the first pass adds up to, of amounts ``[n]`` of the shards."""
         found = self._pass(0)
-        return int(np.add.reduceat(self.sizes[found.shards], found.edges[:-1]).max())
+        return int(np.add.reduceat(amounts[found.shards], found.edges[:-1]).max())
 
     def _pass(self, number: int) -> _Pass:
         def make() -> _Pass:
-            shards = _generator(self.seed, self.source, _SHARDS, number).permutation(len(self.samples))
+            shards = _generator(*self._key, _SHARDS, number).permutation(len(self.samples))
             edges = np.arange(self.windows + 1) * len(shards) // self.windows
-            return _Pass(shards, edges, np.cumsum(self.samples[shards])[edges[1:] - 1])
+            return _Pass(shards, edges, np.cumsum(self.samples[shards])[edges[1:] - 1].tolist())
 
         return self._passes.get(number, make)
 
@@ -173,11 +205,14 @@ class GlobalOrder:
             number_in_shard = np.arange(len(shard)) - np.repeat(np.cumsum(cuts) - cuts, cuts)
             first = number_in_shard * total // np.repeat(cuts, cuts)
             count = (number_in_shard + 1) * total // np.repeat(cuts, cuts) - first
-            order = _generator(self.seed, self.source, _PIECES, number, place).permutation(len(shard))
+            order = _generator(*self._key, _PIECES, number, place).permutation(len(shard))
             shard, first, count = shard[order], first[order], count[order]
+            if self.part is not None:
+                shard, first = self.part.shards[shard], first + self.part.first[shard]
             groups = min(max(1, round(int(self.sizes[shards].sum()) / self.group_bytes)), len(shard))
             edges = np.arange(groups + 1) * len(shard) // groups
-            return _Window(shard, first, count, edges, np.cumsum(count)[edges[1:] - 1])
+            ends = np.cumsum(count)[edges[1:] - 1].tolist()
+            return _Window(shard.astype(np.int32), first.astype(np.int32), count.astype(np.int32), edges, ends)
 
         return self._windows.get((number, place), make)
 
@@ -186,14 +221,14 @@ class GlobalOrder:
         window = self._window(number, place)
         pieces = slice(window.edges[group], window.edges[group + 1])
         count = window.count[pieces]
-        shards = np.repeat(window.shard[pieces].astype(np.int32), count)
+        shards = np.repeat(window.shard[pieces], count)
         starts = window.first[pieces] - (np.cumsum(count) - count)
         indices = (np.arange(len(shards)) + np.repeat(starts, count)).astype(np.int32)
-        order = _generator(self.seed, self.source, _SAMPLES, number, (place << 32) + group).permutation(len(shards))
+        order = _generator(*self._key, _SAMPLES, number, (place << 32) + group).permutation(len(shards))
         return shards[order], indices[order]
 
 
-def _bucket(ends: np.ndarray, value: int) -> tuple[int, int]:
+def _bucket(ends: list[int], value: int) -> tuple[int, int]:
     """Bucket that a value falls into, and its place in the bucket."""
-    bucket = int(np.searchsorted(ends, value, side="right"))
-    return bucket, value - (int(ends[bucket - 1]) if bucket else 0)
+    bucket = bisect_right(ends, value)
+    return bucket, value - (ends[bucket - 1] if bucket else 0)

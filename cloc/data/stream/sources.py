@@ -38,7 +38,7 @@ from cloc.data.shards.stores import (
     without_user,
 )
 from cloc.data.shards.tars import ShardError, ShardInfo, scan_shard
-from cloc.data.stream.order import GlobalOrder
+from cloc.data.stream.lanes import DealtOrder
 from cloc.files import host_lock, make_folder, write_json
 
 MAX_NAMES = 1_000_000
@@ -73,10 +73,23 @@ class ShardSources:
     Attributes:
         parts: the sources; ``Batch.source`` counts them in this order.
         cache: of their remote shards.
+        streams: C, into which the samples of each are dealt (:mod:`cloc.data.stream.lanes`).
+
+    Raises:
+        ConfigError: a source has fewer samples than streams.
     """
 
     parts: tuple[ShardSource, ...]
     cache: ShardCache
+    streams: int = 1
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if part.manifest.samples < self.streams:
+                raise ConfigError(
+                    f"data.streams={self.streams}: data.train.{part.name} holds {part.manifest.samples} samples, at "
+                    "least one a stream is needed; give fewer streams (1 for one order over all), or more data"
+                )
 
     @property
     def samples(self) -> int:
@@ -108,61 +121,20 @@ class ShardSources:
         facts = [f"{part.name} {part.weight} {part.manifest.digest}" for part in self.parts]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
-    def orders(self, seed: int) -> list[GlobalOrder]:
+    def orders(self, seed: int) -> list[DealtOrder]:
         """The order of each source."""
         return [
-            GlobalOrder([s.samples for s in shards], [s.bytes for s in shards], seed, source=number)
+            DealtOrder([s.samples for s in shards], [s.bytes for s in shards], seed, number, self.streams)
             for number, shards in enumerate(part.manifest.shards for part in self.parts)
         ]
-
-    def plan(self, seed: int, samples: int, hosts: int) -> dict[str, str]:
-        """What reading ``samples`` samples on so many hosts means, by name, for people."""
-        total, rows = sum(part.weight for part in self.parts), {}
-        for part, order in zip(self.parts, self.orders(seed), strict=True):
-            name = "data" if len(self.parts) == 1 else f"data: {part.name}"
-            share, shards = part.weight / total, len(part.manifest.shards)
-            rows[name] = (
-                f"{share:.1%} of the samples, {samples * share / order.length:.1f} passes over {order.length:,} in "
-                f"{shards} shards; {-(-shards // order.windows)} ({order.window_bytes / 2**20:,.0f} MiB) at a time"
-            )
-        rows["reads"] = "each sample by itself: no byte is read twice in a pass (amplification 1.0)"
-        remote = [shard for part in self.parts if part.manifest.remote for shard in part.manifest.shards]
-        if remote:
-            held = sum(shard.bytes for shard in remote if shard.bytes <= self.cache.limit)
-            share, often = (
-                held / sum(shard.bytes for shard in remote),
-                "once" if held <= self.cache.limit else "once a pass",
-            )
-            rows["reads"] = (
-                f"{share:.0%} of the remote bytes by whole shards, fetched {often} by each of {hosts} host(s) "
-                f"(amplification {share * hosts + 1 - share:.1f}); the rest by one request a sample"
-            )
-        return rows
-
-    def check_cache(self, seed: int) -> None:
-        """Refuse a cache in which shards would come and go many times a pass.
-
-        Raises:
-            ConfigError: says how large it must be.
-        """
-        needed = 0
-        for part, order in zip(self.parts, self.orders(seed), strict=True):
-            sizes = [shard.bytes for shard in part.manifest.shards if shard.bytes <= self.cache.limit]
-            if part.manifest.remote:  # the window that is read, and the next one, which is fetched meanwhile
-                needed += min(sum(sizes), 2 * order.window_bytes)
-        if needed > self.cache.limit:
-            raise ConfigError(
-                f"data.cache_bytes={self.cache.limit:,}: {needed:,} bytes of shards are read at a time, so they would "
-                "be fetched again and again; give at least that, or 0 to ask for each sample by itself"
-            )
 
 
 def open_sources(config: DataConfig) -> ShardSources:
     """Open everything that ``data.train`` names.
 
     Raises:
-        ConfigError: ``data.train`` is neither a path nor a mapping of names to ``{path, weight}``, or weights are given
-            for some sources only.
+        ConfigError: ``data.train`` is neither a path nor a mapping of names to ``{path, weight}``, weights are given
+            for some sources only, or a source has fewer samples than ``data.streams``.
         FileNotFoundError: there is no shard.
         ShardError: shards cannot be used, or a URL cannot be opened.
     """
@@ -190,7 +162,7 @@ def open_sources(config: DataConfig) -> ShardSources:
         if not manifest.samples:
             raise ShardError(f"data.train.{name}: {source['path']} holds no sample; name other shards, or leave it out")
         parts.append(ShardSource(name, manifest, weights[name] or manifest.samples))
-    return ShardSources(tuple(parts), cache)
+    return ShardSources(tuple(parts), cache, config.streams)
 
 
 def open_shards(path: str, cache: ShardCache) -> Manifest:

@@ -22,7 +22,7 @@ from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import ShardReadError
-from cloc.data.stream.batches import FETCHING
+from cloc.data.stream.prefetch import FETCHING
 from cloc.data.stream.sources import open_shards, open_sources
 from tests.kit.streams import contents, make_manifest, make_stream
 

@@ -23,7 +23,8 @@ from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import ShardError, ShardReadError
 from cloc.data.stream import sources
-from cloc.data.stream.batches import FETCHING
+from cloc.data.stream.prefetch import FETCHING
+from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.sources import ShardSource, ShardSources, open_shards, open_sources
 from tests.kit.streams import contents, make_manifest, make_stream
 
@@ -173,7 +174,7 @@ def test_a_remote_shard_that_vanishes_costs_its_samples_and_is_not_asked_for_aga
     data = open_sources(DataConfig(train=URL, cache_dir=str(tmp_path / "cache"), cache_bytes=manifest.bytes))
     fsspec.filesystem("memory").rm("/bucket/set/shard-000001.tar")
     stream = make_stream(data)
-    stream.sources[0].look_ahead = lambda index: None
+    stream.sources[0].look_ahead = lambda *_: None
     batches = list(islice(stream, 3))
     assert not {f"s{i:03d}" for i in range(5, 10)} & {key for batch in batches for key in batch.keys}
     assert sum(batch.stats.get("skipped/unreadable_shard", 0) for batch in batches) >= 5
@@ -296,19 +297,19 @@ def test_a_cache_that_would_be_filled_again_and_again_is_refused(manifest: Manif
     for limit, good in ((0, True), (manifest.bytes // 2, False), (manifest.bytes, True)):
         data = ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path, limit))
         if good:
-            data.check_cache(0)
+            check_cache(data, 0, 8)
         else:
             with pytest.raises(ConfigError, match=rf"data.cache_bytes={limit:,}: {manifest.bytes:,} bytes"):
-                data.check_cache(0)
+                check_cache(data, 0, 8)
 
 
 def test_the_plan_tells_what_is_read(manifest: Manifest, tmp_path: Path) -> None:
-    local = ShardSources((ShardSource("train", manifest, 1),), ShardCache(tmp_path)).plan(0, 230, 4)
+    local = plan_reading(ShardSources((ShardSource("train", manifest, 1),), ShardCache(tmp_path)), 0, 230, 8, 4)
     assert "10.0 passes over 23 in 5 shards" in local["data"] and "amplification 1.0" in local["reads"]
     away = open_shards(URL, ShardCache(tmp_path))
-    cached = ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path)).plan(0, 230, 4)
+    cached = plan_reading(ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path)), 0, 230, 8, 4)
     assert "100% of the remote bytes" in cached["reads"] and "amplification 4.0" in cached["reads"]
-    ranges = ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path, 0)).plan(0, 230, 4)
+    ranges = plan_reading(ShardSources((ShardSource("train", away, 1),), ShardCache(tmp_path, 0)), 0, 230, 8, 4)
     assert "0% of the remote bytes" in ranges["reads"] and "amplification 1.0" in ranges["reads"]
 
 

@@ -25,7 +25,8 @@ from cloc.data.shards.tars import ShardInfo
 from cloc.data.shards.writer import write_shards
 from cloc.data.stream import batches as stream_module
 from cloc.data.stream.batches import Stream, make_loader
-from cloc.data.stream.order import REPLACEMENTS
+from cloc.data.stream.lanes import rank_positions
+from cloc.data.stream.order import REPLACEMENTS, rank_share
 from cloc.data.stream.region_sampling import Chooser
 from cloc.data.stream.skip_limits import SkipLimitError
 from cloc.data.stream.sources import ShardSource, ShardSources, open_sources
@@ -59,42 +60,69 @@ def test_a_batch_holds_the_contract(manifest: Manifest) -> None:
     assert batch.cursor == 8
 
 
-LAYOUTS = [(world, workers) for world in (1, 2, 4, 8) for workers in (0, 1, 2, 4)]
+LAYOUTS = [(world, workers) for world in (1, 2, 4, 8) for workers in (0, 1, 3)]
 
 
+@pytest.mark.parametrize("streams", [1, 8])
 @pytest.mark.parametrize("shards", [1, 3, 40])
 def test_one_pass_is_every_sample_once_and_every_layout_has_the_same_global_batches(
-    tmp_path: Path, shards: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: int, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compared by every tensor: pixels, boxes, phrases, captions. All ranks have the same number of batches."""
     manifest = make_manifest(tmp_path / "shards", count=40, shards=shards)
     assert len(manifest.shards) == shards
-    expected = global_batches([iter(make_stream(manifest))], 5)
+    expected = global_batches([iter(make_stream(manifest, streams=streams))], 5)
     keys = [row[0] for _, rows in expected for row in rows]
     assert sorted(keys) == [f"s{i:03d}" for i in range(40)]
     for world, workers in LAYOUTS:
-        parts = [worker_batches(make_stream(manifest, rank, world), workers, monkeypatch) for rank in range(world)]
+        ranks = [make_stream(manifest, rank, world, streams=streams) for rank in range(world)]
+        parts = [worker_batches(stream, workers, monkeypatch) for stream in ranks]
         assert global_batches(parts, 5) == expected, (world, workers)
 
 
+@pytest.mark.parametrize("most", [1, 8])
 @pytest.mark.parametrize("shards", range(1, 41))
-def test_who_reads_what_for_every_number_of_shards(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_what_for_every_number_of_shards(shards: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same over places alone, without pictures: 1 to 40 shards of different sizes, two passes."""
-    monkeypatch.setattr(Stream, "_read_usable", lambda self, position, *_: self.sources[0].order.locate(position))
+    monkeypatch.setattr(Stream, "_read_usable", lambda self, position, *_: self.locate(position)[1])
     monkeypatch.setattr(Stream, "_view", lambda self, place, *_: place)
     monkeypatch.setattr(Chooser, "choose", lambda self, places: places)
     monkeypatch.setattr(stream_module, "collate", lambda items, *_: SimpleNamespace(keys=items, stats={}))
     infos = tuple(ShardInfo(f"{i}.tar", 1 + i % 5, 0, 1000 + 7 * i, "", ()) for i in range(shards))
     manifest = Manifest(Path("nowhere"), infos, ())
+    streams = min(most, manifest.samples)
     everything = [(shard, index) for shard, info in enumerate(infos) for index in range(info.samples)]
-    count = -(-2 * manifest.samples // 8)
-    expected = [batch.keys for batch in islice(make_stream(manifest), count)]
-    places = [place for keys in expected for place in keys]
-    assert sorted(places[: len(everything)]) == sorted(places[len(everything) :][: len(everything)]) == everything
+    count = -(-2 * -(-manifest.samples // streams) * streams // 8)
+    expected = [batch.keys for batch in islice(make_stream(manifest, streams=streams), count)]
+    rows = [row for number in range(count) for row in rank_positions(8 * number, 8, streams, 0, 1)]
+    places = dict(zip(rows, [place for keys in expected for place in keys], strict=True))
+    first, second = [], []
+    for lane, length in enumerate(rank_share(manifest.samples, lane, streams) for lane in range(streams)):
+        own = [places[lane + turn * streams] for turn in range(2 * len(length))]
+        first, second = first + own[: len(length)], second + own[len(length) :]
+    assert sorted(first) == sorted(second) == everything
     for world, workers in LAYOUTS:
-        parts = [worker_batches(make_stream(manifest, rank, world), workers, monkeypatch) for rank in range(world)]
+        ranks = [make_stream(manifest, rank, world, streams=streams) for rank in range(world)]
+        parts = [worker_batches(stream, workers, monkeypatch) for stream in ranks]
         found = [[place for part in parts for place in next(part).keys] for _ in range(count)]
         assert found == expected, (world, workers)
+
+
+@pytest.mark.parametrize(
+    ("streams", "first", "whole"),
+    [
+        (1, "s013 s006 s016 s005 s022 s010 s008 s012", "7263c6f9012cc4e0"),
+        (8, "s001 s002 s020 s007 s008 s012 s016 s019", "7de5062159e421f1"),
+    ],
+)
+def test_the_order_is_that_which_a_cursor_of_before_counts_in(
+    tmp_path: Path, streams: int, first: str, whole: str
+) -> None:
+    """Literals: keys of nine batches with substitutes, over the seams of three passes."""
+    broken = make_manifest(tmp_path / "shards", broken=(4, 11))
+    batches = islice(make_stream(broken, streams=streams, max_skip_share=1.0), 9)
+    keys = " ".join(key for batch in batches for key in batch.keys)
+    assert keys.startswith(f"{first} ") and hashlib.sha256(keys.encode()).hexdigest()[:16] == whole
 
 
 def test_a_pass_shows_every_sample_once_and_the_next_begins_without_a_seam(manifest: Manifest) -> None:
@@ -110,18 +138,20 @@ def test_choices_change_from_pass_to_pass(manifest: Manifest) -> None:
     assert sum(first[key][2] != second[key][2] for key in first) > COUNT // 4  # another caption
 
 
+@pytest.mark.parametrize("streams", [1, 8])
 @pytest.mark.parametrize("stop", [1, 2, 4])
-@pytest.mark.parametrize(("world", "workers"), [(4, 2), (1, 4), (1, 0)])
+@pytest.mark.parametrize(("world", "workers"), [(4, 2), (1, 4), (1, 0), (8, 3)])
 def test_a_run_stopped_on_two_ranks_resumes_on_another_layout(
-    manifest: Manifest, stop: int, world: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, stop: int, world: int, workers: int, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = global_batches([iter(make_stream(manifest))], stop + 4)
-    before = [worker_batches(make_stream(manifest, rank, 2), 1, monkeypatch) for rank in range(2)]
+    expected = global_batches([iter(make_stream(manifest, streams=streams))], stop + 4)
+    before = [worker_batches(make_stream(manifest, rank, 2, streams), 1, monkeypatch) for rank in range(2)]
     stopped = global_batches(before, stop)
     assert stopped == expected[:stop]
     cursor = stopped[-1][0]
     after = [
-        worker_batches(make_stream(manifest, rank, world, cursor=cursor), workers, monkeypatch) for rank in range(world)
+        worker_batches(make_stream(manifest, rank, world, streams, cursor=cursor), workers, monkeypatch)
+        for rank in range(world)
     ]
     assert global_batches(after, 4) == expected[stop:]
 
@@ -134,25 +164,41 @@ def test_a_cursor_off_the_batch_grid_continues_with_the_next_sample(manifest: Ma
     assert large.cursor == 18
 
 
+@pytest.mark.parametrize("streams", [1, 3, 8])
+def test_another_batch_size_on_another_layout_goes_on_with_the_next_samples(manifest: Manifest, streams: int) -> None:
+    """12 samples by batches of 4, then batches of 12 on three ranks: as sets, the positions of one sequence."""
+    whole = [
+        row for batch in islice(make_stream(manifest, streams=streams, batch_size=1), 48) for row in contents(batch)
+    ]
+    small = list(islice(make_stream(manifest, streams=streams, batch_size=4), 3))
+    ranks = [make_stream(manifest, rank, 3, streams, batch_size=12, cursor=small[-1].cursor) for rank in range(3)]
+    large = [[row for part in step for row in contents(part)] for step in islice(zip(*ranks, strict=True), 3)]
+    for number, batch in enumerate(small):
+        assert sorted(contents(batch)) == sorted(whole[4 * number : 4 * number + 4])
+    for number, rows in enumerate(large):
+        assert sorted(rows) == sorted(whole[12 + 12 * number : 24 + 12 * number])
+
+
 def test_another_seed_is_another_stream(manifest: Manifest) -> None:
     one = next(iter(Stream(manifest, TOKENIZER, CHOOSER, 8, seed=0)))
     other = next(iter(Stream(manifest, TOKENIZER, CHOOSER, 8, seed=1)))
     assert contents(one) != contents(other)
 
 
+@pytest.mark.parametrize("streams", [1, 8])
 @pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 2)])
 def test_bad_samples_are_replaced_alike_on_every_layout_and_counted(
-    tmp_path: Path, world: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, world: int, workers: int, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = make_manifest(tmp_path / "shards", broken=(4, 11))
-    alone = list(islice(make_stream(broken, max_skip_share=1.0), 6))
+    alone = list(islice(make_stream(broken, streams=streams, max_skip_share=1.0), 6))
     expected = [(batch.cursor, contents(batch)) for batch in alone]
     keys = [key for batch in alone for key in batch.keys]
     assert not {"s004", "s011"} & set(keys)
     counts = sum(batch.stats.get("skipped/corrupt_image", 0) for batch in alone)
     assert counts >= 4  # each comes once a pass, two passes and a bit
     parts = [
-        worker_batches(make_stream(broken, rank, world, max_skip_share=1.0), workers, monkeypatch)
+        worker_batches(make_stream(broken, rank, world, streams, max_skip_share=1.0), workers, monkeypatch)
         for rank in range(world)
     ]
     assert global_batches(parts, 6) == expected
@@ -239,8 +285,15 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> ShardSources:
     return open_sources(DataConfig(train=train, cache_dir=str(folder / "cache")))
 
 
-def test_a_mixture_has_its_shares_and_every_source_its_passes(mixed: ShardSources) -> None:
-    batches = list(islice(make_stream(mixed), 14))
+def test_a_mixture_is_that_which_a_cursor_of_before_counts_in(mixed: ShardSources) -> None:
+    keys = " ".join(key for batch in islice(make_stream(mixed), 14) for key in batch.keys)
+    assert keys.startswith("s004 s003 p001 s006 s000 s007 p002 s001 ")
+    assert hashlib.sha256(keys.encode()).hexdigest()[:16] == "c9ed391780c21c64"
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_mixture_has_its_shares_and_every_source_its_passes(mixed: ShardSources, streams: int) -> None:
+    batches = list(islice(make_stream(mixed, streams=streams), 14))
     sources = torch.cat([batch.source for batch in batches]).tolist()
     for batch in batches:
         assert torch.bincount(batch.source, minlength=3).tolist() == [2, 4, 2]
@@ -248,8 +301,9 @@ def test_a_mixture_has_its_shares_and_every_source_its_passes(mixed: ShardSource
         assert not batch.region_valid[batch.source == 2].any()
     keys = [key for batch in batches for key in batch.keys]
     two = [key for key, source in zip(keys, sources, strict=True) if source == 1]
-    for start in range(0, 56, 7):
+    for start in range(0, 56, 7) if streams == 1 else ():
         assert sorted(two[start : start + 7]) == [f"s{i:03d}" for i in range(7)]
+    assert Counter(two).keys() == {f"s{i:03d}" for i in range(7)} and min(Counter(two).values()) >= 7
     counts = Counter()
     for batch in batches:
         counts.update(batch.stats)
@@ -257,14 +311,15 @@ def test_a_mixture_has_its_shares_and_every_source_its_passes(mixed: ShardSource
     assert "skipped_from/two" not in counts
 
 
+@pytest.mark.parametrize("streams", [1, 4])
 def test_a_mixture_is_the_same_on_every_layout_and_resumes(
-    mixed: ShardSources, monkeypatch: pytest.MonkeyPatch
+    mixed: ShardSources, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = global_batches([iter(make_stream(mixed))], 8)
+    expected = global_batches([iter(make_stream(mixed, streams=streams))], 8)
     for world, workers, stop in ((2, 2, 0), (4, 1, 3), (8, 4, 5)):
         cursor = stop * 8
         parts = [
-            worker_batches(make_stream(mixed, rank, world, cursor=cursor), workers, monkeypatch)
+            worker_batches(make_stream(mixed, rank, world, streams, cursor=cursor), workers, monkeypatch)
             for rank in range(world)
         ]
         assert global_batches(parts, 8 - stop) == expected[stop:]
@@ -283,13 +338,14 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(manifest: Manife
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("streams", [1, 8])
 @pytest.mark.parametrize(("world", "workers", "start"), [(1, 2, "forkserver"), (2, 1, "fork"), (2, 2, "fork")])
 def test_real_worker_processes_give_the_same_global_batches(
-    manifest: Manifest, world: int, workers: int, start: str
+    manifest: Manifest, world: int, workers: int, start: str, streams: int
 ) -> None:
-    expected = global_batches([iter(make_stream(manifest, cursor=8))], 6)
+    expected = global_batches([iter(make_stream(manifest, streams=streams, cursor=8))], 6)
     loaders = [
-        make_loader(make_stream(manifest, rank, world, cursor=8), workers, multiprocessing_context=start)
+        make_loader(make_stream(manifest, rank, world, streams, cursor=8), workers, multiprocessing_context=start)
         for rank in range(world)
     ]
     assert global_batches([iter(loader) for loader in loaders], 6) == expected

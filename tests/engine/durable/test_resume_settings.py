@@ -194,6 +194,7 @@ def test_the_moving_average_is_turned_on_and_off(first: str, then: str, squares:
     ("changed", "message"),
     [
         ("seed=1", "holds another seed (seed: 0 → 1)"),
+        ("data.streams=4", "holds another data.streams (data.streams: 1 → 4); restore these values"),
         ("model.image.options.num_heads=2", "another model (model.image.options.num_heads: 4 → 2)"),
         ("model.text.options.heads=2", "another model (model.text.options.heads: 4 → 2)"),
         ("model.image.resize=squash", "another model (model.image.resize: pad → squash)"),
@@ -272,6 +273,11 @@ def test_secrets_are_not_shown_and_defaults_are_no_change() -> None:
     before = OmegaConf.to_container(composed, resolve=True)
     del before["trainer"]["ema"], before["optim"]["layer_decay"], before["model"]["image"]["resize"]
     assert changes(Pretrain, before, now) == {}
+    del before["data"]["streams"]  # runs of before have one
+    assert changes(Pretrain, before, now) == {}
+    now["data"]["streams"] = 4
+    assert changes(Pretrain, before, now) == {"data.streams": "data.streams: 1 → 4"}
+    now["data"]["streams"] = 1
     before["trainer"]["of_another_version"] = 1
     assert changes(Pretrain, before, now) == {}
     # Earlier versions stored the texts of environment variables.
