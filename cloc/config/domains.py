@@ -269,6 +269,27 @@ class Devices:
         return "int ≥ 1, -1, `auto`, list of int"
 
 
+AUTO = "auto"
+
+
+class Readers:
+    """A number of reading processes, or ``auto``; from the environment a number comes as a text."""
+
+    most = 512
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value == AUTO or (bool(re.fullmatch(r"\d{1,3}", value, re.ASCII)) and int(value) <= self.most)
+        return type(value) is int and 0 <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"give a whole number from 0 to {self.most}, or {AUTO}"
+
+    def cell(self) -> str:
+        """As a table of keys says it."""
+        return f"int in [0, {self.most}], `{AUTO}`"
+
+
 def indices(text: str) -> list[int]:
     """A list of devices as Lightning writes it: ``"0,1"``, of one ``"1,"``."""
     return [int(one) for one in text.split(",") if one.strip()]
@@ -292,7 +313,6 @@ Side = Annotated[int, Interval(1, 4096)]  # of a view in pixels
 Heads = Annotated[int, Interval(1, 1024)]
 Drawn = Annotated[int, Interval(1, 4096)]  # of one picture
 Pictures = Annotated[int, Interval(1, 2**20)]  # of one pass
-Processes = Annotated[int, Interval(0, 512)]
 Threads = Annotated[int, Interval(0, 1024)]
 Path = Annotated[str, Line()]  # or URL
 Name = Annotated[str, Line("name", path=False)]

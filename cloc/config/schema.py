@@ -27,8 +27,8 @@ from cloc.config.domains import (
     Path,
     Pictures,
     PositiveShare,
-    Processes,
     Rate,
+    Readers,
     Seed,
     Share,
     Sources,
@@ -82,8 +82,9 @@ class DataConfig:
     """Amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none."""
     flip: Share = 0.0
     """Share of pictures that are mirrored; their texts exchange left and right."""
-    workers: Processes = 1
-    """Reading processes per training process; 0 reads in it."""
+    workers: Annotated[Any, Readers()] = 1
+    """Reading processes per training process; 0 reads in it. ``auto`` (``trainer=ddp``, ``fsdp``): the cores of its
+    share of the host less what it computes on, at most 16. See docs/clusters.md#presets."""
     batch_timeout: Weight = 600.0
     """Seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever."""
     max_skip_share: Share = 0.01

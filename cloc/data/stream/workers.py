@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import re
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from cloc.command import is_users
 from cloc.contracts import Batch
-from cloc.data.stream.shared_buffers import SharedBatch
+from cloc.data.stream.shared_buffers import SharedBatch, no_room
+
+PRELOADED = ("__main__", "cloc.data.stream.batches")
+"""What the server of reading processes imports once, for all of them; none of it starts a thread."""
 
 _POLL = 5.0  # seconds between two looks at whether the processes live
 
@@ -44,7 +50,12 @@ class Readers(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # PyTorch names its own, private class
         others = set(multiprocessing.active_children())
-        batches = super().__iter__()
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ReaderError(str(no_room("the queues of reading processes need some kB"))) from error
         self.processes |= set(multiprocessing.active_children()) - others
         return self._watched(batches)
 
@@ -68,7 +79,9 @@ class Readers(DataLoader[Batch]):
                     raise self._silent(waited) from error
                 if text.startswith("DataLoader worker"):
                     raise self._gone(text) from error
-                raise
+                raise _without_traceback(error) from error
+            except Exception as error:
+                raise _without_traceback(error) from error
             waited = 0.0
             yield batch
 
@@ -85,3 +98,26 @@ class Readers(DataLoader[Batch]):
             f"the reading process {pids} was killed, often for want of memory (the system's log tells); free some, or "
             f"take fewer than data.workers={self.num_workers}"
         )
+
+
+def prefetched(workers: int) -> int:
+    """Batches that each of so many reading processes makes ahead; many need fewer each, which saves memory."""
+    return 4 if workers <= 4 else 2
+
+
+def start_server() -> None:
+    """Start the server that reading processes are forked from, unless it runs.
+
+    It has imported by then what they need, so that each is there at once and shares that memory with the others.
+    """
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    forkserver.ensure_running()
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """An error of a reading process in its own words: PyTorch makes the whole traceback there its text."""
+    kind, text = type(error), str(error)
+    _, found, words = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+    if not found:
+        _, found, words = text.rpartition(f"\n{kind.__qualname__}: ")
+    return kind(words.strip()) if found and text.startswith("Caught ") and is_users(error) else error

@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,8 +36,7 @@ class _SameProcess:
         number, memory = self.buffers.take(SIZE)
         batch.images = memory.view(1, 2, 2, 3).permute(0, 3, 1, 2)
         batch.images.fill_(value)
-        receive, arguments = self.buffers.share(batch, number).__reduce__()
-        return receive(*arguments), number
+        return pickle.loads(ForkingPickler.dumps(self.buffers.share(batch, number))), number
 
 
 @pytest.fixture
