@@ -270,7 +270,8 @@ class RunConfig:
     resume: bool = True
     """Continue from the newest whole checkpoint in the run folder; false refuses a folder that holds one."""
     dry_run: bool = False
-    """Print steps, passes, readers and memory, and stop."""
+    """Print the plan (steps, passes, readers, memory, whether reading keeps up with the step, which takes seconds to
+    measure), and stop."""
     profile: bool = False
     """Write ``profile/trace.json.gz`` and a table of where a step's time goes, then train on."""
     objective: Name | None = None

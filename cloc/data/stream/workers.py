@@ -16,7 +16,7 @@ from cloc.command import is_users
 from cloc.contracts import Batch
 from cloc.data.stream.shared_buffers import SharedBatch, no_room
 
-PRELOADED = ("__main__", "cloc.data.stream.batches")
+PRELOADED = ("__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
 """What the server of reading processes imports once, for all of them; none of it starts a thread."""
 
 _POLL = 5.0  # seconds between two looks at whether the processes live
@@ -70,7 +70,7 @@ class Readers(DataLoader[Batch]):
         while True:
             try:
                 batch = next(batches)
-            except RuntimeError as error:
+            except Exception as error:
                 text = str(error)
                 if text.startswith("DataLoader timed out"):  # asked again, the iterator goes on waiting
                     waited += self.timeout
@@ -79,9 +79,9 @@ class Readers(DataLoader[Batch]):
                     raise self._silent(waited) from error
                 if text.startswith("DataLoader worker"):
                     raise self._gone(text) from error
-                raise _without_traceback(error) from error
-            except Exception as error:
-                raise _without_traceback(error) from error
+                if (plain := _in_own_words(error)) is not None:
+                    raise plain from error
+                raise
             waited = 0.0
             yield batch
 
@@ -114,10 +114,13 @@ def start_server() -> None:
     forkserver.ensure_running()
 
 
-def _without_traceback(error: Exception) -> Exception:
-    """An error of a reading process in its own words: PyTorch makes the whole traceback there its text."""
+def _in_own_words(error: Exception) -> Exception | None:
+    """An error of a reading process that the user can mend: PyTorch makes its whole traceback there its text."""
     kind, text = type(error), str(error)
-    _, found, words = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
-    if not found:
-        _, found, words = text.rpartition(f"\n{kind.__qualname__}: ")
-    return kind(words.strip()) if found and text.startswith("Caught ") and is_users(error) else error
+    if not text.startswith("Caught ") or not is_users(error):
+        return None
+    for name in (f"{kind.__module__}.{kind.__qualname__}", kind.__qualname__):
+        _, found, words = text.rpartition(f"\n{name}: ")
+        if found:
+            return kind(words.strip())
+    return None
