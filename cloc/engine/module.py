@@ -20,7 +20,7 @@ from cloc.contracts import Batch, LossTerms
 from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
 from cloc.data.stream.shared_buffers import release_ended_workers
 from cloc.data.stream.sources import ShardSources
-from cloc.engine import pretrain_data
+from cloc.engine import pretrain_data, rehearsal
 from cloc.engine.accumulation import accumulated
 from cloc.engine.durable.initial_weights import take_weights
 from cloc.engine.durable.run_folder import RunFolder
@@ -122,9 +122,7 @@ class Pretrain(Task):
 
     def rates(self, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
         """See :func:`cloc.engine.rehearsal.rates`."""
-        from cloc.engine.rehearsal import rates
-
-        return rates(self, data, stream, world)
+        return rehearsal.rates(self, self.config, data, stream, world)
 
     @contextmanager
     def reading(self, stream: Stream) -> Iterator[Iterable[Batch]]:

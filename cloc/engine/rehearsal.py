@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cloc.config import TrainConfig
 from cloc.config.domains import AUTO
 from cloc.contracts import Batch
 from cloc.data.inspect.bench import StreamRate, stream_rate
@@ -25,14 +26,12 @@ from cloc.engine.machine import precision_of
 from cloc.engine.process_group import cluster
 from cloc.engine.readers import MOST, host_share, readers
 from cloc.engine.start import accelerator_of
+from cloc.engine.task import Task
 from cloc.models.protocols import view
-
-if TYPE_CHECKING:  # it imports this module
-    from cloc.engine.module import Pretrain
 
 GPU_PEAK, UTILIZATION = 989e12, 0.4  # H100 SXM: dense bfloat16 FLOP/s; share that is reached
 CORE = 25e9  # FLOP/s of a core in float32, to foresee how long a step would take here; never told
-READ_SECONDS, READ_SAMPLES, REMOTE_SAMPLES = 3.0, 512, 32
+READ_SECONDS, READ_SAMPLES, REMOTE_SAMPLES = 3.0, 256, 32
 STEP_SECONDS, STEP_BATCH, REPEATS = 3.0, 64, 3
 SLOWEST = 4.0  # times slower than foreseen a step may be before it is not repeated
 
@@ -52,26 +51,27 @@ class StepRate:
     elsewhere: bool = False
 
 
-def rates(task: Pretrain, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
+def rates(task: Task, config: TrainConfig, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
     """Lines for the plan: what readers give, what a step takes, and which of the two waits.
 
     Args:
         task: rehearsed; its model comes back as it was, without gradients.
+        config: its own.
         data: of the run.
         stream: of this process.
         world: number of processes.
     """
-    local = max(1, task.config.batch_size // world)
+    local = max(1, config.batch_size // world)
     try:
-        read, batch = reading(task, data, stream, local)
-        step = step_rate(task, batch)
+        read, batch = reading(config, data, stream, local)
+        step = step_rate(task, config, batch)
     except (RuntimeError, ValueError, OSError) as error:
         return {"keeps up": f"not measured here: {' '.join(str(error).split())[:300]}"}
     remote = any(part.manifest.remote for part in data.parts)
     one = read.samples / max(1e-9, read.processor if remote else read.seconds)
     how = "decoding and view alone, without waiting for the store" if remote else "measured on this data"
-    workers = readers(task.config)
-    if step.elsewhere and task.config.data.workers == AUTO:
+    workers = readers(config)
+    if step.elsewhere and config.data.workers == AUTO:
         total, said = f"{one:,.0f} samples/s a reader", elsewhere(one, step.rate)
     elif workers:
         total = f"{workers} × {one:,.0f} = {workers * one:,.0f} samples/s, as if readers scaled linearly over the cores"
@@ -110,18 +110,18 @@ def elsewhere(one: float, step: float) -> str:
     return f"such a GPU needs {needed} of these readers, so {needed + 1} cores of its own; {given}"
 
 
-def reading(task: Pretrain, data: ShardSources, stream: Stream, local: int) -> tuple[StreamRate, Batch]:
+def reading(config: TrainConfig, data: ShardSources, stream: Stream, local: int) -> tuple[StreamRate, Batch]:
     """Measure one reader for some seconds, in this process; and a batch of what it read."""
     remote = any(part.manifest.remote for part in data.parts)
     if remote:  # by single requests: a dry run fills no cache with whole shards
         data = replace(data, cache=ShardCache(data.cache.folder, 0, data.cache.access))
-    size, seed = min(local, 16 if remote else 32), task.config.seed
+    size, seed = min(local, 16 if remote else 32), config.seed
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a reading process
     try:
         small = Stream(data, stream.tokenizer, stream.chooser, size, seed=seed, max_skip_share=1.0)
         found = stream_rate(small, 0, REMOTE_SAMPLES if remote else READ_SAMPLES, READ_SECONDS)
-        parts = task.config.trainer.accumulate
+        parts = config.trainer.accumulate
         count = max(parts, min(local, size if remote else STEP_BATCH) // parts * parts)
         again = Stream(data, stream.tokenizer, stream.chooser, count, seed=seed, max_skip_share=1.0)
         return found, found.last if count == size else again.batch_at(0)
@@ -129,14 +129,14 @@ def reading(task: Pretrain, data: ShardSources, stream: Stream, local: int) -> t
         torch.set_num_threads(before)
 
 
-def step_rate(task: Pretrain, batch: Batch) -> StepRate:
+def step_rate(task: Task, config: TrainConfig, batch: Batch) -> StepRate:
     """Measure forward and backward of a few micro-batches, or calculate them where that would take too long."""
-    options = task.config.trainer
+    options = config.trainer
     kind, passes = accelerator_of(options.accelerator), 4 if options.checkpoint_activations else 3
     passes += options.accumulate > 1
     if kind == "tpu":
         return StepRate(0, "not measured on a TPU")
-    cost = forward_flops(task, batch) * passes / len(batch.images)
+    cost = forward_flops(task, config, batch) * passes / len(batch.images)
     if kind == "cpu":
         threads = options.threads or torch.get_num_threads()
         fits = int(STEP_SECONDS * CORE * threads / cost / 2)
@@ -148,18 +148,18 @@ def step_rate(task: Pretrain, batch: Batch) -> StepRate:
         if first is None:
             return StepRate(0, f"not measured here: about {cost / 1e9:,.0f} GFLOP a sample take too long on CPUs")
         batch = first
-    seconds = _timed(task, batch, kind)
+    seconds = _timed(task, config, batch, kind)
     where = "the CPU" if kind == "cpu" else "this GPU"
     told = f"measured on {len(batch.images)} samples on {where}; a batch as if it were linear"
     return StepRate(len(batch.images) / seconds, told)
 
 
-def forward_flops(task: Pretrain, batch: Batch) -> float:
+def forward_flops(task: Task, config: TrainConfig, batch: Batch) -> float:
     """Operations of a forward pass of both towers over a batch, counted on a device that computes nothing.
 
     Where a tower's code cannot run there: two for each weight and place of a sequence.
     """
-    count, texts = len(batch.images), [batch.captions] + [batch.phrases] * (task.model.prompter is not None)
+    count, texts = len(batch.images), [batch.captions] + [batch.phrases] * (config.model.prompter is not None)
     try:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model: Any = type(task).blank_model(task.resolved)
@@ -170,8 +170,8 @@ def forward_flops(task: Pretrain, batch: Batch) -> float:
         return max(1.0, float(counter.get_total_flops()))
     except (RuntimeError, NotImplementedError, ValueError):
         weights = sum(parameter.numel() for parameter in task.model.parameters())
-        height, width = task.model.grid
-        return 2.0 * weights * (count * height * width + sum(tokens.numel() for tokens in texts))
+        places = count * math.prod(getattr(task.model, "grid", (1, 1)))
+        return 2.0 * weights * (places + sum(tokens.numel() for tokens in texts))
 
 
 def _first(batch: Batch, most: int, parts: int) -> Batch | None:
@@ -182,19 +182,15 @@ def _first(batch: Batch, most: int, parts: int) -> Batch | None:
     return None if count is None else split(batch, size // count)[0][0]
 
 
-def _timed(task: Pretrain, batch: Batch, kind: str) -> float:
+def _timed(task: Task, config: TrainConfig, batch: Batch, kind: str) -> float:
     """Seconds of forward and backward: the median of some, after one to warm up."""
     found = cluster()
-    device = (
-        torch.device(kind, found.local_rank() if found and kind == "cuda" else 0)
-        if kind != "cpu"
-        else torch.device("cpu")
-    )
-    precision = precision_of(task.config.trainer.precision, task.config.trainer.accelerator)
+    device = torch.device(f"cuda:{found.local_rank()}" if found and kind == "cuda" else kind)
+    precision = precision_of(config.trainer.precision, config.trainer.accelerator)
     dtype = torch.float16 if precision.startswith("16") else torch.bfloat16
     threads = torch.get_num_threads()
-    if kind == "cpu" and task.config.trainer.threads:
-        torch.set_num_threads(task.config.trainer.threads)
+    if kind == "cpu" and config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     before, times = task.device, []
     try:
         task.to(device).train()

@@ -102,10 +102,10 @@ def test_operations_are_those_of_the_matrix_products(squares: Path, tmp_path: Pa
         one.weight for block in [task.model.image.modules()] for one in block if isinstance(one, torch.nn.Linear)
     ]
     least = sum(2 * places * weight.numel() for weight in matrices if weight.shape[0] != 32)
-    found = rehearsal.forward_flops(task, batch)
+    found = rehearsal.forward_flops(task, config, batch)
     assert least <= found <= 20 * least
     before = [parameter.clone() for parameter in task.model.parameters()]
-    assert step_rate(task, batch).rate > 0
+    assert step_rate(task, config, batch).rate > 0
     assert all(map(torch.equal, before, task.model.parameters())), "a rehearsal trains nothing"
     assert all(parameter.grad is None for parameter in task.model.parameters())
 

@@ -252,7 +252,7 @@ def test_an_shm_that_is_full_or_fills_up(tmp_path: Path, way: str, told: str) ->
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs /dev/shm; exec "$@"', "sh"]
         + [sys.executable, str(script), way, str(tmp_path / "set")],
-        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 120},
+        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300},
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert told in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout + done.stderr

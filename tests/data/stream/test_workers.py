@@ -109,7 +109,7 @@ def test_the_server_of_readers_has_imported_all_and_has_one_thread(tmp_path: Pat
     script.write_text(SERVER)
     done = subprocess.run(
         [sys.executable, str(script)],
-        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 120},
+        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300},
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4"},
     )
     assert done.stdout.split() == ["True", "1"], done.stdout + done.stderr
