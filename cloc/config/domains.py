@@ -269,20 +269,27 @@ class Devices:
         return "int ≥ 1, -1, `auto`, list of int"
 
 
-class CountOrAuto:
-    """A number of at least 1, or ``auto``."""
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberOrAuto:
+    """A whole number from ``low`` to ``high``, or ``auto``; from the environment a number comes as a text."""
+
+    low: int
+    high: int
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, str):
-            return value == "auto" or bool(re.fullmatch(r"0*[1-9]\d{0,5}", value, re.ASCII))
-        return type(value) is int and 1 <= value < MOST_DEVICES
+            return value == AUTO or (bool(re.fullmatch(r"\d{1,6}", value, re.ASCII)) and int(value) in self)
+        return type(value) is int and self.low <= value <= self.high
 
     def __str__(self) -> str:
-        return "give a number of at least 1, or auto"
+        return f"give a whole number from {self.low} to {self.high}, or {AUTO}"
 
     def cell(self) -> str:
         """As a table of keys says it."""
-        return "int ≥ 1, `auto`"
+        return f"int in [{self.low}, {self.high}], `{AUTO}`"
 
 
 def indices(text: str) -> list[int]:
@@ -308,7 +315,6 @@ Side = Annotated[int, Interval(1, 4096)]  # of a view in pixels
 Heads = Annotated[int, Interval(1, 1024)]
 Drawn = Annotated[int, Interval(1, 4096)]  # of one picture
 Pictures = Annotated[int, Interval(1, 2**20)]  # of one pass
-Processes = Annotated[int, Interval(0, 512)]
 Streams = Annotated[int, Interval(1, 2**12)]  # of the order; hosts have some each
 Threads = Annotated[int, Interval(0, 1024)]
 Path = Annotated[str, Line()]  # or URL

@@ -11,7 +11,6 @@ from cloc.config.domains import (
     Amount,
     Choice,
     Count,
-    CountOrAuto,
     Decay,
     DeviceName,
     Devices,
@@ -24,11 +23,11 @@ from cloc.config.domains import (
     Line,
     Name,
     NameOrNode,
+    NumberOrAuto,
     OneOf,
     Path,
     Pictures,
     PositiveShare,
-    Processes,
     Rate,
     Seed,
     Share,
@@ -88,8 +87,9 @@ class DataConfig:
     """Amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none."""
     flip: Share = 0.0
     """Share of pictures that are mirrored; their texts exchange left and right."""
-    workers: Processes = 1
-    """Reading processes per training process; 0 reads in it."""
+    workers: Annotated[Any, NumberOrAuto(0, 512)] = 1
+    """Reading processes per training process; 0 reads in it. ``auto`` (``trainer=ddp``, ``fsdp``): the cores of its
+    share of the host less what it computes on, at most 16. See docs/clusters.md#presets."""
     batch_timeout: Weight = 600.0
     """Seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever."""
     max_skip_share: Share = 0.01
@@ -162,7 +162,7 @@ class TrainerConfig:
     """Kind of device."""
     devices: Annotated[Any, Devices()] = 1
     """Number of devices per node, or a list of their indices; ``auto`` or -1 for all there are (``trainer=ddp``)."""
-    num_nodes: Annotated[Any, CountOrAuto()] = "auto"
+    num_nodes: Annotated[Any, NumberOrAuto(1, 999_999)] = "auto"
     """Nodes of the job; ``auto`` for those that the launcher started, whose number an elastic job changes."""
     strategy: Annotated[str, OneOf("auto", "ddp", "fsdp")] = "auto"
     """``ddp`` holds the model on every process; ``fsdp`` (FSDP2) shards parameters, gradients and optimizer state."""
@@ -277,7 +277,8 @@ class RunConfig:
     resume: bool = True
     """Continue from the newest whole checkpoint in the run folder; false refuses a folder that holds one."""
     dry_run: bool = False
-    """Print steps, passes, readers and memory, and stop."""
+    """Print the plan (steps, passes, readers, memory, whether reading keeps up with the step, which takes seconds to
+    measure), and stop."""
     profile: bool = False
     """Write ``profile/trace.json.gz`` and a table of where a step's time goes, then train on."""
     objective: Name | None = None

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 from cloc.command import shielded
 from cloc.config.secrets import public_tree
 from cloc.config.versions import versions
+from cloc.data.stream.workers import start_server
 from cloc.files import make_folder, write_file, write_json
 from cloc.models.devices import computes_bfloat16
 
@@ -37,7 +37,7 @@ def shield_workers() -> dict[str, Any]:
         Options of the DataLoader.
     """
     with shielded({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}):
-        forkserver.ensure_running()  # it inherits the mask, and its children do
+        start_server()  # it inherits the mask, and its children do
     return {"worker_init_fn": end_with_parent}
 
 

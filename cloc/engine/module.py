@@ -20,12 +20,14 @@ from cloc.contracts import Batch, LossTerms
 from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
 from cloc.data.stream.shared_buffers import release_ended_workers
 from cloc.data.stream.sources import ShardSources
-from cloc.engine import pretrain_data
+from cloc.engine import pretrain_data, rehearsal
 from cloc.engine.accumulation import accumulated
 from cloc.engine.durable.initial_weights import take_weights
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.settings import After, keys_of
 from cloc.engine.machine import shield_workers
+from cloc.engine.readers import readers
+from cloc.engine.start import accelerator_of
 from cloc.engine.strategy import prepare
 from cloc.engine.task import OPTIONAL, Measure, Reading, Task, chosen_metrics
 from cloc.models.build import build_model
@@ -119,12 +121,17 @@ class Pretrain(Task):
         pretrain_data.check_vocabulary(self.model.text)
         return pretrain_data.build_stream(self.config, self.model, data, rank, world)
 
+    def rates(self, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
+        """See :func:`cloc.engine.rehearsal.rates`."""
+        return rehearsal.rates(self, self.config, data, stream, world)
+
     @contextmanager
     def reading(self, stream: Stream) -> Iterator[Iterable[Batch]]:
         """Batches by reading processes, which are kept out of the signals that stop a run."""
-        workers, timeout = self.config.data.workers, self.config.data.batch_timeout
+        workers, timeout = readers(self.config), self.config.data.batch_timeout
         shield = shield_workers() if workers else {}
-        loader = make_loader(stream, workers, timeout, pin_memory=torch.cuda.is_available(), **shield)
+        pinned = accelerator_of(self.config.trainer.accelerator) == "cuda"
+        loader = make_loader(stream, workers, timeout, pin_memory=pinned, **shield)
         try:
             yield loader
         finally:

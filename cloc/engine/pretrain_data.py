@@ -13,10 +13,13 @@ from cloc.config.terms import Need, terms_of, weights_of
 from cloc.data.stream.batches import READER_MEMORY, Stream
 from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.region_sampling import make_chooser
+from cloc.data.stream.shared_buffers import buffers_needed, check_shared_memory
 from cloc.data.stream.sources import ShardSources, open_sources
+from cloc.data.stream.workers import prefetched
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.process_group import nodes
+from cloc.engine.readers import host_share, readers
 from cloc.engine.task import Reading
 from cloc.files import into_folder
 from cloc.models.limits import memory
@@ -42,7 +45,7 @@ def open_data(config: TrainConfig) -> ShardSources:
 
 def check_data(config: TrainConfig, data: ShardSources) -> None:
     """See :func:`open_data`."""
-    check_cache(data, config.seed, config.batch_size, config.trainer.num_nodes)
+    check_cache(data, config.seed, config.batch_size, nodes(config.trainer.num_nodes))
     wants = [one for one in terms_of(config.loss) if one.weight and one.needs(Need.REGIONS)]
     if wants and data.regions == 0:
         besides = "".join(f"; {name}: {text}" for name, text in data.left_out().items())
@@ -110,7 +113,8 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
     """The training stream that fits a model: its tokenizer, its view.
 
     Raises:
-        ConfigError: a batch of pictures does not fit into memory.
+        ConfigError: a batch of pictures does not fit into memory, or those that are read ahead.
+        SharedMemoryError: they do not fit into ``/dev/shm``, where this system needs it.
     """
     seen = view(model.image)
     needed = 3 * seen.size**2 * (config.batch_size // world)
@@ -120,6 +124,15 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
             f"{needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give a smaller batch, or more "
             "processes"
         )
+    workers = readers(config)
+    buffers = buffers_needed(workers, prefetched(workers), needed) * host_share().processes
+    if buffers > memory():
+        raise ConfigError(
+            f"data.workers={workers}: the batches that the readers of this host's {host_share().processes} training "
+            f"process(es) hold take {buffers / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give "
+            "fewer, a smaller batch, or more processes on more machines"
+        )
+    check_shared_memory(buffers, workers)
     return Stream(
         data,
         Tokenizer.of(model.text),
@@ -134,11 +147,13 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
 
 def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
     """What the data holds and who reads it, before a run starts."""
+    workers, share = readers(config), host_share()
+    who = f"{world} rank(s) × {f'{workers} reader(s)' if workers else 'itself'}"
     return {
         **plan_reading(data, config.seed, config.samples, config.batch_size, nodes(config.trainer.num_nodes)),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
         **data.left_out(),
-        "readers": f"{world} rank(s) × {max(1, config.data.workers)} reader(s), {config.batch_size // world} a rank",
+        "readers": f"{who} of {share.host_cores} cores, {config.batch_size // world} samples a rank and step",
     }
 
 

@@ -50,6 +50,7 @@ from cloc.engine.process_group import (
     share_file,
     together,
 )
+from cloc.engine.readers import host_share
 from cloc.engine.rendezvous import TIMEOUT, use_timeout
 from cloc.engine.start import check_folder, check_machine
 from cloc.engine.sweep.agent import trial
@@ -99,6 +100,7 @@ def _train(composed: DictConfig) -> Path | None:
     folder = RunFolder(config.run_dir, kind.store_timeout(config))
     if world > 1:
         check_same(resolved, data.digest)
+        host_share()  # all processes say what they have, at the same place
     if config.dry_run:
         _rehearse(kind, config, resolved, data, folder)
         if rank == 0:
@@ -218,7 +220,7 @@ def _build(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: 
 def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: TaskData, folder: RunFolder) -> None:
     """Build what a run would build, up to its first step, so that it refuses what a run would; write nothing."""
     task, stored, (rank, world) = kind.rehearse(config, resolved), _look(folder), rank_and_world()
-    task.open_stream(data, rank, world)
+    stream = task.open_stream(data, rank, world)
     if stored is not None:
         compare(stored, config, task, data.digest, folder)
     else:
@@ -227,7 +229,10 @@ def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], dat
         check_machine(config, world)
         task.configure_optimizers()
         build_trainer(folder, task, stored, logs=False)
-    _print_plan(config, kind.plan(config, data, world), task.model, task.notes, stored)
+    if rank == 0:
+        _print_plan(
+            config, kind.plan(config, data, world) | task.rates(data, stream, world), task.model, task.notes, stored
+        )
 
 
 def _look(folder: RunFolder) -> Stored | None:

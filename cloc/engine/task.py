@@ -189,6 +189,10 @@ class Task(lightning.LightningModule):
 
     # --- what a task is: of a run ---
 
+    def rates(self, data: Any, stream: Any, world: int) -> dict[str, str]:
+        """Lines of a dry run's plan that take seconds: whether reading keeps up with the step."""
+        return {}
+
     def open_stream(self, data: Any, rank: int, world: int) -> TaskStream:
         """The stream of one of W processes."""
         raise NotImplementedError(f"{type(self).__name__}.open_stream: a task says here in what order it reads")

@@ -6,6 +6,7 @@ stage in this process, then the whole stream as the training process sees it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cloc.console import Bar, print_line, print_rows, progress, progress_console, working
-from cloc.contracts import BadSample
+from cloc.contracts import BadSample, Batch
 from cloc.data.decode import decode_rgb
 from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
@@ -66,6 +67,23 @@ class Bench:
         return self.per_core * self.seconds["decode"] / self.samples
 
 
+@dataclass(frozen=True, slots=True)
+class StreamRate:
+    """How a stream was read.
+
+    Attributes:
+        samples: that were read.
+        seconds: that took.
+        processor: seconds of them that this thread computed; without workers all but waiting for disk or store.
+        last: batch.
+    """
+
+    samples: int
+    seconds: float
+    processor: float
+    last: Batch
+
+
 def bench(
     folder: Path | str,
     chooser: Chooser,
@@ -99,8 +117,8 @@ def bench(
     finally:
         torch.set_num_threads(before)
     stream = Stream(manifest, tokenizer, chooser, batch_size, max_skip_share=1.0)
-    rate = _stream_rate(stream, workers, samples)
-    return Bench(samples, seconds, rate, workers, skipped)
+    rate = stream_rate(stream, workers, samples)
+    return Bench(samples, seconds, rate.samples / rate.seconds, workers, skipped)
 
 
 def print_bench(result: Bench, console: Console | None = None) -> None:
@@ -182,14 +200,23 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         tokenizer.encode(text)
 
 
-def _stream_rate(stream: Stream, workers: int, samples: int) -> float:
-    with working(progress_console(), "starting the workers"):
+def stream_rate(stream: Stream, workers: int, samples: int, seconds: float = math.inf) -> StreamRate:
+    """Measure a whole stream as the training process sees it.
+
+    Args:
+        stream: to be read from its cursor on.
+        workers: reading processes; 0 reads in this one.
+        samples: how many, at least.
+        seconds: longest time, to within a batch; the first batches, which are not measured, come before it.
+    """
+    with working(progress_console(), "starting the workers" if workers else "reading"):
         batches = iter(make_loader(stream, workers))
         for _ in range(max(1, _PREFETCHED * workers)):
-            next(batches)
+            last = next(batches)
     with progress(progress_console(), "the whole stream", samples) as bar:
-        seen, start = 0, time.perf_counter()
-        while seen < samples:
-            seen += len(next(batches).images)
-            bar.move(seen, samples)
-        return seen / (time.perf_counter() - start)
+        seen, start, busy = 0, time.perf_counter(), time.thread_time()
+        while seen < samples and (not seen or time.perf_counter() - start < seconds):
+            last = next(batches)
+            seen += len(last.images)
+            bar.move(min(seen, samples), samples)
+        return StreamRate(seen, time.perf_counter() - start, time.thread_time() - busy, last)

@@ -31,7 +31,7 @@ from cloc.data.stream.region_sampling import Candidate, Chooser, Item
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
 from cloc.data.stream.skip_limits import UNREADABLE_SHARD, SkipLimit
 from cloc.data.stream.sources import ShardSource, ShardSources
-from cloc.data.stream.workers import Readers
+from cloc.data.stream.workers import Readers, prefetched, start_server
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.transforms import new_views
 
@@ -255,5 +255,7 @@ def make_loader(stream: Stream, workers: int, timeout: float = 0, **options: Any
         options: further arguments of the DataLoader (for instance ``pin_memory``).
     """
     if workers:
-        options = {"prefetch_factor": 4, "multiprocessing_context": "forkserver", "persistent_workers": True} | options
+        context = {"multiprocessing_context": "forkserver", "persistent_workers": True}
+        options = {"prefetch_factor": prefetched(workers)} | context | options
+        start_server()
     return Readers(stream, workers, timeout, **options)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import re
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from cloc.command import is_users
 from cloc.contracts import Batch
-from cloc.data.stream.shared_buffers import SharedBatch
+from cloc.data.stream.shared_buffers import SharedBatch, no_room
+
+PRELOADED = ("__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
+"""What the server of reading processes imports once, for all of them; none of it starts a thread."""
 
 _POLL = 5.0  # seconds between two looks at whether the processes live
 
@@ -44,7 +50,12 @@ class Readers(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # PyTorch names its own, private class
         others = set(multiprocessing.active_children())
-        batches = super().__iter__()
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ReaderError(str(no_room("the queues of reading processes need some kB"))) from error
         self.processes |= set(multiprocessing.active_children()) - others
         return self._watched(batches)
 
@@ -59,7 +70,7 @@ class Readers(DataLoader[Batch]):
         while True:
             try:
                 batch = next(batches)
-            except RuntimeError as error:
+            except Exception as error:
                 text = str(error)
                 if text.startswith("DataLoader timed out"):  # asked again, the iterator goes on waiting
                     waited += self.timeout
@@ -68,6 +79,8 @@ class Readers(DataLoader[Batch]):
                     raise self._silent(waited) from error
                 if text.startswith("DataLoader worker"):
                     raise self._gone(text) from error
+                if (plain := _in_own_words(error)) is not None:
+                    raise plain from error
                 raise
             waited = 0.0
             yield batch
@@ -85,3 +98,29 @@ class Readers(DataLoader[Batch]):
             f"the reading process {pids} was killed, often for want of memory (the system's log tells); free some, or "
             f"take fewer than data.workers={self.num_workers}"
         )
+
+
+def prefetched(workers: int) -> int:
+    """Batches that each of so many reading processes makes ahead; many need fewer each, which saves memory."""
+    return 4 if workers <= 4 else 2
+
+
+def start_server() -> None:
+    """Start the server that reading processes are forked from, unless it runs.
+
+    It has imported by then what they need, so that each is there at once and shares that memory with the others.
+    """
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    forkserver.ensure_running()
+
+
+def _in_own_words(error: Exception) -> Exception | None:
+    """An error of a reading process that the user can mend: PyTorch makes its whole traceback there its text."""
+    kind, text = type(error), str(error)
+    if not text.startswith("Caught ") or not is_users(error):
+        return None
+    for name in (f"{kind.__module__}.{kind.__qualname__}", kind.__qualname__):
+        _, found, words = text.rpartition(f"\n{name}: ")
+        if found:
+            return kind(words.strip())
+    return None

@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from torch.utils.data import IterableDataset
 
 from cloc.data.stream.workers import ReaderError, Readers
 from cloc.engine.durable.signals import StopAtSignal
+from tests.kit.paths import ROOT
 
 FORK = {"multiprocessing_context": "fork", "prefetch_factor": 1, "persistent_workers": True}
 
@@ -74,3 +78,38 @@ def test_where_reading_ends_the_step_in_hand_is_not_lost() -> None:
         next(batches)
     with pytest.raises(OSError, match="no such shard"):  # no step to save
         next(iter(StopAtSignal().reading(Readers(Numbers(0, None), 0))))
+
+
+def test_an_error_of_a_reading_process_comes_in_its_own_words() -> None:
+    with pytest.raises(OSError) as raised:
+        read(Readers(Numbers(4, None), 1, **FORK))
+    assert str(raised.value) == "no such shard" and "Original Traceback" in str(raised.value.__cause__)
+
+
+SERVER = """
+import os, sys
+from multiprocessing import forkserver
+from cloc.data.stream.workers import start_server
+start_server()
+process = forkserver.get_forkserver() if hasattr(forkserver, "get_forkserver") else forkserver._forkserver
+import multiprocessing
+from cloc.data.stream import workers
+if __name__ == "__main__":
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(*pool.map(eval, ["'cloc.data.stream.batches' in __import__('sys').modules"]))
+        print(len(os.listdir(f"/proc/{process._forkserver_pid}/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.slow
+def test_the_server_of_readers_has_imported_all_and_has_one_thread(tmp_path: Path) -> None:
+    """A fork of a process with threads may inherit a lock that nobody gives back."""
+    script = tmp_path / "script.py"
+    script.write_text(SERVER)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4"},
+    )
+    assert done.stdout.split() == ["True", "1"], done.stdout + done.stderr
