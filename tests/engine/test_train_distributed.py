@@ -213,7 +213,8 @@ def test_the_slurm_script_starts_one_task_a_process(data: Path, tmp_path: Path) 
     srun.write_text(
         f"""#!{sys.executable}
 import os, subprocess, sys
-common = dict(SLURM_NTASKS="2", SLURM_STEP_ID="0", SLURM_JOB_NAME="cloc", SLURM_JOB_NODELIST="localhost", SLURM_NODEID="0")
+common = dict(SLURM_NTASKS="2", SLURM_JOB_NAME="cloc", SLURM_JOB_NODELIST="localhost", SLURM_NODEID="0")
+common |= dict(SLURM_STEP_ID="0")
 tasks = [
     subprocess.Popen(sys.argv[2:], env=os.environ | common | dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i)))
     for i in range(2)
