@@ -268,7 +268,9 @@ def attempt(
             traffic.answered(store)
             seen, number, first = moved(), 1, None
         silent, now = traffic.failed(store), time.monotonic()
-        first = now if first is None else max(first, now - access.retry_seconds + _GRACE) if number == 1 else first
+        if first is None or number == 1:
+            grace = min(_GRACE, access.retry_seconds)
+            first = now if first is None else max(first, now - access.retry_seconds + grace)
         deadline = min(first, silent) + access.retry_seconds
         if now >= deadline:
             tried = f"{number} attempt{'s' * (number > 1)} in {now - first:.0f} s"

@@ -18,7 +18,7 @@ from fsspec.registry import known_implementations
 
 from cloc.config.secrets import public
 from cloc.data.downloads import refuse_unreachable
-from cloc.data.shards.retries import Access, VanishedError, attempt, may_pass, tell, together
+from cloc.data.shards.retries import Access, VanishedError, attempt, may_pass, store_of, tell, together
 from cloc.data.shards.tars import ShardError, ShardReadError
 
 __all__ = ["Access", "attempt", "tell"]  # of ``retries``, for who reads stores
@@ -228,5 +228,7 @@ def lives(url: str, access: Access) -> bool:
     except FileNotFoundError:
         pass
     except Exception as error:  # noqa: BLE001  (every backend has exceptions of its own)
-        return not may_pass(error)
+        if may_pass(error):
+            return False
+    access.traffic.answered(store_of(url))
     return True
