@@ -79,10 +79,10 @@ class Waiting(IterableDataset):
 
 
 def test_a_reader_that_asks_a_store_again_has_a_reason_to_wait() -> None:
-    readers = Readers(Waiting(2, 1.8), 1, timeout=0.6, **FORK)
+    readers = Readers(Waiting(5, 6), 1, timeout=2, **FORK)
     assert list(islice(readers, 2)) == [0, 1]
     readers.end()
-    readers = Readers(Waiting(30, 0.3), 1, timeout=0.6, **FORK)
+    readers = Readers(Waiting(30, 0.3), 1, timeout=2, **FORK)
     with pytest.raises(ReaderError, match="data.batch_timeout"):
         list(islice(readers, 2))
     readers.end()
