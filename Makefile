@@ -17,6 +17,8 @@ CONSTRAINTS := requirements/constraints.txt
 EXTRAS := train,eval,demo,transformers,tensorboard,export,dev
 PIP_ARGS ?=
 WORKERS ?= 2
+SLOW_EXTRAS := s3-test
+SLOW_STAMP := $(VENV)/.installed-slow
 DEMO_DATA := data/openmoji
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -71,7 +73,12 @@ test: $(STAMP) ## Run ruff and the quick tests
 	$(say) "test: quick tests in $(WORKERS) processes"
 	@$(PY) -m pytest -q -n $(WORKERS)
 
-test-slow: $(STAMP) ## Run the long and the distributed tests
+$(SLOW_STAMP): $(STAMP)
+	$(say) "test-slow: installing what only the slow tests need [$(SLOW_EXTRAS)]"
+	@$(PY) -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS),$(SLOW_EXTRAS)]'
+	@touch $@
+
+test-slow: $(SLOW_STAMP) ## Run the long and the distributed tests
 	$(say) "test-slow: long and distributed tests"
 	@$(PY) -m pytest -q -m "slow or distributed"
 

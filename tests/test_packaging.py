@@ -17,6 +17,7 @@ from tests.kit.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 INSTALLED_EXTRAS = ["train", "eval", "demo", "transformers", "tensorboard", "export", "dev"]
+SLOW_EXTRAS = ["s3-test"]
 TARGETS = ["help", "setup", "demo", "test", "test-slow", "lint", "format", "docs", "clean"]
 
 
@@ -45,6 +46,8 @@ def test_extras() -> None:
         *INSTALLED_EXTRAS,
         "clip_benchmark",
         "parquet",
+        "s3",
+        *SLOW_EXTRAS,
         "slurm",
         "sweep",
         "wandb",
@@ -54,7 +57,7 @@ def test_extras() -> None:
 def test_constraints_satisfy_every_range() -> None:
     pinned = pins()
     assert canonicalize_name(PROJECT["name"]) not in pinned
-    extras = [line for extra in INSTALLED_EXTRAS for line in PROJECT["optional-dependencies"][extra]]
+    extras = [line for extra in INSTALLED_EXTRAS + SLOW_EXTRAS for line in PROJECT["optional-dependencies"][extra]]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         version = pinned.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not pinned in requirements/constraints.txt"
@@ -73,6 +76,8 @@ def test_make_uses_the_same_extras() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = re.search(r"^EXTRAS := (.+)$", makefile, re.MULTILINE)
     assert named and named[1].split(",") == INSTALLED_EXTRAS
+    slow = re.search(r"^SLOW_EXTRAS := (.+)$", makefile, re.MULTILINE)
+    assert slow and slow[1].split(",") == SLOW_EXTRAS
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ class DataConfig:
     """Reading processes per training process; 0 reads in it. ``auto`` (``trainer=ddp``, ``fsdp``): the cores of its
     share of the host less what it computes on, at most 16. See docs/clusters.md#presets."""
     batch_timeout: Weight = 600.0
-    """Seconds that a batch may take before the run stops with a checkpoint; 0 waits for ever."""
+    """Seconds that a batch may take before the run stops with a checkpoint, not counted while a reader asks a store
+    again; 0 waits for ever."""
     max_skip_share: Share = 0.01
     """The run stops when more than this share of a source's samples, or of its shards, is unusable."""
     cache_dir: Path | None = None
@@ -99,7 +100,12 @@ class DataConfig:
     cache_bytes: Amount = 1 << 36
     """Bound of the cache (64 GiB); 0 reads each remote sample by range requests."""
     timeout: Rate = 30.0
-    """Seconds that a remote store may be silent; then it is asked again, and counts as lost in the end."""
+    """Seconds that a remote store may be silent on one request; then it is asked again."""
+    retry_seconds: Weight = 600.0
+    """Seconds for which a remote store that is busy, fails or is silent is asked again, in growing random pauses; then
+    the run ends with a checkpoint, or, where the store answers for others, the shard has failed once."""
+    max_requests: Annotated[int, Interval(1, 1024)] = 16
+    """Requests of a reading process that remote stores answer at a time."""
     redirect_hosts: list[Annotated[str, Host()]] = field(default_factory=list)
     """Hosts (NAME or NAME:PORT) that HTTP redirects may lead to besides a URL's own."""
 

@@ -59,7 +59,9 @@ class Pretrain(Task):
         **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
         "data.streams": After.REFUSED,  # the cursor would stand in another order
         **dict.fromkeys(keys_of("data", "workers batch_timeout max_skip_share"), After.HOW),
-        **dict.fromkeys(keys_of("data", "cache_dir cache_bytes timeout redirect_hosts"), After.HOW),
+        **dict.fromkeys(
+            keys_of("data", "cache_dir cache_bytes timeout redirect_hosts retry_seconds max_requests"), After.HOW
+        ),
     }
     peaks = frozenset({READER_MEMORY})
     heeds = frozenset(OPTIONAL)

@@ -15,6 +15,7 @@ What others named is read through :func:`open_file`, which takes files alone: op
 from __future__ import annotations
 
 from cloc.files.basics import PART, LinkError, create, hidden, publish, settle, sync_folder
+from cloc.files.database import move, open_database, remove_database
 from cloc.files.folders import discard, hidden_folder, into_folder, make_folder, private_folder, remove_parts
 from cloc.files.in_place import append, clear, host_lock, open_lock, reopen
 from cloc.files.reading import open_file, open_plain, read_file
@@ -33,7 +34,9 @@ __all__ = [
     "host_lock",
     "into_folder",
     "make_folder",
+    "move",
     "new_path",
+    "open_database",
     "open_file",
     "open_lock",
     "open_new",
@@ -41,6 +44,7 @@ __all__ = [
     "private_folder",
     "publish",
     "read_file",
+    "remove_database",
     "remove_parts",
     "reopen",
     "settle",

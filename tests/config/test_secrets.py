@@ -26,6 +26,7 @@ from cloc.data.shards.tars import ShardError
 from cloc.data.stream.sources import open_shards, open_sources
 from cloc.engine import run
 from cloc.engine.sweep import jobs as sweep_jobs
+from tests.kit.clocks import skip_pauses
 from tests.kit.hostile_http import Request, serving
 from tests.kit.paths import ROOT
 from tests.kit.resuming import TINY, configure, make_squares, newest_step
@@ -104,7 +105,7 @@ def test_no_error_shows_credentials(
     status: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the message nor the traceback below it, nor the log at its most talkative."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
 
     def answer(request: Request) -> bool:
         if status is None:
@@ -134,7 +135,7 @@ def test_no_error_shows_credentials(
     ],
 )
 def test_no_refusal_shows_credentials(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
     for train in (path, {"a": {"path": path, "wieght": 1}}, {"a": path}, [path]):
         with pytest.raises((ConfigError, ShardError)) as caught:
             open_sources(DataConfig(train=train, cache_dir=str(tmp_path)))
@@ -142,7 +143,7 @@ def test_no_refusal_shows_credentials(path: str, tmp_path: Path, monkeypatch: py
 
 
 def test_a_lost_shard_is_told_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
     folder = make_squares(tmp_path / "squares") / "train"
     with serving(folder, lambda request: ".tar" in request.path and request.reply(500)) as server:
         for limit in (0, 1 << 30):

@@ -2,33 +2,45 @@
 
 Stands below ``reader`` at the start of ``data → models → losses → evaluation → engine``. The cache belongs to all
 processes of a host: a shard is fetched once, checked by size and hash before it is used, and appears whole or not at
-all.
+all. What room there is says ``ledger``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
-import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from filelock import Timeout
 
 from cloc.config.secrets import public
-from cloc.data.shards.stores import Access, attempt, filesystem, read_blocks, split_query
+from cloc.data.shards.ledger import Ledger
+from cloc.data.shards.retries import Access, VanishedError, attempt
+from cloc.data.shards.stores import filesystem, read_blocks, split_query
 from cloc.data.shards.tars import ShardReadError
-from cloc.files import PART, create, host_lock, make_folder, open_plain, publish, write_json
+from cloc.files import PART, LinkError, create, host_lock, make_folder, open_plain, publish, write_json
 
 CACHE_BYTES = 1 << 36
 """Default bound of the cache."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_POLL = 0.5  # seconds between two looks at whether the run is to end, while another process fetches a shard
+_SLOW = 60.0  # seconds that a block of a whole shard may take beyond ``data.timeout``
 _State = tuple[int, ...]
 _LOG = logging.getLogger(__name__)
+
+
+class CacheError(RuntimeError):
+    """The disk of the cache cannot be written. No shard is to blame."""
 
 
 def default_cache() -> Path:
@@ -55,6 +67,7 @@ class ShardCache:
         self.folder, self.limit = Path(folder) if folder else default_cache(), limit
         self.access = access or Access()
         self.since = time.time_ns()  # what was checked before this run is checked again
+        self.ledger = Ledger(self.folder, limit, self.since)
         self._checked: dict[Path, tuple[str, _State]] = {}
         self._removed: list[Path] = []
 
@@ -63,36 +76,71 @@ class ShardCache:
         """Shards that were found changed by this process, and were removed."""
         return len(self._removed)
 
-    def open(self, url: str, size: int, sha256: str) -> BinaryIO:
+    def open(self, url: str, size: int, sha256: str, access: Access | None = None) -> BinaryIO:
         """Open the local copy of a shard; as :meth:`fetch`."""
-        path = self._path(url, size, sha256)
+        name, access = _name(url, size, sha256), access or self.access
         while True:  # another process may need the room at this very moment
-            file = self._open(path, sha256) or self._check(path, size, sha256)
-            if file is not None:
-                return file
-            self._bring(url, size, sha256)
+            with self._on_disk():
+                file = self._open(self.ledger.place(name), sha256) or self._check(name, size, sha256, access)
+                if file is not None:
+                    return file
+                self._bring(url, size, sha256, access)
 
-    def fetch(self, url: str, size: int, sha256: str = "") -> Path:
+    def fetch(self, url: str, size: int, sha256: str = "", access: Access | None = None) -> Path:
         """Return the local copy of a shard, fetched where it is missing.
 
         Args:
             url: of the shard. Credentials are no part of the local name: whoever has others shares the copy.
             size: its bytes.
             sha256: its hash; empty where it is not known. Then nothing can be checked, and it is fetched anew.
+            access: how long it is tried; that of the cache by default.
 
         Raises:
-            ShardReadError: it cannot be fetched after some attempts, or is not what the manifest says.
+            VanishedError: the store has no such shard.
+            UnansweredError: it could not be fetched within ``data.retry_seconds``.
+            ShardReadError: it cannot be fetched, or is not what the manifest says.
+            CacheError: the cache's disk is full or cannot be written.
         """
         if not sha256:
-            return self._bring(url, size, "")
-        self.open(url, size, sha256).close()
-        return self._path(url, size, sha256)
+            with self._on_disk():
+                return self._bring(url, size, "", access or self.access)
+        self.open(url, size, sha256, access).close()
+        return self.ledger.place(_name(url, size, sha256))
 
-    def _path(self, url: str, size: int, sha256: str) -> Path:
-        shown = public(url)
-        name = hashlib.sha256(f"{shown}\n{size}\n{sha256}".encode()).hexdigest()[:16]
-        stem = re.sub(r"[^\w.-]", "_", PurePosixPath(split_query(shown)[0]).name.removesuffix(".tar"))[-80:]
-        return self.folder / f"{name}-{stem}.tar"
+    def lock(self, name: str) -> Path:
+        """The lock file of something in the folder that is made once for all processes; names share a few files."""
+        return self.ledger.lock(name)
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (ShardReadError, LinkError):
+            raise
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            raise CacheError(
+                f"data.cache_dir={self.folder}: {error.strerror or error} ({error.filename or 'a shard'}); free some "
+                f"room, mend its rights, or give another data.cache_dir or a smaller data.cache_bytes={self.limit}"
+            ) from error
+
+    @contextmanager
+    def _locked(self, name: str, access: Access) -> Iterator[float]:
+        """Be the one process that sees to a shard; gives the monotonic time since when that was waited for."""
+        begun, lock = time.monotonic(), host_lock(self.ledger.lock(name))
+        while True:
+            try:
+                lock.acquire(timeout=_POLL)
+                break
+            except Timeout:
+                access.traffic.check()
+                if time.monotonic() - begun < access.retry_seconds:
+                    access.traffic.expect(_SLOW)
+        try:
+            yield begun
+        finally:
+            lock.release()
 
     def _open(self, path: Path, sha256: str) -> BinaryIO | None:
         """Open a shard that was checked in its present state, during this run; None for any other."""
@@ -107,11 +155,12 @@ class ShardCache:
         _touch(_note(path))
         return file
 
-    def _check(self, path: Path, size: int, sha256: str) -> BinaryIO | None:
+    def _check(self, name: str, size: int, sha256: str, access: Access) -> BinaryIO | None:
         """Compare a shard that is there with its hash; one that differs is removed. None where there is none."""
+        path = self.ledger.place(name)
         if not os.path.lexists(path):
             return None
-        with host_lock(_lock(path)):
+        with self._locked(name, access):
             checked = self._open(path, sha256)  # another process may have done it meanwhile
             if checked is not None:
                 return checked
@@ -126,63 +175,57 @@ class ShardCache:
                 self._removed.append(path)  # one step, whichever thread
                 _LOG.warning("%s is no longer what was fetched; it is fetched again", path)
                 _remove(path)
+                self.ledger.forget(name)
         return None
 
-    def _bring(self, url: str, size: int, sha256: str) -> Path:
+    def _bring(self, url: str, size: int, sha256: str, access: Access) -> Path:
         """Fetch a shard under a name that it gets when it is whole."""
-        path = self._path(url, size, sha256)
-        make_folder(self.folder)
-        with host_lock(_lock(path)):
+        name = _name(url, size, sha256)
+        path = self.ledger.place(name)
+        with self._locked(name, access) as begun:
+            self.ledger.prepare()  # may find it where an earlier version left it
             if sha256 and os.path.lexists(path):  # another process has brought it
                 return path
-            part = path.with_name(f"{path.name}{PART}")  # by this name others find what is being fetched
-            with self._reserve(part, size) as file:
-                try:
-                    digest = _download(url, file, size, sha256, self.access)
-                    path = self._path(url, size, digest)
+            make_folder(self.folder, path.parent.name)
+            part = path.with_name(f"{name}{PART}")  # by this name others find what is being fetched
+            try:
+                with self._reserve(name, part, size, access) as file:
+                    digest = _download(url, file, size, sha256, access, begun)
+                    whole = _name(url, size, digest)
+                    path = self.ledger.place(whole)
+                    make_folder(self.folder, path.parent.name)
+                    if whole != name:
+                        self.ledger.keep(whole, size)  # what is not noted would be too much
                     publish(part, path)
                     self._write_note(path, digest, _state(file))
-                finally:
+                    self.ledger.keep(whole, size)
+            finally:
+                if not os.path.lexists(self.ledger.place(name)) or os.path.lexists(part):
                     part.unlink(missing_ok=True)
+                    self.ledger.forget(name)
         return path
 
     def _write_note(self, path: Path, sha256: str, state: _State) -> None:
         write_json(_note(path), {"sha256": sha256, "state": state, "at": time.time_ns()}, None)
 
-    def _reserve(self, part: Path, size: int) -> BinaryIO:
+    def _reserve(self, name: str, part: Path, size: int, access: Access) -> BinaryIO:
         """Make room, and take it by a file of the full size; wait where all room is taken by other fetches."""
-        while True:
-            with host_lock(self.folder / "room.lock"):
-                _remove(part)  # of a process that was killed: nobody else holds this shard's lock
-                if self._make_room(size):
-                    file = create(part)
-                    file.truncate(size)
-                    return file
-            time.sleep(0.1)
 
-    def _make_room(self, size: int) -> bool:
-        files = []
-        for path in [*self.folder.glob(f"*.tar{PART}"), *self.folder.glob("*.tar")]:
-            with contextlib.suppress(FileNotFoundError):  # a fetch has just ended: it counts under its final name
-                status = path.lstat()
-                if stat.S_ISREG(status.st_mode):
-                    files.append((_used(path, status), status.st_size, path))
-        total = size + sum(length for _, length, _ in files)
-        for _, length, path in sorted(files):
-            if total <= self.limit:
-                break
-            if path.suffix == ".tar" or _abandoned(path):
-                _remove(path)
-                total -= length
-        return total <= self.limit
+        def make() -> BinaryIO:
+            file = create(part)
+            file.truncate(size)
+            return file
+
+        while True:
+            _remove(part)  # of a process that was killed
+            file = self.ledger.reserve(name, size, make)
+            if file is not None:
+                return file
+            access.traffic.sleep(0.1)
 
 
 def _note(path: Path) -> Path:
     return path.with_suffix(".checked")
-
-
-def _lock(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
 
 
 def _state(file: BinaryIO) -> _State:
@@ -213,13 +256,6 @@ def _touch(note: Path) -> None:
         os.utime(note, ns=(now, now), follow_symlinks=False)
 
 
-def _used(path: Path, status: os.stat_result) -> int:
-    try:
-        return _note(path).lstat().st_mtime_ns
-    except FileNotFoundError:
-        return status.st_mtime_ns
-
-
 def _remove(path: Path) -> None:
     """Remove a shard, or whatever lies under its name, and its note."""
     if path.is_dir() and not path.is_symlink():
@@ -229,36 +265,53 @@ def _remove(path: Path) -> None:
         _note(path).unlink(missing_ok=True)
 
 
-def _abandoned(part: Path) -> bool:
-    """Tell whether the process that fetched this was killed: its lock is free."""
-    try:
-        with host_lock(_lock(part.with_suffix("")), timeout=0):
-            return True
-    except Timeout:
-        return False
+def _name(url: str, size: int, sha256: str) -> str:
+    """Name of a shard's file."""
+    shown = public(url)
+    digits = hashlib.sha256(f"{shown}\n{size}\n{sha256}".encode()).hexdigest()[:16]
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(split_query(shown)[0]).name.removesuffix(".tar"))[-80:]
+    return f"{digits}-{stem}.tar"
 
 
-def _download(url: str, target: BinaryIO, size: int, sha256: str, access: Access) -> str:
-    """Write a shard into a file that is open, and return its hash. No byte beyond ``size`` is taken."""
+def _download(url: str, target: BinaryIO, size: int, sha256: str, access: Access, begun: float | None = None) -> str:
+    """Write a shard into a file that is open, and return its hash. No byte beyond ``size`` is taken.
+
+    What differs from its hash is fetched once more: a transfer may flip a bit.
+    """
     system, path = filesystem(url, access)
-    try:
-        count, digest = attempt(url, "cannot be fetched", lambda: _copy(system, path, target, size, access))
-    except FileNotFoundError as error:
-        raise ShardReadError(f"{url}: the shard has vanished; restore it") from error
-    if count != size or sha256 not in ("", digest):
-        found = f"{count:,} bytes with SHA-256 {digest[:12]}…"
-        raise ShardReadError(
-            f"{url}: {found}, its manifest says {size:,} and {sha256[:12]}…; restore the shard or its manifest"
-        )
-    return digest
+    for _ in range(2):
+        copy = _Copy(system, path, target, size, access)
+        try:
+            attempt(url, "cannot be fetched", copy.go_on, access, begun=begun, moved=copy.moved)
+        except FileNotFoundError as error:
+            raise VanishedError(f"{url}: the shard has vanished; restore it") from error
+        digest = copy.digest.hexdigest()
+        if copy.count == size and sha256 in ("", digest):
+            return digest
+    raise ShardReadError(
+        f"{url}: {copy.count:,} bytes with SHA-256 {digest[:12]}…, its manifest says {size:,} and {sha256[:12]}…; "
+        "restore the shard or its manifest"
+    )
 
 
-def _copy(system: Any, path: str, target: BinaryIO, size: int, access: Access) -> tuple[int, str]:
-    """Copy a file of ``size`` bytes at most into another; return its bytes and their hash."""
-    target.seek(0)
-    digest = hashlib.sha256()
-    for block in read_blocks(system, path, size, access):
-        target.write(block)
-        digest.update(block)
-    target.flush()
-    return target.tell(), digest.hexdigest()
+class _Copy:
+    """A file of ``size`` bytes at most on its way into another; goes on where it stopped."""
+
+    def __init__(self, system: Any, path: str, target: BinaryIO, size: int, access: Access) -> None:
+        self.target, self.access, self.count, self.digest = target, access, 0, hashlib.sha256()
+        self._blocks = partial(read_blocks, system, path, size, access)
+
+    def moved(self) -> int:
+        """How far it is."""
+        return self.count
+
+    def go_on(self) -> None:
+        """Copy what is left."""
+        self.target.seek(self.count)
+        for block in self._blocks(start=self.count):
+            self.target.write(block)
+            self.digest.update(block)
+            self.count += len(block)
+            self.access.traffic.check()
+            self.access.traffic.expect(self.access.timeout + _SLOW)
+        self.target.flush()

@@ -12,9 +12,11 @@ import io
 import json
 import logging
 import re
+import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote
@@ -127,10 +129,23 @@ class HttpFiles(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
             raise AnswerError(f"{len(body):,} bytes instead of {end - start:,}", again=True)
         return body
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.RawIOBase:
+    def _open(self, path: str, mode: str = "rb", start: int = 0, **kwargs: Any) -> io.RawIOBase:
+        """A body from byte ``start`` on; its ``size`` is that of the whole file."""
         if mode != "rb":
             raise NotImplementedError("HTTP is read, not written")
-        return _Body(self, sync(self.loop, self._request, "GET", path))
+        answer = sync(self.loop, self._request, "GET", path, {"Range": f"bytes={start}-"} if start else {})
+        body = _Body(self, answer)
+        if not start:
+            return body
+        if answer.status == 206:
+            said = re.fullmatch(rf"bytes {start}-\d+/(\d+)", answer.headers.get("Content-Range", "").strip())
+            if said is None:
+                body.close()
+                raise AnswerError(f"bytes from {start} on were asked for, others came")
+            body.size = int(said[1])
+        else:  # a server without ranges begins anew
+            body.skip(start)
+        return body
 
     async def _pieces(self, answer: aiohttp.ClientResponse, size: int) -> bytes:
         """The next ``size`` bytes of a body, fewer at its end, however long they take as long as they come."""
@@ -246,6 +261,11 @@ class _Body(io.RawIOBase):
         data: bytes = sync(self._system.loop, self._system._pieces, self._answer, size)
         return data
 
+    def skip(self, count: int) -> None:
+        """Read so many bytes, and forget them."""
+        while count and (data := self.read(min(count, 1 << 22))):
+            count -= len(data)
+
     def close(self) -> None:
         if not self.closed:
             self._system.loop.call_soon_threadsafe(self._answer.close)
@@ -298,11 +318,20 @@ def _check_status(answer: aiohttp.ClientResponse, url: str) -> None:
     if answer.status in (401, 403, 407):
         raise AnswerError(f"{status}; check your credentials")
     if answer.status >= 300 or answer.status < 200:
-        wait = answer.headers.get("Retry-After", "")
-        raise AnswerError(status, again=answer.status in _BUSY, after=float(wait) if wait.isdecimal() else 0.0)
+        raise AnswerError(status, again=answer.status in _BUSY, after=_wait(answer.headers.get("Retry-After", "")))
     coding = answer.headers.get("Content-Encoding", "identity").lower()
     if coding not in ("identity", ""):
         raise AnswerError(f"it is encoded ({coding}) although plain bytes were asked for")
+
+
+def _wait(text: str) -> float:
+    """Seconds that a ``Retry-After`` asks for: a number, or a date."""
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _check_range(answer: aiohttp.ClientResponse, start: int, end: int) -> None:

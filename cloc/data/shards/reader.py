@@ -10,22 +10,41 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, TypeVar, cast
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
 from cloc.data.sample import MAX_MEMBER_BYTES, parse_sample
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.manifest import Manifest, Place
-from cloc.data.shards.stores import read_range, read_ranges
+from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, Place
+from cloc.data.shards.retries import Access, StoreSilentError, UnansweredError, VanishedError, store_of
+from cloc.data.shards.stores import join_url, lives, read_range, read_ranges
 from cloc.data.shards.tars import ShardReadError, read_sample_members
 from cloc.files import open_file
 
+T = TypeVar("T")
 MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
 """Largest sample, all members together, that is read into memory."""
-RETRY_SECONDS = 300.0
-"""A remote shard that could not be fetched is not asked for again before."""
+FAILURES = 3
+"""A shard is given up after so many failures in a row, each a round of retries; one that has vanished at once."""
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
+"""Seconds before a shard that was given up is asked for again, once; they double up to the longer one."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Of one shard, in a row: how many, and when it is asked for again."""
+
+    count: int = 0
+    until: float = 0.0
+    pause: float = FIRST_PAUSE
+    reason: str = ""
+
+    @property
+    def given_up(self) -> bool:
+        return self.count >= FAILURES
 
 
 class ShardReader:
@@ -40,14 +59,17 @@ class ShardReader:
     def __init__(self, manifest: Manifest, max_open: int = 128, cache: ShardCache | None = None) -> None:
         self.manifest, self.max_open, self.cache = manifest, max_open, cache or ShardCache()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._lost: dict[int, tuple[float, str]] = {}
-        self._loaded: dict[tuple[int, int], bytes | None] = {}
+        self._failures: dict[int, _Failures] = {}
+        self._returned: list[int] = []
+        self._loaded: dict[Place, bytes | ShardReadError] = {}
 
     def read(self, shard_index: int, sample_index: int) -> bytes:
         """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
 
         Raises:
             ShardReadError: the shard is gone, or shorter than its manifest says.
+            StoreSilentError: nothing of its store has answered for ``data.retry_seconds``.
+            CacheError: the cache's disk is full or cannot be written.
             BadSample: ``giant_member``: it is too large to be read at all.
         """
         shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
@@ -56,11 +78,11 @@ class ShardReader:
             detail = f"sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
             raise BadSample("giant_member", f"{public(where)}: {detail}")
         if not self.manifest.remote:
-            data = os.pread(self._file(shard_index).fileno(), stop - start, start)
+            data = self._counted(shard_index, lambda access: self._read_local(shard_index, start, stop))
+        elif (shard_index, sample_index) in self._loaded:
+            data = self._counted(shard_index, lambda access: self._take_loaded((shard_index, sample_index)))
         else:
-            data = self._loaded.pop((shard_index, sample_index), None) or self._read_remote(
-                shard_index, where, start, stop
-            )
+            data = self._counted(shard_index, lambda access: self._read_remote(shard_index, start, stop, access))
         if len(data) != stop - start:
             message = f"{where}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
             raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
@@ -105,22 +127,30 @@ class ShardReader:
         Raises:
             ShardReadError: it cannot be fetched.
         """
-        shard = self.manifest.shards[shard_index]
         if self.manifest.remote and self._cached(shard_index):
-            self.cache.fetch(self.manifest.location(shard_index), shard.bytes, shard.sha256)
+            self._counted(shard_index, lambda access: self._fetch(shard_index, access)).close()
 
     def load(self, places: Iterable[Place]) -> None:
-        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
-
-        What fails here is asked for again, alone, when it is read.
-        """
-        shards = self.manifest.shards
-        wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
-        spans = [
-            (self.manifest.location(shard), shards[shard].offsets[index], shards[shard].offsets[index + 1])
-            for shard, index in wanted
-        ]
+        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered."""
+        shards, wanted, spans = self.manifest.shards, [], []
+        for shard, index in places if self.manifest.remote else ():
+            start, stop = shards[shard].offsets[index], shards[shard].offsets[index + 1]
+            failures = self._failures.get(shard)
+            silent = failures is not None and failures.given_up  # asked for where it is read, once its pause is over
+            if not (self._cached(shard) or silent or stop - start > MAX_SAMPLE_BYTES):
+                wanted.append((shard, index))
+                spans.append((self.manifest.location(shard), start, stop))
         self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
+
+    def given_up(self, shard_index: int) -> bool:
+        """Whether a shard that has just failed counts as lost; one that failed once or twice is asked for again."""
+        failures = self._failures.get(shard_index)
+        return failures is None or failures.given_up  # what was read, and is wrong, is not counted here
+
+    def take_returned(self) -> list[int]:
+        """Shards that had been given up and were read again since the last call."""
+        found, self._returned = self._returned, []
+        return found
 
     def _cached(self, shard_index: int) -> bool:
         return self.manifest.shards[shard_index].bytes <= self.cache.limit
@@ -130,20 +160,65 @@ class ShardReader:
         while self._files:
             self._files.popitem()[1].close()
 
-    def _read_remote(self, shard_index: int, url: str, start: int, stop: int) -> bytes:
-        until, reason = self._lost.get(shard_index, (0.0, ""))
-        if time.monotonic() < until:
-            raise ShardReadError(reason)
-        shard = self.manifest.shards[shard_index]
+    def _counted(self, shard_index: int, read: Callable[[Access], T]) -> T:
+        """Read of a shard, and count its failures in a row: rounds halve, and are one attempt once it is given up."""
+        failures, access = self._failures.get(shard_index), self.cache.access
+        if failures is not None and failures.given_up and time.monotonic() < failures.until:
+            raise ShardReadError(failures.reason)
+        if failures is not None:
+            access = replace(
+                access, retry_seconds=0.0 if failures.given_up else access.retry_seconds / 2**failures.count
+            )
         try:
-            if not self._cached(shard_index):
-                return read_range(url, start, stop, self.cache.access)
-            # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
-            with self.cache.open(url, shard.bytes, shard.sha256) as file:
-                return os.pread(file.fileno(), stop - start, start)
-        except ShardReadError as error:
-            self._lost[shard_index] = time.monotonic() + RETRY_SECONDS, str(error)
+            found = read(access)
+        except OSError as error:
+            self._fail(shard_index, error)
             raise
+        if failures is not None and self._failures.pop(shard_index, failures).given_up:
+            self._returned.append(shard_index)
+        return found
+
+    def _fail(self, shard_index: int, error: OSError) -> None:
+        url, access = self.manifest.location(shard_index), self.cache.access
+        failures = self._failures.setdefault(shard_index, _Failures())
+        if isinstance(error, UnansweredError) and not failures.given_up:
+            if not lives(join_url(self.manifest.remote, MANIFEST_NAME), access):
+                raise StoreSilentError(
+                    f"{store_of(url)} answers nothing, although it was asked for {access.retry_seconds:.0f} s "
+                    f"(data.retry_seconds); run again when it does: no sample is lost; last: {error}"
+                ) from error
+        lost = failures.given_up
+        at_once = not self.manifest.remote or isinstance(error, VanishedError)
+        failures.count = FAILURES if at_once else failures.count + 1
+        failures.reason = str(error)
+        if self.manifest.remote:
+            failures.pause = min(2 * failures.pause, LONGEST_PAUSE) if lost else FIRST_PAUSE
+            failures.until = time.monotonic() + failures.pause
+
+    def _take_loaded(self, place: Place) -> bytes:
+        found = self._loaded.pop(place)
+        if isinstance(found, ShardReadError):
+            raise found
+        return found
+
+    def _read_local(self, shard_index: int, start: int, stop: int) -> bytes:
+        try:
+            return os.pread(self._file(shard_index).fileno(), stop - start, start)
+        except OSError:
+            if shard_index in self._files:  # of a network disk that was away: the open file would stay stale
+                self._files.pop(shard_index).close()
+            raise
+
+    def _read_remote(self, shard_index: int, start: int, stop: int, access: Access) -> bytes:
+        if not self._cached(shard_index):
+            return read_range(self.manifest.location(shard_index), start, stop, access)
+        # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
+        with self._fetch(shard_index, access) as file:
+            return os.pread(file.fileno(), stop - start, start)
+
+    def _fetch(self, shard_index: int, access: Access) -> BinaryIO:
+        shard = self.manifest.shards[shard_index]
+        return self.cache.open(self.manifest.location(shard_index), shard.bytes, shard.sha256, access)
 
     def _file(self, shard_index: int) -> BinaryIO:
         if shard_index in self._files:
@@ -160,4 +235,4 @@ class ShardReader:
         return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict(), "_lost": {}, "_loaded": {}}
+        return self.__dict__ | {"_files": OrderedDict(), "_failures": {}, "_returned": [], "_loaded": {}}

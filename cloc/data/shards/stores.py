@@ -1,18 +1,15 @@
-"""Reads stores behind URLs through fsspec: which are opened, how often they are asked, how long they are waited for.
+"""Reads stores behind URLs through fsspec: which are opened, how long one request may take, what is taken of answers.
 
-Stands below ``cache`` at the start of ``data → models → losses → evaluation → engine``. No answer that is longer than
-what was asked for is used, no store is waited for without end, and no error tells credentials.
+Stands above ``retries`` and below ``cache`` at the start of ``data → models → losses → evaluation → engine``. No answer
+that is longer than what was asked for is used, no store is waited for without end, and no error tells credentials.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,32 +18,20 @@ from fsspec.registry import known_implementations
 
 from cloc.config.secrets import public
 from cloc.data.downloads import refuse_unreachable
+from cloc.data.shards.retries import Access, VanishedError, attempt, may_pass, store_of, tell, together
 from cloc.data.shards.tars import ShardError, ShardReadError
 
+__all__ = ["Access", "attempt", "tell"]  # of ``retries``, for who reads stores
 T = TypeVar("T")
 MAX_DOCUMENT_BYTES = 1 << 28
 """Largest manifest that is taken from a store: 256 MiB, some 25 million samples."""
 SLOWEST = 1 << 18
 """Bytes a second below which a store other than HTTP counts as stalled."""
-_BLOCK = 1 << 22
-_ATTEMPTS = 3
-_LONGEST_WAIT = 60.0
+BLOCK = 1 << 22
+"""Bytes of a whole file that come at a time."""
 _HTTP = ("http://", "https://")
+_S3 = ("s3", "s3a")
 _ADDRESS = re.compile(r"//\[[0-9A-Fa-f:.]+\]")
-_NO_USE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How stores are reached.
-
-    Attributes:
-        timeout: seconds that a store may be silent.
-        redirect_hosts: hosts that HTTP redirects may lead to besides the URL's own.
-    """
-
-    timeout: float = 30.0
-    redirect_hosts: tuple[str, ...] = ()
 
 
 def is_remote(path: str) -> bool:
@@ -72,8 +57,12 @@ def join_url(folder: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{query}"
 
 
-def filesystem(url: str, access: Access = Access()) -> tuple[Any, str]:
+def filesystem(url: str, access: Access | None = None) -> tuple[Any, str]:
     """Return the fsspec file system of a path or URL, and the path in it.
+
+    Args:
+        url: path or URL.
+        access: how it is read by :func:`attempt`; without it a backend keeps attempts and limits of its own.
 
     Raises:
         DownloadError: it lies on the Hugging Face hub, and nothing answers there.
@@ -87,7 +76,7 @@ def filesystem(url: str, access: Access = Access()) -> tuple[Any, str]:
     if "::" in plain and is_remote(url):
         raise ShardError(f"{url}: chained file systems are not opened; give the last URL (data.cache_dir caches it)")
     try:
-        system, path = fsspec.core.url_to_fs(plain)
+        system, path = fsspec.core.url_to_fs(plain, **(_options(url, access) if access else {}))
     except ImportError as error:
         protocol = url.partition("://")[0]
         package = known_implementations[protocol]["class"].partition(".")[0]
@@ -96,13 +85,35 @@ def filesystem(url: str, access: Access = Access()) -> tuple[Any, str]:
     except ValueError as error:
         message = f"{url}: {error}; give a path, or a URL such as s3://, gs://, hf:// or https://"
         raise ShardError(message) from None  # its text may hold the URL
+    if access and url.partition("://")[0] in _S3:
+        system.retries = 1  # of s3fs itself, no argument of it
     if url.startswith("hf://"):
         refuse_unreachable(public(url))
     if web:
         from cloc.data.shards.http import HttpFiles
 
+        access = access or Access()
         return HttpFiles(timeout=access.timeout, redirect_hosts=access.redirect_hosts), url
     return system, path
+
+
+def _options(url: str, access: Access) -> dict[str, Any]:
+    """What S3 gets: attempts are made here alone, where they are counted; its own limits end what is left behind.
+
+    Credentials, endpoint and all else come from where botocore and fsspec look for them, and what fsspec's
+    configuration says of these options holds.
+    """
+    protocol = url.partition("://")[0]
+    if protocol not in _S3:
+        return {}
+    given = fsspec.config.conf.get(protocol, {})
+    ours = {
+        "connect_timeout": min(10.0, access.timeout),
+        "read_timeout": access.timeout,
+        "max_pool_connections": access.max_requests,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+    return {**given, "config_kwargs": ours | given.get("config_kwargs", {})}
 
 
 def within(system: Any, seconds: float, call: Callable[[], T]) -> T:
@@ -125,66 +136,35 @@ def within(system: Any, seconds: float, call: Callable[[], T]) -> T:
     return future.result(seconds)
 
 
-def attempt(url: str, what: str, call: Callable[[], T]) -> T:
-    """Call until it succeeds, three times at most, waiting as long as the server asks for in between.
-
-    Args:
-        url: for the message.
-        what: for the message: what is not so when all attempts fail.
-        call: asks a store.
-
-    Raises:
-        FileNotFoundError: the store says that there is no such file.
-        ShardReadError: all attempts failed, or another one is of no use.
-    """
-    for number in range(1, _ATTEMPTS + 1):
-        try:
-            return call()
-        except FileNotFoundError:
-            missing = True
-        except Exception as error:  # every backend has exceptions of its own, which mean the same here
-            missing, failure = False, error
-        if missing:  # outside of the handler: the store's own error may hold the URL
-            raise FileNotFoundError(f"{public(url)}: no such file")
-        if number == _ATTEMPTS or not _again(failure):
-            break
-        time.sleep(min(max(2.0**number, getattr(failure, "after", 0.0)), _LONGEST_WAIT))
-    raise ShardReadError(f"{url}: {what}, {number} attempt{'s' * (number > 1)} ({tell(failure)})")
-
-
-def _again(error: Exception) -> bool:
-    """Whether another attempt may fare better."""
-    use = not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _NO_USE
-    return getattr(error, "again", use)
-
-
-def tell(error: Exception) -> str:
-    """An error of a store in one line, without credentials."""
-    if isinstance(error, TimeoutError):
-        return "nothing came in time; check the store and the network, or raise data.timeout"
-    text = " ".join(public(str(error)).split())[:300]
-    return text if hasattr(error, "again") else f"{type(error).__name__}: {text}"
-
-
 class TooLongError(OSError):
     """A store has more bytes than were asked for."""
 
     again = False
 
 
-def read_blocks(system: Any, path: str, limit: int, access: Access) -> Iterator[bytes]:
+def read_blocks(system: Any, path: str, limit: int, access: Access, start: int = 0) -> Iterator[bytes]:
     """Yield a file's bytes, each block within the time that it may take.
+
+    Args:
+        system: file system of it.
+        path: in the file system.
+        limit: bytes that the file may have.
+        access: bounds in time.
+        start: first byte that is wanted.
 
     Raises:
         TooLongError: there are more than ``limit``; none beyond is yielded.
         TimeoutError: the store has fallen silent.
     """
-    left = limit
-    with within(system, access.timeout, lambda: system.open(path, "rb")) as file:
+    left = limit - start
+    more = {"start": start} if getattr(system, "has_limits", False) else {}  # HTTP is asked for the rest
+    with within(system, access.timeout, lambda: system.open(path, "rb", **more)) as file:
         said = getattr(file, "size", None) or 0
+        if start and not more:
+            within(system, access.timeout, lambda: file.seek(start))
         # Backends ask for blocks of their own size, however few bytes are read of them.
-        seconds = access.timeout + max(_BLOCK, getattr(file, "blocksize", 0)) / SLOWEST
-        while said <= limit and (block := within(system, seconds, partial(file.read, min(_BLOCK, left + 1)))):
+        seconds = access.timeout + max(BLOCK, getattr(file, "blocksize", 0)) / SLOWEST
+        while said <= limit and (block := within(system, seconds, partial(file.read, min(BLOCK, left + 1)))):
             left -= len(block)
             if left < 0:
                 break
@@ -193,49 +173,62 @@ def read_blocks(system: Any, path: str, limit: int, access: Access) -> Iterator[
         raise TooLongError(f"it has more than the {limit:,} bytes that may come")
 
 
-def read_document(url: str, access: Access = Access()) -> bytes:
+def read_document(url: str, access: Access | None = None) -> bytes:
     """Return a whole file that is kept in memory, such as a manifest.
 
     Raises:
         FileNotFoundError: there is none.
         ShardReadError: it cannot be read, or has more than ``MAX_DOCUMENT_BYTES``.
     """
+    access = (access or Access()).at_start
     system, path = filesystem(url, access)
-    return attempt(url, "cannot be read", lambda: b"".join(read_blocks(system, path, MAX_DOCUMENT_BYTES, access)))
+    call = partial(read_blocks, system, path, MAX_DOCUMENT_BYTES, access)
+    return attempt(url, "cannot be read", lambda: b"".join(call()), access)
 
 
-def read_range(url: str, start: int, stop: int, access: Access = Access()) -> bytes:
+def read_range(url: str, start: int, stop: int, access: Access | None = None) -> bytes:
     """Return some bytes of a remote file.
 
     Raises:
+        VanishedError: there is no such file.
+        UnansweredError: they did not come within ``access.retry_seconds``.
         ShardReadError: they cannot be read, or others come.
     """
+    access = access or Access()
     system, path = filesystem(url, access)
     seconds = access.timeout + (stop - start) / SLOWEST
+    what, size = f"bytes {start} to {stop} cannot be read", stop - start
     try:
         data: bytes = attempt(
             url,
-            f"bytes {start} to {stop} cannot be read",
+            what,
             lambda: within(system, seconds, lambda: system.cat_file(path, start=start, end=stop)),
+            access,
+            size=size,
         )
     except FileNotFoundError as error:
-        raise ShardReadError(f"{url}: the shard has vanished; restore it") from error
-    if len(data) > stop - start:
-        raise ShardReadError(f"{url}: {len(data):,} bytes came, {stop - start:,} were asked for; mend the store")
+        raise VanishedError(f"{url}: the shard has vanished; restore it") from error
+    if len(data) > size:
+        raise ShardReadError(f"{url}: {len(data):,} bytes came, {size:,} were asked for; mend the store")
     return data
 
 
-def read_ranges(places: Sequence[tuple[str, int, int]], access: Access = Access()) -> list[bytes | None]:
-    """Return some bytes (URL, start, stop) of several remote files, asked for at once; None where that failed."""
-    system, _ = filesystem(places[0][0], access)
-    paths = [filesystem(url, access)[1] for url, _, _ in places]
-    starts, stops = [start for _, start, _ in places], [stop for _, _, stop in places]
-    seconds = access.timeout + sum(stop - start for _, start, stop in places) / SLOWEST
+def read_ranges(places: Sequence[tuple[str, int, int]], access: Access) -> list[bytes | ShardReadError]:
+    """Return some bytes (URL, start, stop) of several remote files, or why they cannot be had; several at a time."""
+    calls = [partial(read_range, url, start, stop, access) for url, start, stop in places]
+    return together(calls, access.max_requests, access.traffic)
+
+
+def lives(url: str, access: Access) -> bool:
+    """Whether a store answers anything about a file; that there is none is an answer too."""
     try:
-        found = within(system, seconds, lambda: system.cat_ranges(paths, starts, stops, on_error="return"))
-    except TimeoutError:
-        return [None] * len(places)
-    return [
-        data if isinstance(data, bytes) and len(data) <= stop - start else None
-        for data, (_, start, stop) in zip(found, places, strict=True)
-    ]
+        system, path = filesystem(url, access)
+        with access.traffic.slot(access.max_requests, 0):
+            within(system, access.timeout, lambda: system.info(path))
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # noqa: BLE001  (every backend has exceptions of its own)
+        if may_pass(error):
+            return False
+    access.traffic.answered(store_of(url))
+    return True

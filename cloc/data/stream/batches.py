@@ -31,7 +31,7 @@ from cloc.data.stream.region_sampling import Candidate, Chooser, Item
 from cloc.data.stream.shared_buffers import SharedBatch, SharedBuffers
 from cloc.data.stream.skip_limits import UNREADABLE_SHARD, SkipLimit
 from cloc.data.stream.sources import ShardSource, ShardSources
-from cloc.data.stream.workers import Readers, prefetched, start_server
+from cloc.data.stream.workers import Readers, horizons, prefetched, start_server
 from cloc.data.tokenizer import Tokenizer
 from cloc.data.transforms import new_views
 
@@ -122,11 +122,18 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.cursor = cursor
         self.cache, self.damaged = data.cache, 0  # shards of the cache that a batch has counted
+        self.horizons: Tensor | None = None  # until when each reading process has a reason to wait, for ``Readers``
+
+    def interrupt(self) -> None:
+        """The run is to end: who waits for a store in this process stops waiting. For signal handlers."""
+        self.cache.access.traffic.interrupted = True
 
     def __iter__(self) -> Iterator[Batch | SharedBatch]:
         worker = get_worker_info()
         step, number = (worker.num_workers, worker.id) if worker else (1, 0)
         buffers = SharedBuffers() if worker else None
+        if worker and self.horizons is not None:
+            self.cache.access.traffic.horizon = self.horizons[number : number + 1]
         count, size = self.batch_size // self.world_size, self.chooser.view.size
         while True:
             position = self.cursor + number * self.batch_size
@@ -161,6 +168,7 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         if damaged := self.cache.damaged - self.damaged:  # read once: shards are fetched ahead meanwhile
             stats["cached_shards_damaged"] += damaged
             self.damaged += damaged
+        stats.update(self.cache.access.traffic.take_counts())
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
@@ -204,9 +212,13 @@ class Stream(IterableDataset[Batch | SharedBatch]):
                 decode = decoder(sample.image)
             except (BadSample, OSError) as error:
                 self._leave_out(source, error, stats)
-                if not isinstance(error, BadSample):
-                    source.skips.lose_shard(source.order.locate(lane, index, replacement)[0], error)
+                shard = source.order.locate(lane, index, replacement)[0]
+                if not isinstance(error, BadSample) and source.reader.given_up(shard):
+                    source.skips.lose_shard(shard, error)
                 continue
+            finally:
+                for shard in source.reader.take_returned():
+                    source.skips.take_back(shard)
             return _ParsedSample(position, number, sample, decode, counts, choices(self.seed, position), tries)
         raise source.skips.no_substitute(position, REPLACEMENTS)
 
@@ -257,5 +269,6 @@ def make_loader(stream: Stream, workers: int, timeout: float = 0, **options: Any
     if workers:
         context = {"multiprocessing_context": "forkserver", "persistent_workers": True}
         options = {"prefetch_factor": prefetched(workers)} | context | options
+        stream.horizons = horizons(workers)
         start_server()
     return Readers(stream, workers, timeout, **options)

@@ -54,7 +54,7 @@ class Prefetcher:
 
     def _run(self) -> None:
         while (shard := self._next()) is not None:
-            with contextlib.suppress(OSError):  # it comes again where the shard is read, and is counted there
+            with contextlib.suppress(OSError, RuntimeError):  # comes again where the shard is read, and is told there
                 self.reader.prefetch(shard)
 
     def _next(self) -> int | None:

@@ -31,7 +31,7 @@ class SkipLimit:
     Attributes:
         read: samples that were tried.
         skipped: samples that were left out, by reason.
-        lost: shards that cannot be read.
+        lost: shards that cannot be read now.
     """
 
     def __init__(self, source: ShardSource, max_share: float) -> None:
@@ -73,6 +73,12 @@ class SkipLimit:
                 f"{self.where}: {len(self.lost)} of {self.shards} shards cannot be read, more than "
                 f"data.max_skip_share={self.max_share}; last: {error}. Restore them, or raise the limit."
             )
+
+    def take_back(self, shard: int) -> None:
+        """A shard that was lost can be read again: it counts no longer."""
+        if shard in self.lost:
+            self.lost.remove(shard)
+            _LOG.warning("%s: shard %d can be read again", self.where, shard)
 
     def no_substitute(self, position: int, tried: int) -> SkipLimitError:
         """The error of a position none of whose substitutes can be used."""

@@ -244,7 +244,12 @@ def _open_folder(url: str, names: list[str], cache: ShardCache) -> Manifest:
 
 def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
     try:
-        paths = attempt(shown, "cannot be listed", lambda: within(system, access.timeout, lambda: _ls(system, path)))
+        paths = attempt(
+            shown,
+            "cannot be listed",
+            lambda: within(system, access.timeout, lambda: _ls(system, path)),
+            access.at_start,
+        )
     except FileNotFoundError:
         paths = []
     names = sorted(PurePosixPath(file).name for file in paths)
@@ -267,6 +272,7 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
             shown,
             "cannot be opened",
             lambda: within(system, seconds, lambda: (system.size(path), system.ukey(path))),
+            cache.access.at_start,
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{shown}: no such shard; mend the path or the braces of data.train") from error
@@ -275,7 +281,7 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
     index = cache.folder / "index" / f"{name}.json"
     make_folder(cache.folder, "index")
-    with host_lock(index.with_name(f"{index.name}.lock")):
+    with host_lock(cache.lock(index.name)):
         known = _read_index(index)
         if known is not None:
             return known

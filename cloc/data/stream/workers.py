@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import re
+import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cloc.command import is_users
@@ -18,12 +21,19 @@ from cloc.data.stream.shared_buffers import SharedBatch, no_room
 
 PRELOADED = ("__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
 """What the server of reading processes imports once, for all of them; none of it starts a thread."""
+from cloc.data.shards.retries import ReadingInterrupted
 
-_POLL = 5.0  # seconds between two looks at whether the processes live
+_POLL = 1.0  # seconds between two looks at whether the processes live, and whether the run is to end
 
 
 class ReaderError(RuntimeError):
     """A reading process is gone, or gives nothing; says what to do."""
+
+
+def horizons(workers: int) -> Tensor:
+    """Shared memory in which each reading process notes the monotonic time until which it has a reason to wait."""
+    shared: Tensor = torch.zeros(workers, dtype=torch.float64).share_memory_()
+    return shared
 
 
 class Readers(DataLoader[Batch]):
@@ -32,17 +42,19 @@ class Readers(DataLoader[Batch]):
     Args:
         stream: builds whole batches itself.
         workers: reading processes; 0 reads in this one, where nothing can be missed.
-        timeout: seconds that a batch may take; 0 waits for ever.
+        timeout: seconds that a batch may take, not counted while a reader asks a store again; 0 waits for ever.
         options: further arguments of the DataLoader.
 
     Raises:
         ReaderError: while iterating.
+        ReadingInterrupted: while iterating, after :meth:`interrupt`.
     """
 
     def __init__(
         self, stream: IterableDataset[Batch | SharedBatch], workers: int, timeout: float = 0, **options: Any
     ) -> None:
-        self.patience = timeout
+        self.patience, self.interrupted = timeout, False
+        self.stream = stream
         self.processes: set[BaseProcess] = set()
         poll = (min(_POLL, timeout) if timeout else _POLL) if workers else 0
         batches = cast(IterableDataset[Batch], stream)  # a SharedBatch, which a process sends, arrives as a Batch
@@ -59,6 +71,12 @@ class Readers(DataLoader[Batch]):
         self.processes |= set(multiprocessing.active_children()) - others
         return self._watched(batches)
 
+    def interrupt(self) -> None:
+        """The run is to end: who waits for a batch stops waiting. For signal handlers."""
+        self.interrupted = True
+        if not self.num_workers and hasattr(self.stream, "interrupt"):
+            self.stream.interrupt()
+
     def end(self) -> None:
         """End the processes: in order, and those that do not listen at once."""
         self._iterator = None
@@ -73,7 +91,9 @@ class Readers(DataLoader[Batch]):
             except Exception as error:
                 text = str(error)
                 if text.startswith("DataLoader timed out"):  # asked again, the iterator goes on waiting
-                    waited += self.timeout
+                    if self.interrupted:
+                        raise ReadingInterrupted("a reader was waiting for its disk or store") from None
+                    waited = 0.0 if self._has_reason() else waited + self.timeout
                     if not self.patience or waited < self.patience:
                         continue
                     raise self._silent(waited) from error
@@ -84,6 +104,11 @@ class Readers(DataLoader[Batch]):
                 raise
             waited = 0.0
             yield batch
+
+    def _has_reason(self) -> bool:
+        """Whether some process waits for a store that it will ask again."""
+        known = getattr(self.stream, "horizons", None)
+        return known is not None and float(known.max()) > time.monotonic()
 
     def _silent(self, seconds: float) -> ReaderError:
         pids = ", ".join(str(process.pid) for process in self.processes)

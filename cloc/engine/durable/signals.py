@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from cloc.command import INTERRUPTED, STOPPED, announced, listen
+from cloc.command import INTERRUPTED, STOPPED, Interrupt, Stop, announced, listen
 from cloc.contracts import Batch
+from cloc.data.shards.retries import ReadingInterrupted
 from cloc.data.stream.workers import ReaderError
 from cloc.engine.liveness import broke_off
 from cloc.engine.process_group import any_process, gather_objects
@@ -47,13 +48,16 @@ class StopAtSignal(Callback):
         self.failure: Exception | None = None
         self.previous: dict[signal.Signals, Any] = {}
         self.held = ExitStack()
+        self.loader: Any = None
 
     def reading(self, loader: Iterable[T]) -> Iterable[T]:
         """The batches of a loader. Where it fails, the step in hand still ends, and is saved.
 
         Lightning fetches a batch ahead: it asks for the one after the next step. In the place of a batch that cannot
-        be had the last one is given again; it is never trained on, for the run stops before.
+        be had the last one is given again; it is never trained on, for the run stops before. So it is where a signal
+        comes while a batch is waited for.
         """
+        self.loader = loader
         return _Reading(self, loader)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -67,6 +71,8 @@ class StopAtSignal(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.noted = signal.Signals(number)
+        if hasattr(self.loader, "interrupt"):  # it may be waiting for a disk or store that does not answer
+            self.loader.interrupt()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, index: int
@@ -124,6 +130,11 @@ class _Reading(Generic[T]):
         try:
             for last in self.loader:
                 yield last
+        except ReadingInterrupted:
+            if last is None:  # no step to save
+                raise Interrupt if self.stop.noted == signal.SIGINT else Stop from None
+            yield last
+            raise
         except Exception as error:  # noqa: BLE001  (raised again after a checkpoint)
             if last is None:
                 raise

@@ -19,6 +19,7 @@ import pytest
 from cloc.config import DataConfig
 from cloc.data.shards import cache as remote
 from cloc.data.shards.cache import ShardCache
+from cloc.data.shards.ledger import Ledger
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.tars import ShardReadError
@@ -63,7 +64,7 @@ def everything(manifest: Manifest, cache: ShardCache) -> list[bytes]:
 
 
 def shards_in(cache: ShardCache) -> list[Path]:
-    return sorted(cache.folder.glob("*.tar"), key=lambda path: path.name[-5:])
+    return sorted(cache.folder.rglob("*.tar"), key=lambda path: path.name[-5:])
 
 
 def flip(path: Path) -> None:
@@ -91,7 +92,7 @@ def replace_by_pipe(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    path.write_bytes(shards_in(ShardCache(path.parent))[2].read_bytes())
+    path.write_bytes(shards_in(ShardCache(path.parent.parent))[2].read_bytes())
 
 
 CHANGES = [flip, cut, replace_by_link, replace_by_pipe, swap]
@@ -132,7 +133,7 @@ def test_notes_that_say_nothing_are_not_believed(note: bytes | None, manifest: M
     cache = ShardCache(tmp_path / "cache")
     away = open_shards(URL, cache)
     expected = everything(away, cache)
-    for path in cache.folder.glob("*.checked"):
+    for path in cache.folder.rglob("*.checked"):
         if note is None:
             path.unlink()
             path.symlink_to("/etc/passwd")
@@ -160,16 +161,17 @@ def test_nothing_is_written_through_planted_links(manifest: Manifest, tmp_path: 
     away = open_shards(URL, cache)
     expected = everything(away, cache)
     outside.write_text("untouched")
-    names = [path.name for path in shards_in(cache)]
-    for path in cache.folder.iterdir():
-        if not path.name.endswith(".lock"):
+    shards = shards_in(cache)
+    for path in list(cache.folder.rglob("*")):
+        if path.is_file() and not path.name.endswith(".lock"):
             path.unlink()
-    for name in names:
-        for planted in (name, f"{name}.part", name.replace(".tar", ".checked")):
-            (cache.folder / planted).symlink_to(outside)
+    for shard in shards:
+        for planted in (shard, Path(f"{shard}.part"), shard.with_suffix(".checked")):
+            planted.symlink_to(outside)
+    (cache.folder / "cache.sqlite").symlink_to(outside)
     assert everything(away, ShardCache(cache.folder)) == expected
     assert outside.read_text() == "untouched"
-    assert not any(path.is_symlink() for path in cache.folder.iterdir())
+    assert not any(path.is_symlink() for path in cache.folder.rglob("*"))
 
 
 def test_a_folder_where_a_shard_belongs_is_told(manifest: Manifest, tmp_path: Path) -> None:
@@ -207,13 +209,13 @@ def test_what_a_killed_process_left_is_no_shard(manifest: Manifest, tmp_path: Pa
     process = multiprocessing.get_context("fork").Process(target=_fetch_slowly, args=arguments)
     process.start()
     deadline = time.monotonic() + 30
-    while not list(cache.folder.glob("*.part")) and time.monotonic() < deadline:
+    while not list(cache.folder.rglob("*.part")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert list(cache.folder.glob("*.part"))
+    assert list(cache.folder.rglob("*.part"))
     assert everything(away, cache) == everything(manifest, cache)
-    assert not list(cache.folder.glob("*.part"))
+    assert not list(cache.folder.rglob("*.part"))
 
 
 def test_a_damaged_shard_is_counted_in_the_batch(manifest: Manifest, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_damaged_shard_is_counted_in_the_batch(manifest: Manifest, tmp_path: P
     for thread in threading.enumerate():  # of the first stream: they would find the damage before the second does
         if thread.name == FETCHING:
             thread.join()
-    for path in (tmp_path / "cache").glob("*.tar"):
+    for path in (tmp_path / "cache").rglob("*.tar"):
         flip(path)
     again = list(islice(make_stream(open_sources(config)), 12))
     assert [contents(batch) for batch in again] == [contents(batch) for batch in batches]
@@ -256,12 +258,14 @@ def test_a_damaged_index_is_made_again(text: str, manifest: Manifest, tmp_path: 
     assert json.loads(next(cache.folder.glob("index/*.json")).read_text())["shard"]["samples"]
 
 
-def test_names_in_the_cache_are_plain(tmp_path: Path) -> None:
-    cache, urls = ShardCache(tmp_path), []
-    for url in ("https://me:S3cret@host/a/x.tar?sig=T0K", "https://me:0ther@host/a/x.tar?sig=OLD"):
-        urls.append(cache._path(url, 5, "ab"))
-    assert urls[0] == urls[1] and urls[0].name.endswith("-x.tar")
+def test_names_in_the_cache_are_plain() -> None:
+    names = [
+        remote._name(url, 5, "ab")
+        for url in ("https://me:S3cret@host/a/x.tar?sig=T0K", "https://me:0ther@host/a/x.tar?sig=OLD")
+    ]
+    assert names[0] == names[1] and names[0].endswith("-x.tar")
     for url in ("s3://b/..", "s3://b/" + "x" * 400, "s3://b/a\nb c?.tar", "https://h/?T0K"):
-        name = cache._path(url, 5, "ab").name
+        name = remote._name(url, 5, "ab")
         assert len(name) < 120 and name.endswith(".tar") and "T0K" not in name and name.isprintable()
-    assert cache._path("https://h/x.tar", 5, "ab") != cache._path("https://h/y.tar", 5, "ab")
+        assert Ledger(Path("cache"), 1, 0)._own(name) == Path("cache") / name[:2] / name
+    assert remote._name("https://h/x.tar", 5, "ab") != remote._name("https://h/y.tar", 5, "ab")

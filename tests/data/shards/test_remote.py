@@ -21,6 +21,7 @@ from cloc.data.shards import cache as remote
 from cloc.data.shards.cache import ShardCache, filesystem
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.retries import Traffic
 from cloc.data.shards.tars import ShardError, ShardReadError
 from cloc.data.stream import sources
 from cloc.data.stream.prefetch import FETCHING
@@ -57,7 +58,7 @@ def everything(manifest: Manifest, cache: ShardCache | None = None) -> list[byte
 
 
 def held(cache: ShardCache) -> int:
-    return sum(path.stat().st_size for path in cache.folder.glob("*.tar*") if path.suffix != ".lock")
+    return sum(path.stat().st_size for path in cache.folder.rglob("*.tar*"))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
@@ -107,13 +108,13 @@ def test_what_a_killed_process_left_is_room_and_what_a_living_one_fetches_is_not
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = manifest.shards[0].bytes
-    cache = ShardCache(tmp_path / "cache", size)
-    cache.folder.mkdir()
-    other = cache.folder / "other.tar.part"
-    other.write_bytes(b"0" * size)
-    with FileLock(cache.folder / "other.tar.lock"):
-        assert not cache._make_room(1)
-    assert cache._make_room(1) and not other.exists()
+    cache, name = ShardCache(tmp_path / "cache", size), f"{0:016}-other.tar"
+    part = cache.ledger.place(f"{name}.part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"0" * size)
+    with FileLock(cache.ledger.lock(name)):
+        assert cache.ledger.reserve("1" * 16 + "-mine.tar", 1, lambda: True) is None
+    assert cache.ledger.reserve("1" * 16 + "-mine.tar", 1, lambda: True) and not part.exists()
     assert everything(open_shards(URL, cache), cache) == everything(manifest)
 
 
@@ -194,7 +195,7 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(
             raise RuntimeError("connection reset")
         return opened(self, path, *rest, **options)
 
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Traffic, "pause", lambda self, seconds: None)
     cache = ShardCache(tmp_path / "cache", manifest.bytes)
     away = open_shards(URL, cache)
     monkeypatch.setattr(type(system), "open", shaky)
@@ -250,7 +251,7 @@ def test_paths_that_cannot_be_opened(path: str, message: str, tmp_path: Path) ->
 
 
 def test_a_missing_backend_is_named_with_its_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(url: str) -> None:
+    def missing(url: str, **_: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from torch.utils.data import IterableDataset
 
-from cloc.data.stream.workers import ReaderError, Readers
+from cloc.command import Interrupt, Stop
+from cloc.data.shards.retries import ReadingInterrupted
+from cloc.data.stream.workers import ReaderError, Readers, horizons
 from cloc.engine.durable.signals import StopAtSignal
 from tests.kit.paths import ROOT
 
@@ -61,6 +66,58 @@ def test_a_process_that_is_killed_or_stopped_is_missed(number: int, told: str) -
     for process in set(multiprocessing.active_children()) - others:
         process.join(10)
     assert not set(multiprocessing.active_children()) - others
+
+
+class Waiting(IterableDataset):
+    """One number, then a long wait, with or without a reason, then another."""
+
+    def __init__(self, seconds: float, reason: float, first: float = 0) -> None:
+        self.seconds, self.reason, self.first, self.horizons = seconds, reason, first, horizons(1)
+
+    def __iter__(self) -> Iterator[int]:
+        time.sleep(self.first)
+        yield 0
+        self.horizons[0] = time.monotonic() + self.reason
+        time.sleep(self.seconds)
+        yield 1
+
+
+def test_a_reader_that_asks_a_store_again_has_a_reason_to_wait() -> None:
+    readers = Readers(Waiting(5, 6), 1, timeout=2, **FORK)
+    assert list(islice(readers, 2)) == [0, 1]
+    readers.end()
+    readers = Readers(Waiting(30, 0.3), 1, timeout=2, **FORK)
+    with pytest.raises(ReaderError, match="data.batch_timeout"):
+        list(islice(readers, 2))
+    readers.end()
+
+
+def test_a_signal_ends_the_wait_for_a_batch_and_the_step_in_hand_is_kept() -> None:
+    stop = StopAtSignal()
+    readers = Readers(Waiting(60, 60), 1, timeout=600, **FORK)
+    batches = iter(stop.reading(readers))
+    assert next(batches) == 0
+    began = time.monotonic()
+    threading.Timer(0.5, stop._note, (signal.SIGTERM, None)).start()
+    assert next(batches) == 0 and time.monotonic() - began < 10  # in the place of the one that is waited for
+    assert stop.noted == signal.SIGTERM and stop.failure is None
+    batches.close()
+    readers.end()
+
+
+class Interrupted:
+    """Batches that a signal ended before the first came."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise ReadingInterrupted("a reader was waiting")
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, Interrupt), (signal.SIGTERM, Stop)])
+def test_a_signal_before_the_first_batch_ends_the_command(number: signal.Signals, end: type[SystemExit]) -> None:
+    stop = StopAtSignal()
+    stop.noted = number
+    with pytest.raises(end):
+        next(iter(stop.reading(Interrupted())))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
