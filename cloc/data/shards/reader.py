@@ -11,15 +11,16 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
 from cloc.data.sample import MAX_MEMBER_BYTES, parse_sample
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.manifest import Manifest, Place
+from cloc.data.shards.manifest import Manifest, Place, check_opened
 from cloc.data.shards.stores import read_range, read_ranges
-from cloc.data.shards.tars import ShardReadError, read_sample_members
+from cloc.data.shards.tars import ShardError, ShardReadError, read_sample_members
 from cloc.files import open_file
 
 MAX_SAMPLE_BYTES = 4 * MAX_MEMBER_BYTES
@@ -40,6 +41,7 @@ class ShardReader:
     def __init__(self, manifest: Manifest, max_open: int = 128, cache: ShardCache | None = None) -> None:
         self.manifest, self.max_open, self.cache = manifest, max_open, cache or ShardCache()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._checked: set[int] = set()
         self._lost: dict[int, tuple[float, str]] = {}
         self._loaded: dict[tuple[int, int], bytes | None] = {}
 
@@ -47,11 +49,12 @@ class ShardReader:
         """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
 
         Raises:
-            ShardReadError: the shard is gone, or shorter than its manifest says.
+            ShardReadError: the shard is gone, or shorter than its manifest says; or it does not fit its manifest, where
+                nobody has looked at it before; or its offsets are not the manifest's.
             BadSample: ``giant_member``: it is too large to be read at all.
         """
-        shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
-        start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
+        where = self.manifest.location(shard_index)
+        start, stop = self.manifest.shards.span(shard_index, sample_index)
         if stop - start > MAX_SAMPLE_BYTES:
             detail = f"sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
             raise BadSample("giant_member", f"{public(where)}: {detail}")
@@ -105,9 +108,9 @@ class ShardReader:
         Raises:
             ShardReadError: it cannot be fetched.
         """
-        shard = self.manifest.shards[shard_index]
+        shards = self.manifest.shards
         if self.manifest.remote and self._cached(shard_index):
-            self.cache.fetch(self.manifest.location(shard_index), shard.bytes, shard.sha256)
+            self.cache.fetch(self.manifest.location(shard_index), shards.size(shard_index), shards.sha256(shard_index))
 
     def load(self, places: Iterable[Place]) -> None:
         """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
@@ -116,14 +119,12 @@ class ShardReader:
         """
         shards = self.manifest.shards
         wanted = [(shard, index) for shard, index in places if self.manifest.remote and not self._cached(shard)]
-        spans = [
-            (self.manifest.location(shard), shards[shard].offsets[index], shards[shard].offsets[index + 1])
-            for shard, index in wanted
-        ]
+        shards.bring({shard for shard, _ in wanted})
+        spans = [(self.manifest.location(shard), *shards.span(shard, index)) for shard, index in wanted]
         self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
 
     def _cached(self, shard_index: int) -> bool:
-        return self.manifest.shards[shard_index].bytes <= self.cache.limit
+        return self.manifest.shards.size(shard_index) <= self.cache.limit
 
     def close(self) -> None:
         """Close every file; a later ``read`` opens them again."""
@@ -134,12 +135,12 @@ class ShardReader:
         until, reason = self._lost.get(shard_index, (0.0, ""))
         if time.monotonic() < until:
             raise ShardReadError(reason)
-        shard = self.manifest.shards[shard_index]
+        shards = self.manifest.shards
         try:
             if not self._cached(shard_index):
                 return read_range(url, start, stop, self.cache.access)
             # Opened anew each time: the cache may remove a shard, and an open file would keep its room.
-            with self.cache.open(url, shard.bytes, shard.sha256) as file:
+            with self.cache.open(url, shards.size(shard_index), shards.sha256(shard_index)) as file:
                 return os.pread(file.fileno(), stop - start, start)
         except ShardReadError as error:
             self._lost[shard_index] = time.monotonic() + RETRY_SECONDS, str(error)
@@ -149,15 +150,27 @@ class ShardReader:
         if shard_index in self._files:
             self._files.move_to_end(shard_index)
             return self._files[shard_index]
-        path = self.manifest.folder / self.manifest.shards[shard_index].name
+        shards = self.manifest.shards
+        path = self.manifest.folder / shards.name(shard_index)
         try:
             file = open_file(path)
         except OSError as error:
             raise ShardReadError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
+        if not (shards.checked(shard_index) or shard_index in self._checked):
+            self._check(shard_index, path, file)
         self._files[shard_index] = file
         if len(self._files) > self.max_open:
             self._files.popitem(last=False)[1].close()
         return file
+
+    def _check(self, shard_index: int, path: Path, file: BinaryIO) -> None:
+        """Compare a shard with its manifest that another host was to look at when the set was opened."""
+        try:
+            check_opened(path, file.fileno(), self.manifest.shards[shard_index])
+        except ShardError as error:
+            file.close()
+            raise ShardReadError(str(error)) from error
+        self._checked.add(shard_index)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict(), "_lost": {}, "_loaded": {}}

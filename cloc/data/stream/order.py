@@ -102,8 +102,8 @@ class GlobalOrder:
 
     def __init__(
         self,
-        samples: Sequence[int],
-        sizes: Sequence[int],
+        samples: Sequence[int] | np.ndarray,
+        sizes: Sequence[int] | np.ndarray,
         seed: int,
         group_bytes: int = GROUP_BYTES,
         source: int = 0,
