@@ -85,11 +85,11 @@ def open_once_a_host(
     said = exchange(None if own is None else own[1])[host.leader]
 
     def end() -> T:
-        if own is not None:
-            return own[0]
         try:
-            return take(said)
+            return take(said)  # the first one too: what it holds itself would go into each of its readers
         except (ValueError, OSError) as error:
+            if own is not None:
+                return own[0]
             _LOG.warning("what process %d has opened cannot be taken over: %s; opening it again", host.leader, error)
             return open_own(host.share)
 

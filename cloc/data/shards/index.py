@@ -19,7 +19,6 @@ from cloc.data.shards.manifest import (
     remedy_for,
 )
 from cloc.data.shards.offsets import OFFSETS_NAME, digest_of, write_numbers
-from cloc.data.shards.scanning import scan_shard
 from cloc.data.shards.tars import ShardError
 from cloc.files import open_new, write_file
 
@@ -111,6 +110,8 @@ def index_folder(
         FileNotFoundError: there is no ``.tar`` in the folder.
         ShardError: as ``index_shard``.
     """
+    from cloc.data.shards.scanning import scan_shard  # with PyTorch, which reading an index does not need
+
     names = need_tars(folder)
     scans = []
     for name in names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from cloc.data.json_values import parse_json, shown
 from cloc.data.shards.offsets import OFFSETS_NAME, MappedOffsets, Offsets, digest_of
 from cloc.data.shards.shard_table import RECORD, ShardTable, hashes
 from cloc.data.shards.stores import join_url
-from cloc.data.shards.tars import MAX_COUNT, ShardError, ShardInfo, check_hash, check_name, missed_by
+from cloc.data.shards.tars import MAX_COUNT, MAX_NAME, ShardError, ShardInfo, check_hash, check_name, missed_by
 from cloc.files import open_file, read_file
 
 MANIFEST_NAME = "manifest.json"
@@ -36,6 +37,8 @@ OpenOffsets = Callable[[int, int], Offsets]
 
 _COUNTS = ("samples", "regions", "crowds", "dropped", "bytes", "offsets_crc32")
 _KEYS = ("name", "samples", "regions", "crowds", "dropped", "bytes", "sha256", "offsets_crc32")
+_KEY_SET = set(_KEYS)
+_HEX = re.compile("[0-9a-f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +139,9 @@ def parse_manifest(
             table.records["checked"] = False
         else:
             table = _table(items, opened)
-        twice = [name for name, count in Counter(table.names()).items() if count > 1]
-        if twice:
-            raise ValueError(f"it names the shard {twice[0]} twice")
+        names = table.names()
+        if len(set(names)) < len(names):
+            raise ValueError(f"it names the shard {Counter(names).most_common(1)[0][0]} twice")
         return Manifest(folder, table, categories, remote)
     except ShardError:  # of the file of offsets, which says where
         raise
@@ -164,16 +167,18 @@ def _parts(record: Any) -> tuple[tuple[str, ...], list[Any]]:
 def _table(items: list[Any], opened: OpenOffsets) -> ShardTable:
     """The shards of a manifest of version 2, column by column: there may be hundreds of thousands."""
     for item in items:
-        if not isinstance(item, dict) or item.keys() != set(_KEYS):
+        if not isinstance(item, dict) or item.keys() != _KEY_SET:
             raise ValueError(f"a shard is {shown(item)}; it has {', '.join(_KEYS)}")
-    names, records = [item["name"] for item in items], np.zeros(len(items), RECORD)
-    for item in items:
-        check_name(item["name"])
-        check_hash(item["name"], item["sha256"])
+    records = np.zeros(len(items), RECORD)
+    names, sha256 = ([item[key] for item in items] for key in ("name", "sha256"))
+    if not (_are_names(names) and _are_hashes(sha256)):
+        for item in items:  # one of them says what is wrong
+            check_name(item["name"])
+            check_hash(item["name"], item["sha256"])
     for key in _COUNTS:
         column = [item[key] for item in items]
         limit = 2**32 if key == "offsets_crc32" else MAX_COUNT
-        if not all(type(count) is int for count in column) or column and not 0 <= min(column) <= max(column) < limit:
+        if set(map(type, column)) - {int} or column and not 0 <= min(column) <= max(column) < limit:
             wrong = next(one for one in items if type(one[key]) is not int or not 0 <= one[key] < limit)
             raise ValueError(f"{key} of {wrong['name']} is no whole number: {shown(wrong[key])}")
         if sum(column) >= MAX_COUNT:
@@ -183,9 +188,26 @@ def _table(items: list[Any], opened: OpenOffsets) -> ShardTable:
     records["first"] = np.cumsum(count) - count
     encoded = [name.encode() for name in names]
     records["name_end"] = list(accumulate(map(len, encoded)))
-    records["sha256"] = hashes([item["sha256"] for item in items])
+    records["sha256"] = hashes(sha256)
     store = opened(int(count.sum()), digest_of(records["samples"], records["crc"]))
     return ShardTable(records, b"".join(encoded), [store])
+
+
+def _are_names(names: list[Any]) -> bool:
+    """Whether :func:`check_name` takes all of them, told at once; False leaves it open."""
+    if set(map(type, names)) - {str} or {"", ".", ".."} & set(names):
+        return False
+    text = "".join(names)
+    return text.isascii() and text.isprintable() and "/" not in text and max(map(len, names), default=0) <= MAX_NAME
+
+
+def _are_hashes(texts: list[Any]) -> bool:
+    """Whether :func:`check_hash` takes all of them, told at once."""
+    return (
+        not set(map(type, texts)) - {str}
+        and not set(map(len, texts)) - {0, 64}
+        and _HEX.fullmatch("".join(texts)) is not None
+    )
 
 
 def read_manifest_text(path: Path) -> bytes:

@@ -28,6 +28,8 @@ from cloc.data.shards.tars import ShardError, ShardReadError
 from cloc.files import make_folder, open_file, open_plain, reopen
 
 OFFSETS_NAME = "manifest.offsets"
+MIRRORS = "offsets"
+"""Folder of the mirrors of remote ones, within that of the cache."""
 HEADER_BYTES = 32
 NUMBER = np.dtype("<u8")
 REMEDY = "restore it with its manifest, or delete both and rebuild them: python -m cloc data index"

@@ -8,24 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import os
-import re
 from array import array
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from braceexpand import braceexpand
+import numpy as np
 
 from cloc.config.secrets import public
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.index import ALONE, Share, check_files, load_manifest
-from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from cloc.data.shards.offsets import OFFSETS_NAME, MappedOffsets, Offsets, RemoteOffsets
+from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, OpenOffsets, parse_manifest
+from cloc.data.shards.offsets import MIRRORS, NUMBER, OFFSETS_NAME, HeldOffsets, MappedOffsets, Offsets, RemoteOffsets
+from cloc.data.shards.patterns import count_paths, expand, folders_of, shared_root
 from cloc.data.shards.scanning import scan_shard
 from cloc.data.shards.shard_table import ShardTable
 from cloc.data.shards.stores import (
@@ -42,13 +39,8 @@ from cloc.data.shards.stores import (
 from cloc.data.shards.tars import ShardError, ShardInfo
 from cloc.files import host_lock, make_folder, write_json
 
-MAX_NAMES = 1_000_000
-"""Shards that braces may name."""
-
 _INDEX_VERSION = 2  # of what scan_shard finds: indexes of another one are made anew
 _READERS = 8  # shards that are fetched at a time while they are indexed
-_INNERMOST = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d{1,18}|[^\W\d_])\.\.(-?\d{1,18}|[^\W\d_])(?:\.\.(-?\d{1,18}))?")
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,7 +59,7 @@ def open_shards(path: str, cache: ShardCache, share: Share = ALONE) -> Manifest:
     folder = _indexed_folder(path)
     if folder is not None:
         return load_manifest(folder, share)
-    return _join([_open_folder(url, names, cache, share) for url, names in _folders(path).items()])
+    return _join([_open_folder(url, names, cache, share) for url, names in folders_of(path).items()])
 
 
 def index_share(path: str, cache: ShardCache, share: Share) -> None:
@@ -77,84 +69,32 @@ def index_share(path: str, cache: ShardCache, share: Share) -> None:
     """
     if _indexed_folder(path) is not None:
         return
-    for url, names in _folders(path).items():
-        _, _, missing = _described(url, names, cache)
+    for url, names in folders_of(path).items():
+        _, _, missing = _described(url, names, cache, _no_offsets)
         _scan_all(url, missing[share[0] :: share[1]], cache)
-
-
-def urls_of(path: str) -> list[str]:
-    """The remote folders that a path names, in their order; none where it is local."""
-    return list(_folders(path)) if is_remote(path) else []
-
-
-def remote_root(urls: Sequence[str]) -> str:
-    """The URL that the shards of some remote folders are named from; empty without one."""
-    if len(urls) < 2:
-        return "".join(urls)
-    root, query, _ = _shared(urls)
-    return root + query
-
-
-def remote_offsets(url: str, digest: int, cache: ShardCache) -> RemoteOffsets:
-    """The offsets beside a remote manifest that another process has opened."""
-    return RemoteOffsets(join_url(url, OFFSETS_NAME), digest, cache.folder / "offsets", cache.access)
 
 
 def _indexed_folder(path: str) -> Path | None:
     """The local folder that a path names, where it has a manifest or is not there at all; None for anything else."""
     filesystem(path)  # refuses what cannot be opened before braces multiply it
     tars = split_query(path)[0].endswith(".tar")
-    if _count(path) > 1 or is_remote(path) or (tars and not Path(path).is_dir()):
+    if count_paths(path) > 1 or is_remote(path) or (tars and not Path(path).is_dir()):
         return None
-    folder = Path(_expand(path)[0].removeprefix("file://").removeprefix("local://"))
+    folder = Path(expand(path)[0].removeprefix("file://").removeprefix("local://"))
     return folder if not folder.is_dir() or (folder / MANIFEST_NAME).is_file() else None
 
 
-def _folders(path: str) -> dict[str, list[str]]:
-    """The folders that a path names, each with the names of its shards; no name for all that it holds."""
-    wanted: dict[str, list[str]] = {}
-    for entry in _expand(path):
-        place, query = split_query(entry)
-        parent, _, name = place.rpartition("/") if place.endswith(".tar") else (place.rstrip("/"), "", "")
-        wanted.setdefault((parent or ".") + query, []).extend([name] if name else [])
-    return wanted
-
-
-def _expand(path: str) -> list[str]:
-    """The paths that a path with braces stands for."""
-    if _count(path) > MAX_NAMES:  # counted first: ranges are written out before the first path comes
-        raise ShardError(f"{path}: the braces name more than {MAX_NAMES:,} shards; name their folder, or fewer")
-    try:
-        return list(dict.fromkeys(braceexpand(path)))
-    except ValueError as error:  # also of braces without a partner
-        message = f"{path}: {public(str(error))}; a pattern looks like shard-{{000000..000009}}.tar"
-        raise ShardError(message) from None  # its text holds the path
-
-
-def _count(text: str) -> int:
-    """How many paths braces stand for: from the innermost outwards, each pair leaves its number between NULs."""
-    while found := _INNERMOST.search(text):
-        inside = found[1]
-        span = _RANGE.fullmatch(inside)
-        if span:
-            first, last = (int(end) if end.lstrip("-").isdecimal() else ord(end) for end in span.group(1, 2))
-            count = abs(last - first) // max(1, abs(int(span[3] or 1))) + 1
-        else:
-            count = sum(_count(part) for part in inside.split(","))
-        text = f"{text[: found.start()]}\0{count}\0{text[found.end() :]}"
-    return math.prod(int(count) for count in text.split("\0")[1::2])
-
-
-def _described(url: str, names: list[str], cache: ShardCache) -> tuple[Manifest, list[str], list[str]]:
+def _described(
+    url: str, names: list[str], cache: ShardCache, offsets: OpenOffsets | None = None
+) -> tuple[Manifest, list[str], list[str]]:
     """The manifest of a folder, empty without one; the names of the shards that are wanted, and which it lacks."""
     system, path = filesystem(url, cache.access)
     remote = url if is_remote(url) else ""
     folder = Path(path) if not remote else Path(PurePosixPath(split_query(path)[0]).name)
     shown, place = public(url), join_url(url, MANIFEST_NAME)
     try:
-        stored = parse_manifest(
-            read_document(place, cache.access), public(place), folder, remote, partial(_open_offsets, url, cache)
-        )
+        text, opened = read_document(place, cache.access), offsets or partial(_open_offsets, url, cache)
+        stored = parse_manifest(text, public(place), folder, remote, opened)
     except FileNotFoundError:
         stored = Manifest.of(folder, (), ())
         stored = replace(stored, remote=remote)
@@ -164,10 +104,15 @@ def _described(url: str, names: list[str], cache: ShardCache) -> tuple[Manifest,
     return stored, names, [name for name in names if name not in indexed]
 
 
+def _no_offsets(count: int, digest: int) -> Offsets:
+    """For a look at the names alone."""
+    return HeldOffsets(np.empty(0, NUMBER))
+
+
 def _open_offsets(url: str, cache: ShardCache, count: int, digest: int) -> Offsets:
     """The file of offsets in a folder."""
     if is_remote(url):
-        return RemoteOffsets.opened(join_url(url, OFFSETS_NAME), count, digest, cache.folder / "offsets", cache.access)
+        return RemoteOffsets.opened(join_url(url, OFFSETS_NAME), count, digest, cache.folder / MIRRORS, cache.access)
     return MappedOffsets.opened(Path(filesystem(url, cache.access)[1]) / OFFSETS_NAME, count, digest)
 
 
@@ -272,20 +217,9 @@ def _join(parts: list[Manifest]) -> Manifest:
         return parts[0]
     if len({bool(part.remote) for part in parts}) > 1:
         raise ShardError("a pattern mixes local and remote shards; make them sources of their own in data.train")
-    root, query, befores = _shared([part.remote or str(part.folder) for part in parts])
+    root, query, befores = shared_root([part.remote or str(part.folder) for part in parts])
     table = ShardTable.joined([(part.shards, before) for part, before in zip(parts, befores, strict=True)])
     categories = tuple(sorted(set().union(*(part.categories for part in parts))))
     if parts[0].remote:
         return Manifest(Path(PurePosixPath(root).name), table, categories, root + query)
     return Manifest(Path(root or "/"), table, categories)
-
-
-def _shared(urls: Sequence[str]) -> tuple[str, str, list[str]]:
-    """What several folders share: their root and their query; and what stands before the names of each."""
-    bare, queries = zip(*(split_query(url) for url in urls), strict=True)
-    if len(set(queries)) > 1:
-        raise ShardError("a pattern mixes folders with other queries; make them sources of their own in data.train")
-    places = [url.split("/") for url in bare]
-    shared = len(os.path.commonprefix(places))
-    befores = ["".join(f"{name}/" for name in place[shared:]) for place in places]
-    return "/".join(places[0][:shared]), queries[0], befores

@@ -1,6 +1,6 @@
 """Hands an opened set to other processes of a host: one file that all of them map.
 
-Stands above ``opening`` at the start of ``data → models → losses → evaluation → engine``. The first process of a host
+Stands above ``manifest`` at the start of ``data → models → losses → evaluation → engine``. The first process of a host
 parses and checks; what it found is written once, and the others take it without parsing or looking at a shard. The file
 says nothing that opens a remote store: who takes it says that from its own configuration.
 """
@@ -22,8 +22,8 @@ import numpy as np
 
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import Manifest
-from cloc.data.shards.offsets import NUMBER, OFFSETS_NAME, MappedOffsets, Offsets, RemoteOffsets
-from cloc.data.shards.opening import remote_offsets, remote_root
+from cloc.data.shards.offsets import MIRRORS, NUMBER, OFFSETS_NAME, MappedOffsets, Offsets, RemoteOffsets
+from cloc.data.shards.patterns import remote_root
 from cloc.data.shards.shard_table import RECORD, ShardTable
 from cloc.data.shards.stores import join_url
 from cloc.data.shards.tars import ShardError
@@ -63,7 +63,7 @@ def save_table(
     Args:
         manifest: of the set.
         folder: made where it is missing.
-        urls: of the set's folders where they are remote; see :func:`cloc.data.shards.opening.urls_of`.
+        urls: of the set's folders where they are remote; see :func:`cloc.data.shards.patterns.urls_of`.
         name: of the file; by its content where empty, and then such files that are older than 30 days are removed.
         facts: what is kept with it, as JSON.
 
@@ -97,7 +97,7 @@ def _described(store: Offsets, urls: Sequence[str]) -> dict[str, Any]:
     """Where offsets are, without what opens a remote store; ``here`` where no other file holds them."""
     if isinstance(store, RemoteOffsets):
         return {"remote": [join_url(url, OFFSETS_NAME) for url in urls].index(store.url), "digest": store.digest}
-    if isinstance(store, MappedOffsets):
+    if isinstance(store, MappedOffsets) and store.digest is not None:  # else in a table, which may be replaced
         place = {"path": str(store.path.absolute()), "start": store.start, "count": store.count}
         return place | {"digest": store.digest}
     return {"here": True}
@@ -124,7 +124,8 @@ def load_table(path: Path, urls: Sequence[str], cache: ShardCache, own: bool = T
     stores: list[Offsets] = []
     for one in about["stores"]:
         if "remote" in one:
-            stores.append(remote_offsets(urls[one["remote"]], one["digest"], cache))
+            place = join_url(urls[one["remote"]], OFFSETS_NAME)
+            stores.append(RemoteOffsets(place, one["digest"], cache.folder / MIRRORS, cache.access))
         elif "path" in one:
             stores.append(MappedOffsets(Path(one["path"]), one["start"], one["count"], one["digest"]))
         else:

@@ -23,8 +23,9 @@ from cloc.files import open_file
 
 _Raw = TypeVar("_Raw", bytes, memoryview)
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
-_MAX_NAME = 255  # bytes of a file's name
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty where it is not known
+MAX_NAME = 255
+"""Bytes of a file's name."""
 MAX_COUNT = 2**62
 """Of bytes and samples, each and in all: what is counted fits into 64 bits."""
 _LATER = {"crowds", "dropped"}  # which manifests of older versions have not
@@ -107,7 +108,7 @@ def check_name(name: Any) -> None:
         ValueError: says what it is.
     """
     plain = isinstance(name, str) and name.isprintable() and "/" not in name and name not in ("", ".", "..")
-    if not plain or len(name.encode()) > _MAX_NAME:
+    if not plain or len(name.encode()) > MAX_NAME:
         raise ValueError(f"it names a shard outside of its folder, {shown(name)}")
 
 

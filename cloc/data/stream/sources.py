@@ -21,7 +21,8 @@ from cloc.config.secrets import public
 from cloc.data.drops import MAX_DROP_SHARE
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import Manifest
-from cloc.data.shards.opening import index_share, open_shards, urls_of
+from cloc.data.shards.opening import index_share, open_shards
+from cloc.data.shards.patterns import urls_of
 from cloc.data.shards.saved_table import FOLDER, load_table, save_table
 from cloc.data.shards.stores import Access
 from cloc.data.shards.tars import ShardError

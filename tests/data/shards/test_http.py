@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from cloc.config import ConfigError, data_config
-from cloc.data.shards import http, opening, stores
+from cloc.data.shards import http, patterns, stores
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
@@ -225,7 +225,7 @@ def test_braces_are_bounded(path: str, cache: ShardCache) -> None:
     ],
 )
 def test_braces_are_counted_as_they_expand(path: str, count: int) -> None:
-    assert opening._count(path) == count == len(opening._expand(path))
+    assert patterns.count_paths(path) == count == len(patterns.expand(path))
 
 
 # --- redirects --------------------------------------------------------------------------------------------------------
