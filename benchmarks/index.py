@@ -86,14 +86,14 @@ def open_as_first(folder: Path) -> str:
 def process(number: int, folder: Path, lookups: int, meet: Any, handed: Any, said: Any) -> None:
     """One process of a host: open, find random samples, and say what it took."""
     meet.wait()
-    before, begun = private_mib(), time.perf_counter()
+    before, worked, begun = private_mib(), time.process_time(), time.perf_counter()
     if number == 0:
         file = open_as_first(folder)
         for _ in range(meet.parties):
             handed.put(file)
     table = load_table(Path(handed.get()), (), ShardCache(folder / "cache"))[0].shards
     table.span(len(table) // 2, 0)
-    seconds = time.perf_counter() - begun
+    seconds, worked = time.perf_counter() - begun, time.process_time() - worked
     rng = np.random.default_rng(number)
     shards = rng.integers(0, len(table), lookups)
     indices = (rng.random(lookups) * table.column("samples")[shards]).astype(np.int64)
@@ -105,7 +105,7 @@ def process(number: int, folder: Path, lookups: int, meet: Any, handed: Any, sai
     rate = lookups / (time.perf_counter() - begun)
     del places
     meet.wait()  # all are there: what they share is shared
-    said.put((seconds, before, private_mib(), rate, "torch" in sys.modules))
+    said.put((seconds, worked, before, private_mib(), rate))
     meet.wait()
 
 
@@ -120,11 +120,12 @@ def measure_host(folder: Path, processes: int, lookups: int) -> dict[str, float]
     rows = [said.get(timeout=600) for _ in started]
     for one in started:
         one.join()
-    seconds, before, after, rates, _ = (list(column) for column in zip(*rows, strict=True))
+    seconds, worked, before, after, rates = (list(column) for column in zip(*rows, strict=True))
     return {
         "private_mib_per_process": max(after),
         "open_seconds": max(seconds),
         "lookups_per_second": sum(rates),
+        "open_cpu_seconds": max(worked),
         "private_mib_before_opening": max(before),
         "private_mib_added": statistics.median(one - other for one, other in zip(after, before, strict=True)),
     }
@@ -143,6 +144,7 @@ def run_host(options: argparse.Namespace) -> dict[str, Any]:
     table.add_column("", justify="right")
     table.add_row("bytes a sample, manifest.json and manifest.offsets", f"{found['bytes_per_sample']:.2f}")
     table.add_row("until the first sample is found, slowest process", f"{found['open_seconds']:.2f} s")
+    table.add_row("of it computing; on a busy machine the rest is waiting", f"{found['open_cpu_seconds']:.2f} s")
     table.add_row("private memory, largest process", f"{found['private_mib_per_process']:.1f} MiB")
     table.add_row("of it before opening (Python, NumPy, …)", f"{found['private_mib_before_opening']:.1f} MiB")
     table.add_row("lookups a second, random, all processes", f"{found['lookups_per_second']:,.0f}")
