@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from cloc.files import make_folder, open_new, open_plain
 FOLDER = "tables"
 """Folder of these files, within that of the cache."""
 
-_HEAD = struct.Struct("<8sQ")  # magic, bytes of the JSON that follows
+_HEAD = struct.Struct("<8sQQ")  # magic, bytes of the JSON that follows, and their CRC-32
 _MAGIC = b"cloc-tab"
 _ALIGNED = 64
 _KEPT_SECONDS = 30 * 86400.0
@@ -79,11 +80,12 @@ def save_table(
     about: dict[str, Any] = {"folder": str(manifest.folder), "categories": list(manifest.categories)}
     about |= {"stores": stores, "urls": len(urls), "facts": facts or {}}
     about |= {"names": len(names), "shards": len(records), "held": int(counts.sum())}
+    about |= {"crc": _checksum(names, records.tobytes())}
     head = json.dumps(about, ensure_ascii=True).encode()
     own = name or f"{hashlib.sha256(head + names + records.tobytes()).hexdigest()[:32]}.table"
     layout = _Layout.of(len(head), len(names), len(records), about["held"])
     with open_new(make_folder(folder) / own) as file:
-        file.write(_HEAD.pack(_MAGIC, len(head)) + head)
+        file.write(_HEAD.pack(_MAGIC, len(head), zlib.crc32(head)) + head)
         for start, part in ((layout.names, names), (layout.records, records.tobytes()), (layout.offsets, b"")):
             file.write(bytes(start - file.tell()) + part)
         for shard in shards.tolist():
@@ -110,7 +112,8 @@ def load_table(path: Path, urls: Sequence[str], cache: ShardCache, own: bool = T
         path: of the file.
         urls: of the set's folders where they are remote, as this process names them.
         cache: of remote offsets.
-        own: refuse what another user has written.
+        own: it was written by a process of this job. Else it may have come with a folder of others: all of it is looked
+            at, and it may not name other files.
 
     Returns:
         The manifest, and the facts that were kept with it.
@@ -121,6 +124,9 @@ def load_table(path: Path, urls: Sequence[str], cache: ShardCache, own: bool = T
     about, layout, mapped = _map(path, own)
     if about["urls"] != len(urls):
         raise ShardError(f"{path}: of {about['urls']} remote folders, this process names {len(urls)}")
+    parts = mapped[layout.names : layout.names + about["names"]], mapped[layout.records : layout.offsets]
+    if not own and (about["crc"] != _checksum(*parts) or any("here" not in one for one in about["stores"])):
+        raise ShardError(f"{path}: not a whole table")
     stores: list[Offsets] = []
     for one in about["stores"]:
         if "remote" in one:
@@ -131,6 +137,8 @@ def load_table(path: Path, urls: Sequence[str], cache: ShardCache, own: bool = T
         else:
             stores.append(MappedOffsets(path, layout.offsets, about["held"]))
     table = _table(path, about, layout, mapped, stores)
+    if not own and (table.records["store"] >= len(stores)).any():
+        raise ShardError(f"{path}: not a whole table")
     return Manifest(Path(about["folder"]), table, tuple(about["categories"]), remote_root(urls)), about["facts"]
 
 
@@ -163,15 +171,21 @@ def _map(path: Path, own: bool = True) -> tuple[dict[str, Any], _Layout, memoryv
             raise ShardError(f"{path}: not a whole table")
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        magic, length = _HEAD.unpack(mapped[: _HEAD.size])
-        about = json.loads(bytes(mapped[_HEAD.size : _HEAD.size + length]))
+        magic, length, crc = _HEAD.unpack(mapped[: _HEAD.size])
+        about = json.loads(head := bytes(mapped[_HEAD.size : _HEAD.size + length]))
         layout = _Layout.of(length, about["names"], about["shards"], about["held"])
-        whole = magic == _MAGIC and status.st_size == max(layout.end, layout.offsets)
+        whole = (magic, crc) == (_MAGIC, zlib.crc32(head)) and status.st_size == max(layout.end, layout.offsets)
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise ShardError(f"{path}: not a whole table")
     return about, layout, mapped
+
+
+def _checksum(names: bytes | memoryview, records: bytes | memoryview) -> int:
+    """CRC-32 of the names, and of the records with the zeros behind them."""
+    padded = bytes(_up(len(records)) - len(records))
+    return zlib.crc32(padded, zlib.crc32(records, zlib.crc32(names)))
 
 
 def _forget_old(folder: Path) -> None:

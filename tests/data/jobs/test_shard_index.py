@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
 from cloc.data.shards.offsets import OFFSETS_NAME
 from cloc.data.shards.tars import ShardError
+from tests.fuzz import mutate
 from tests.kit.manifests import version_one
 from tests.kit.streams import make_manifest
 
@@ -155,3 +157,22 @@ def test_a_folder_that_cannot_be_written_is_a_line(bare: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ShardError, match=r"manifest\.json cannot be written here"):
         index(bare)
+
+
+def test_a_part_with_any_byte_changed_is_made_again(bare: Path, whole: Path) -> None:
+    """All but the zeros between its sections."""
+    index(bare, Part(1, 2))
+    (path,) = (bare / PARTS_NAME).iterdir()
+    data, rng = path.read_bytes(), random.Random(0)
+    index(bare, Part(2, 3))  # of another number of parts: no use here, and no harm
+    for _ in range(200):
+        what, changed = mutate.damage(data, rng)
+        path.write_bytes(changed)
+        table, categories, stamps = shard_index._read_part(bare, Part(1, 2))
+        try:
+            kept = [table.offsets(number).tolist() for number in range(len(table))]
+        except ShardError:
+            continue  # the manifest would not be written
+        if table.names():
+            assert table == load_manifest(whole).shards[:5] and not categories and len(stamps) == 5, what
+            assert kept == [list(info.offsets) for info in load_manifest(whole).shards[:5]]
