@@ -17,15 +17,12 @@ if __name__ == "__main__":
 import inspect  # noqa: E402
 from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 from typer.core import TyperCommand, TyperGroup  # noqa: E402
 
 from cloc.usage import OneLineErrors, epilog, one_line, opening, override, print_next, refuse_several  # noqa: E402
-
-if TYPE_CHECKING:
-    from cloc.data.inspect.check import Check
 
 RUN, SHARDS = "runs/demo/cloc", "data/mine/train"  # of the examples
 
@@ -150,6 +147,32 @@ def _train_on(folder: str, *data: str) -> str:
 
 
 @data_app.command(
+    "index",
+    epilog=epilog(
+        f"python -m cloc data index {SHARDS} --workers 8",
+        f"python -m cloc data index {SHARDS} --part 3/16   # and 1/16, 2/16, … on other machines, at any time",
+    ),
+)
+def data_index(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    part: Annotated[str, typer.Option(help="i/N: a share of the shards, from 1/N to N/N.", metavar="i/N")] = "1/1",
+    workers: Annotated[int, typer.Option(help="Processes that read.", min=1)] = 1,
+) -> None:
+    """Write manifest.json and manifest.offsets, by one machine or in parts by many; the bytes are the same.
+
+    What is done is not done again while its shards stay as they are; the last part to be done writes the index.
+    """
+    from cloc.data.jobs.shard_index import Part, index
+
+    with continued():
+        done = index(folder, Part.parse(part), workers=workers)
+    typer.echo(done.told)
+    print_next(
+        *(done.next or [shlex.join(["python", "-m", "cloc", "data", "check", str(folder)]), _train_on(str(folder))])
+    )
+
+
+@data_app.command(
     "check",
     epilog=epilog(
         f"python -m cloc data check {SHARDS} --workers 8",
@@ -178,7 +201,7 @@ def data_check(
     from json import dumps
 
     from cloc.data.inspect.check import check
-    from cloc.data.inspect.check_report import print_check, to_json
+    from cloc.data.inspect.check_report import next_commands, print_check, to_json
     from cloc.files import write_file
 
     to_stdout = json == Path("-")
@@ -192,25 +215,9 @@ def data_check(
         text = text.encode("utf-8", "backslashreplace").decode()  # of lone surrogates, JSON's own escapes
         typer.echo(text) if to_stdout else write_file(json, text + "\n")
     if not to_stdout:
-        print_next(*_after_check(found))
+        print_next(*next_commands(found, _train_on(str(folder))))
     if not found.ok:
         raise typer.Exit(1)
-
-
-def _after_check(found: Check) -> list[str]:
-    """What is to be done with checked shards, or with those that are not as they should be."""
-    command = ["python", "-m", "cloc", "data"]
-    if found.ok:
-        shown = shlex.join([*command, "show", str(found.folder), "--out", "samples.html"])
-        return [shown, _train_on(str(found.folder))]
-    if found.fixed is not None:
-        return [shlex.join([*command, "check", str(found.fixed.folder)])]
-    misread = found.region_fault is not None and found.region_fault.misread
-    if misread or not found.usable:
-        return []
-    copy = found.folder.with_name(f"{found.folder.name}-fixed")
-    against = [] if found.shared is None else ["--against", found.shared.folder]
-    return [shlex.join([*command, "check", str(found.folder), *against, "--fix", str(copy)])]
 
 
 OverridesArgument = Annotated[

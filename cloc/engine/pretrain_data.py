@@ -5,19 +5,22 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cloc.config import ConfigError, TrainConfig
 from cloc.config.terms import Need, terms_of, weights_of
+from cloc.data.shards.opening import open_shards
 from cloc.data.stream.batches import READER_MEMORY, Stream
 from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.region_sampling import make_chooser
 from cloc.data.stream.shared_buffers import buffers_needed, check_shared_memory
-from cloc.data.stream.sources import ShardSources, open_sources
+from cloc.data.stream.sources import ShardSources, index_sources, load_sources, open_sources, save_sources
 from cloc.data.stream.workers import prefetched
 from cloc.data.tokenizer import Tokenizer
 from cloc.engine.durable.run_folder import RunFolder
+from cloc.engine.hosts import open_once_a_host
 from cloc.engine.process_group import nodes
 from cloc.engine.readers import host_share, readers
 from cloc.engine.task import Reading
@@ -32,13 +35,18 @@ FORMATS = ("hf", "open_clip", "timm", "torch")  # of export, in the order in whi
 
 
 def open_data(config: TrainConfig) -> ShardSources:
-    """Open the shards that ``data.train`` names.
+    """Open the shards that ``data.train`` names: one process of each host does, and the others take its word.
 
     Raises:
-        ConfigError: a term of the loss needs regions, and there are none.
+        ConfigError: a term of the loss needs regions, and there are none; or another process cannot open the shards.
         FileNotFoundError: the shards are not there.
     """
-    data = open_sources(config.data)
+    data = open_once_a_host(
+        lambda share: open_sources(config.data, partial(open_shards, share=share)),
+        lambda opened: save_sources(config.data, opened),
+        lambda paths: load_sources(config.data, paths),
+        lambda share: index_sources(config.data, share),
+    )
     check_data(config, data)
     return data
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 
 from cloc.config import TrainConfig
 from cloc.config.domains import AUTO
+from cloc.engine.hosts import host_name
 from cloc.engine.process_group import exchange, rank_and_world
 from cloc.engine.start import accelerator_of
 
@@ -43,7 +43,7 @@ class HostShare:
 @cache
 def host_share() -> HostShare:
     """What this process has of its host. In a job the first call is made by all processes, at the same place."""
-    mine = {"host": _host(), "cores": hex(sum(1 << core for core in usable_cores())), "quota": cpu_quota()}
+    mine = {"host": host_name(), "cores": hex(sum(1 << core for core in usable_cores())), "quota": cpu_quota()}
     return deal(mine, exchange(mine) if rank_and_world()[1] > 1 else [mine])
 
 
@@ -115,11 +115,3 @@ def _quota(folder: Path, *names: str) -> float | None:
     except (OSError, ValueError, IndexError):  # no such group here; `max` for no limit
         return None
     return quota / period if quota > 0 and period > 0 else None
-
-
-def _host() -> str:
-    """Tells hosts apart, and containers of one host; names alone may be `localhost` on all."""
-    boot = ""
-    with suppress(OSError):
-        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    return f"{socket.gethostname()} {boot}"

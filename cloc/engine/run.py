@@ -95,7 +95,8 @@ def _timeout(composed: DictConfig) -> float:
 
 
 def _train(composed: DictConfig) -> Path | None:
-    kind, config, resolved, data = together(lambda: _open(composed))
+    kind, config, resolved = together(lambda: _prepare(composed))
+    data: TaskData = together(lambda: kind.open_data(config))  # apart: its processes speak to each other
     rank, world = rank_and_world()
     folder = RunFolder(config.run_dir, kind.store_timeout(config))
     if world > 1:
@@ -160,8 +161,8 @@ def _is_job() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], TaskData]:
-    """The task, its configuration, checked, and the data that it names."""
+def _prepare(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any]]:
+    """The task and its configuration, checked."""
     kind = task_of(composed)
     config: RunConfig = validate(composed, kind.schema)
     _, world = rank_and_world()
@@ -182,14 +183,13 @@ def _open(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any], 
         for note in kind.check_chosen(config, chosen):
             console.print(note, markup=False, soft_wrap=True)
     _quiet_lightning()
-    data = kind.open_data(config)
     parts = world * config.trainer.accumulate
     if config.batch_size % parts:
         micro = f" × trainer.accumulate={config.trainer.accumulate} micro-batches" * (config.trainer.accumulate > 1)
         raise ConfigError(
             f"batch_size={config.batch_size} does not divide over {world} processes{micro}; give a multiple of {parts}"
         )
-    return kind, config, resolved, data
+    return kind, config, resolved
 
 
 def _as_typed(given: Any, typed: Any) -> Any:

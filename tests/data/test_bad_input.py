@@ -20,7 +20,8 @@ from cloc.data.decode import decode_rgb
 from cloc.data.inspect.check import check
 from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
-from cloc.data.shards.tars import ShardError, index_shard
+from cloc.data.shards.scanning import index_shard
+from cloc.data.shards.tars import ShardError
 
 GOOD_BOX = [0.1, 0.1, 0.5, 0.5]
 

@@ -29,9 +29,11 @@ from cloc.data.jobs.worker_pool import WorkerPool
 from cloc.data.shards.index import write_manifest
 from cloc.data.shards.keys import safe_key
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, check_file, parse_manifest, read_manifest_text
+from cloc.data.shards.offsets import MappedOffsets
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import each_sample
-from cloc.data.shards.tars import ShardError, ShardInfo, index_damaged, scan_shard
+from cloc.data.shards.scanning import index_damaged, scan_shard
+from cloc.data.shards.tars import ShardError, ShardInfo
 from cloc.data.shards.writer import write_shards
 from cloc.files import open_file
 
@@ -49,7 +51,7 @@ class Check:
         broken: shards that cannot be used as they are, with what is wrong with them. What can be read of them is
             checked all the same.
         duplicates: keys that occur more than once, with their number.
-        manifest_written: the folder had no manifest, and now has one.
+        manifest_written: the folder had no manifest, or one of an older version, and now has one.
         shared: what it shares with another set, if one was given.
         fixed: the clean copy that was written.
         seconds: how long reading took.
@@ -118,7 +120,7 @@ def check(
         fix: folder to write a copy to that the same check finds nothing wrong with: without the unusable samples, and
             the pictures that are in ``against``. Nothing is written to ``folder`` then; and nothing at all where the
             boxes are of another order or unit, which leaving something out does not mend.
-        index: write the manifest where the folder has none and its shards are whole.
+        index: write the manifest where the folder has none, or one of an older version, and its shards are whole.
         max_drop_share: share of the regions that may be unusable, 0..1; see ``drops.region_fault``.
         console: where progress goes; standard error where None.
 
@@ -151,10 +153,16 @@ def check(
     misread = result.region_fault is not None and result.region_fault.misread
     if fix is not None and not misread:
         result.fixed = _write_usable(manifest, result, Path(fix), had_manifest, console)
-    elif fix is None and index and not had_manifest and not broken:
+    elif fix is None and index and not broken and (not had_manifest or _can_be_renewed(manifest)):
         write_manifest(manifest)
         result.manifest_written = True
     return result
+
+
+def _can_be_renewed(manifest: Manifest) -> bool:
+    """Whether it is of an older version, whose offsets stand in the JSON, and may be written anew."""
+    mapped = all(isinstance(store, MappedOffsets) for store in manifest.shards.stores)
+    return not mapped and os.access(manifest.folder, os.W_OK)
 
 
 def _refuse_no_shards(folder: Path) -> None:
@@ -190,17 +198,18 @@ def _open(folder: Path, pool: WorkerPool, console: Console) -> tuple[Manifest, d
     paths = sorted(folder.glob("*.tar"))
     if (folder / MANIFEST_NAME).is_file():
         manifest = parse_manifest(read_manifest_text(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), folder)
-        calls = [(folder / shard.name, shard) for shard in manifest.shards]
-        with progress(console, f"hashing {folder.name}", len(calls), "shards") as bar:
+        calls = ((folder / shard.name, shard) for shard in manifest.shards)
+        with progress(console, f"hashing {folder.name}", len(manifest.shards), "shards") as bar:
             faults = list(bar.each(pool.run(_file_fault, calls, ahead=_AHEAD)))
-        broken = {shard.name: fault for shard, fault in zip(manifest.shards, faults, strict=True) if fault}
-        known = {shard.name for shard in manifest.shards}
+        manifest.shards.records["checked"] = True  # what is wrong with them is known now, and told
+        names = manifest.shards.names()
+        broken, known = {name: fault for name, fault in zip(names, faults, strict=True) if fault}, set(names)
         remedy = "not in the manifest, so that nobody reads it; move it away, or delete the manifest and check again"
         return manifest, broken | {path.name: remedy for path in paths if path.name not in known}
     with progress(console, f"indexing {folder.name}", len(paths), "shards") as bar:
         scans = list(bar.each(pool.run(_scan, [(path,) for path in paths], ahead=_AHEAD)))
     categories = set().union(*(found for _, found, _ in scans))
-    manifest = Manifest(folder, tuple(info for info, _, _ in scans), tuple(sorted(categories)))
+    manifest = Manifest.of(folder, [info for info, _, _ in scans], sorted(categories))
     return manifest, {info.name: fault for info, _, fault in scans if fault}
 
 
@@ -227,11 +236,11 @@ def _scan(path: Path) -> tuple[ShardInfo, set[str], str]:
 
 def _tally(manifest: Manifest, pool: WorkerPool, title: str, console: Console) -> Tally:
     """Check all samples, with a progress bar."""
-    calls = [
+    calls = (
         (manifest.folder, shard.part(start, start + _PART), start)
         for shard in manifest.shards
         for start in range(0, shard.samples, _PART)
-    ]
+    )
     with progress(console, title, manifest.samples) as bar:
         parts = list(bar.each(pool.run(tally_part, calls, ahead=_AHEAD), lambda part: part.samples))
     return join(parts)
@@ -255,11 +264,10 @@ def _write_usable(
     if not total:
         return None
     used: set[str] = set()
+    names = manifest.shards.names()
 
     def samples(bar: Bar) -> Iterator[Sample]:
-        usable = [
-            (shard, index) for shard, index in manifest.places() if (manifest.shards[shard].name, index) not in left_out
-        ]
+        usable = [(shard, index) for shard, index in manifest.places() if (names[shard], index) not in left_out]
         kept = [place for number, place in enumerate(usable) if number not in shared]
         with contextlib.closing(ShardReader(manifest)) as reader:
             for stored in each_sample(reader, kept):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -178,3 +179,18 @@ def _spread(histogram: Counter[int]) -> str:
     mean = sum(value * count for value, count in histogram.items()) / total
     text = f"{min(histogram)} to {max(histogram)}, mean {mean:.2f}"
     return f"{text}; none in {histogram[0]:,}" if histogram[0] else text
+
+
+def next_commands(found: Check, train: str) -> list[str]:
+    """What is to be done with checked shards (look at them, ``train`` on them), or with those that are not whole."""
+    command = ["python", "-m", "cloc", "data"]
+    if found.ok:
+        return [shlex.join([*command, "show", str(found.folder), "--out", "samples.html"]), train]
+    if found.fixed is not None:
+        return [shlex.join([*command, "check", str(found.fixed.folder)])]
+    misread = found.region_fault is not None and found.region_fault.misread
+    if misread or not found.usable:
+        return []
+    copy = found.folder.with_name(f"{found.folder.name}-fixed")
+    against = [] if found.shared is None else ["--against", found.shared.folder]
+    return [shlex.join([*command, "check", str(found.folder), *against, "--fix", str(copy)])]

@@ -126,7 +126,7 @@ def show(
 
 def _cards(manifest: Manifest, count: int, seed: int, chooser: Chooser | None) -> list[list[Panel]]:
     """Up to ``count`` samples that decode, each with one panel or two."""
-    starts = np.cumsum([0, *(info.samples for info in manifest.shards)])
+    starts = np.cumsum([0, *manifest.shards.column("samples")])
     reader, cards = ShardReader(manifest), []
     drawn = np.random.default_rng(seed).permutation(manifest.samples).tolist()
     shards = (np.searchsorted(starts, drawn, "right") - 1).tolist()

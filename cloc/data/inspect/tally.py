@@ -79,7 +79,7 @@ class Tally:
 
 def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
     """Count the samples between the offsets of a part of a shard; ``first`` is the number of its first one."""
-    tally, reader = Tally(samples=part.samples), ShardReader(Manifest(folder, (part,), ()))
+    tally, reader = Tally(samples=part.samples), ShardReader(Manifest.of(folder, [part], ()))
     areas: list[float] = []
     files: list[int] = []  # of fingerprints, as are the next three
     gradients: list[tuple[int, int]] = []

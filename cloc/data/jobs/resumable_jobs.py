@@ -187,7 +187,7 @@ class Job:
             if path.name not in names or (self._room / folder / path.name).is_file():
                 path.unlink()
         known = set(categories).union(*(result["categories"] for result in mine))
-        manifest = Manifest(target, tuple(shards), tuple(sorted(known)))
+        manifest = Manifest.of(target, shards, sorted(known))
         write_manifest(manifest)  # first: a manifest without its shards is refused, shards without one are not
         for info in shards:
             waiting = self._room / folder / info.name

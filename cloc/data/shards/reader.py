@@ -7,21 +7,23 @@ can be a pure function of (seed, pass). Nothing here unpickles or runs what a sh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from cloc.config.secrets import public
 from cloc.contracts import BadSample, Sample
 from cloc.data.sample import MAX_MEMBER_BYTES, parse_sample
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, Place
+from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, Place, check_opened
 from cloc.data.shards.retries import Access, StoreSilentError, UnansweredError, VanishedError, store_of
 from cloc.data.shards.stores import join_url, lives, read_range, read_ranges
-from cloc.data.shards.tars import ShardReadError, read_sample_members
+from cloc.data.shards.tars import ShardError, ShardReadError, read_sample_members
 from cloc.files import open_file
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class ShardReader:
     def __init__(self, manifest: Manifest, max_open: int = 128, cache: ShardCache | None = None) -> None:
         self.manifest, self.max_open, self.cache = manifest, max_open, cache or ShardCache()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._checked: set[int] = set()
         self._failures: dict[int, _Failures] = {}
         self._returned: list[int] = []
         self._loaded: dict[Place, bytes | ShardReadError] = {}
@@ -67,22 +70,14 @@ class ShardReader:
         """Return the tar bytes of one sample, headers included, as ``read_sample_members`` takes them.
 
         Raises:
-            ShardReadError: the shard is gone, or shorter than its manifest says.
+            ShardReadError: the shard is gone, or shorter than its manifest says; or it does not fit its manifest, where
+                nobody has looked at it before; or its offsets are not the manifest's.
             StoreSilentError: nothing of its store has answered for ``data.retry_seconds``.
             CacheError: the cache's disk is full or cannot be written.
             BadSample: ``giant_member``: it is too large to be read at all.
         """
-        shard, where = self.manifest.shards[shard_index], self.manifest.location(shard_index)
-        start, stop = shard.offsets[sample_index], shard.offsets[sample_index + 1]
-        if stop - start > MAX_SAMPLE_BYTES:
-            detail = f"sample {sample_index} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
-            raise BadSample("giant_member", f"{public(where)}: {detail}")
-        if not self.manifest.remote:
-            data = self._counted(shard_index, lambda access: self._read_local(shard_index, start, stop))
-        elif (shard_index, sample_index) in self._loaded:
-            data = self._counted(shard_index, lambda access: self._take_loaded((shard_index, sample_index)))
-        else:
-            data = self._counted(shard_index, lambda access: self._read_remote(shard_index, start, stop, access))
+        where, place = self.manifest.location(shard_index), (shard_index, sample_index)
+        start, stop, data = self._counted(shard_index, lambda access: self._read(place, where, access))
         if len(data) != stop - start:
             message = f"{where}: sample {sample_index} should span bytes {start} to {stop}, only {len(data)} are there"
             raise ShardReadError(f"{message}; restore the shard, or rebuild the index: python -m cloc data check")
@@ -131,15 +126,19 @@ class ShardReader:
             self._counted(shard_index, lambda access: self._fetch(shard_index, access)).close()
 
     def load(self, places: Iterable[Place]) -> None:
-        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered."""
+        """Ask for samples (shard, index) of uncached remote shards at once; the next ``read`` of each is answered.
+
+        Where the offsets of a shard cannot be had, its samples are asked for where they are read.
+        """
+        asked = [place for place in places if self._asked_by_range(place[0])] if self.manifest.remote else []
         shards, wanted, spans = self.manifest.shards, [], []
-        for shard, index in places if self.manifest.remote else ():
-            start, stop = shards[shard].offsets[index], shards[shard].offsets[index + 1]
-            failures = self._failures.get(shard)
-            silent = failures is not None and failures.given_up  # asked for where it is read, once its pause is over
-            if not (self._cached(shard) or silent or stop - start > MAX_SAMPLE_BYTES):
-                wanted.append((shard, index))
-                spans.append((self.manifest.location(shard), start, stop))
+        shards.bring({shard for shard, _ in asked})
+        for shard, index in asked:
+            with contextlib.suppress(ShardReadError):
+                start, stop = shards.span(shard, index)
+                if stop - start <= MAX_SAMPLE_BYTES:
+                    wanted.append((shard, index))
+                    spans.append((self.manifest.location(shard), start, stop))
         self._loaded = dict(zip(wanted, read_ranges(spans, self.cache.access) if spans else [], strict=True))
 
     def given_up(self, shard_index: int) -> bool:
@@ -153,7 +152,7 @@ class ShardReader:
         return found
 
     def _cached(self, shard_index: int) -> bool:
-        return self.manifest.shards[shard_index].bytes <= self.cache.limit
+        return self.manifest.shards.size(shard_index) <= self.cache.limit
 
     def close(self) -> None:
         """Close every file; a later ``read`` opens them again."""
@@ -195,6 +194,23 @@ class ShardReader:
             failures.pause = min(2 * failures.pause, LONGEST_PAUSE) if lost else FIRST_PAUSE
             failures.until = time.monotonic() + failures.pause
 
+    def _read(self, place: Place, where: str, access: Access) -> tuple[int, int, bytes]:
+        """Where a sample begins and ends, and its bytes: all that may ask a store."""
+        start, stop = self.manifest.shards.span(*place)
+        if stop - start > MAX_SAMPLE_BYTES:
+            detail = f"sample {place[1]} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
+            raise BadSample("giant_member", f"{public(where)}: {detail}")
+        if not self.manifest.remote:
+            return start, stop, self._read_local(place[0], start, stop)
+        if place in self._loaded:
+            return start, stop, self._take_loaded(place)
+        return start, stop, self._read_remote(place[0], start, stop, access)
+
+    def _asked_by_range(self, shard_index: int) -> bool:
+        """Whether samples of a shard are asked for ahead; of one that was given up, once its pause is over."""
+        failures = self._failures.get(shard_index)
+        return not self._cached(shard_index) and (failures is None or not failures.given_up)
+
     def _take_loaded(self, place: Place) -> bytes:
         found = self._loaded.pop(place)
         if isinstance(found, ShardReadError):
@@ -217,22 +233,35 @@ class ShardReader:
             return os.pread(file.fileno(), stop - start, start)
 
     def _fetch(self, shard_index: int, access: Access) -> BinaryIO:
-        shard = self.manifest.shards[shard_index]
-        return self.cache.open(self.manifest.location(shard_index), shard.bytes, shard.sha256, access)
+        shards = self.manifest.shards
+        size, digest = shards.size(shard_index), shards.sha256(shard_index)
+        return self.cache.open(self.manifest.location(shard_index), size, digest, access)
 
     def _file(self, shard_index: int) -> BinaryIO:
         if shard_index in self._files:
             self._files.move_to_end(shard_index)
             return self._files[shard_index]
-        path = self.manifest.folder / self.manifest.shards[shard_index].name
+        shards = self.manifest.shards
+        path = self.manifest.folder / shards.name(shard_index)
         try:
             file = open_file(path)
         except OSError as error:
             raise ShardReadError(f"{path}: the shard has vanished or cannot be opened ({error}); restore it") from error
+        if not (shards.checked(shard_index) or shard_index in self._checked):
+            self._check(shard_index, path, file)
         self._files[shard_index] = file
         if len(self._files) > self.max_open:
             self._files.popitem(last=False)[1].close()
         return file
+
+    def _check(self, shard_index: int, path: Path, file: BinaryIO) -> None:
+        """Compare a shard with its manifest that another host was to look at when the set was opened."""
+        try:
+            check_opened(path, file.fileno(), self.manifest.shards[shard_index])
+        except ShardError as error:
+            file.close()
+            raise ShardReadError(str(error)) from error
+        self._checked.add(shard_index)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict(), "_failures": {}, "_returned": [], "_loaded": {}}

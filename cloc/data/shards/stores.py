@@ -24,7 +24,7 @@ from cloc.data.shards.tars import ShardError, ShardReadError
 __all__ = ["Access", "attempt", "tell"]  # of ``retries``, for who reads stores
 T = TypeVar("T")
 MAX_DOCUMENT_BYTES = 1 << 28
-"""Largest manifest that is taken from a store: 256 MiB, some 25 million samples."""
+"""Largest manifest that is taken from a store: 256 MiB, some 1.3 million shards."""
 SLOWEST = 1 << 18
 """Bytes a second below which a store other than HTTP counts as stalled."""
 BLOCK = 1 << 22

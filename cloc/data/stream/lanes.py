@@ -121,8 +121,8 @@ class DealtOrder:
 
     def __init__(
         self,
-        samples: Sequence[int],
-        sizes: Sequence[int],
+        samples: Sequence[int] | np.ndarray,
+        sizes: Sequence[int] | np.ndarray,
         seed: int,
         source: int = 0,
         streams: int = 1,

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from cloc.command import is_users
 from cloc.contracts import Batch
+from cloc.data.shards.retries import ReadingInterrupted
 from cloc.data.stream.shared_buffers import SharedBatch, no_room
 
 PRELOADED = ("__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
 """What the server of reading processes imports once, for all of them; none of it starts a thread."""
-from cloc.data.shards.retries import ReadingInterrupted
 
 _POLL = 1.0  # seconds between two looks at whether the processes live, and whether the run is to end
 

@@ -110,7 +110,7 @@ def _shards(folder: Path, key: str, config: DatasetConfig) -> ImageSet:
     for shard, index in places:
         name, members = reader.read_members((shard, index))
         if "cls" not in members or not members["cls"].strip().isdigit():
-            where = f"sample {name!r} of {manifest.shards[shard].name}"
+            where = f"sample {name!r} of {manifest.shards.name(shard)}"
             raise ConfigError(f"{key}: {where} has no class number in a 'cls' member")
         labels.append(int(members["cls"]))
     beside = next((f for f in (folder / "classnames.txt", folder.parent / "classnames.txt") if f.is_file()), None)

@@ -14,13 +14,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from cloc.config import ConfigError, data_config
-from cloc.data.shards import http, stores
+from cloc.data.shards import http, patterns, stores
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.stores import Access, read_range
 from cloc.data.shards.tars import ShardError
-from cloc.data.stream import sources
 from cloc.data.stream.sources import open_shards
 from tests.kit.clocks import skip_pauses
 from tests.kit.hostile_http import Request, serving
@@ -227,7 +226,7 @@ def test_braces_are_bounded(path: str, cache: ShardCache) -> None:
     ],
 )
 def test_braces_are_counted_as_they_expand(path: str, count: int) -> None:
-    assert sources._count(path) == count == len(sources._expand(path))
+    assert patterns.count_paths(path) == count == len(patterns.expand(path))
 
 
 # --- redirects --------------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cloc.config import ConfigError, DataConfig
 from cloc.data.shards import cache as remote
+from cloc.data.shards import opening
 from cloc.data.shards.cache import ShardCache, filesystem
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.retries import Traffic
 from cloc.data.shards.tars import ShardError, ShardReadError
-from cloc.data.stream import sources
 from cloc.data.stream.prefetch import FETCHING
 from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.sources import ShardSource, ShardSources, open_shards, open_sources
@@ -229,7 +229,7 @@ def test_without_a_manifest_shards_are_indexed_once(
     assert open_shards(path, cache).shards == manifest.shards
     if root == "remote":
         assert open_shards(URL, cache).shards == manifest.shards
-    monkeypatch.setattr(sources, "scan_shard", lambda path: pytest.fail("indexed again"))
+    monkeypatch.setattr(opening, "scan_shard", lambda path: pytest.fail("indexed again"))
     assert open_shards(path, cache).shards == manifest.shards
 
 

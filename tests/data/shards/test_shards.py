@@ -18,7 +18,8 @@ from cloc.contracts import BadSample, Region, Sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, index_shard
+from cloc.data.shards.scanning import index_shard
+from cloc.data.shards.tars import ShardError
 from cloc.data.shards.writer import write_shards
 
 

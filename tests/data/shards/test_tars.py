@@ -16,11 +16,13 @@ import pytest
 from cloc.data.convert.conversion import convert
 from cloc.data.inspect.check import check
 from cloc.data.shards.index import index_folder, load_manifest, write_manifest
-from cloc.data.shards.manifest import MANIFEST_NAME
+from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
-from cloc.data.shards.tars import ShardError, index_damaged, index_shard, read_sample_members
+from cloc.data.shards.scanning import index_damaged, index_shard
+from cloc.data.shards.tars import ShardError, ShardInfo, read_sample_members
 from cloc.files import open_file, read_file
 from tests.data.test_bad_input import PNG, write_tar
+from tests.kit.manifests import version_one
 
 Samples = dict[str, dict[str, bytes]]
 BLOCK = 512
@@ -201,11 +203,12 @@ def test_a_sample_before_damage_may_lack_members_and_is_not_converted(tmp_path: 
 # --- manifests --------------------------------------------------------------------------------------------------------
 
 
-def manifest_of(tmp_path: Path) -> dict[str, Any]:
+def manifest_of(tmp_path: Path, version: int = 1) -> dict[str, Any]:
     for name in ("x", "y"):
         members = [(f"{name}{i}.{end}", data) for i in range(3) for end, data in (("png", PNG), ("txt", b"a"))]
         write_tar(tmp_path / f"{name}.tar", members)
-    return json.loads(write_manifest(index_folder(tmp_path)).read_text())
+    record = json.loads(write_manifest(index_folder(tmp_path)).read_text())
+    return record if version == 2 else version_one(tmp_path)
 
 
 WRONG: tuple[Any, ...] = (
@@ -213,15 +216,23 @@ WRONG: tuple[Any, ...] = (
     [], [[]], {}, {"a": 1},
 )  # fmt: skip
 PLACES = [("version",), ("shards",), ("categories",), ("shards", 0), ("categories", 0)]
-PLACES += [("shards", 0, key) for key in ("name", "samples", "bytes", "offsets")] + [("shards", 0, "offsets", 1)]
+PLACES += [("shards", 0, key) for key in ("name", "samples", "bytes", "sha256")]
+OF_VERSION = {
+    1: [("shards", 0, "offsets"), ("shards", 0, "offsets", 1)],
+    2: [("shards", 0, "offsets_crc32"), ("shards", 0, "regions")],
+}
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
+@pytest.mark.parametrize(
+    ("version", "place"),
+    [(version, place) for version, own in OF_VERSION.items() for place in [*PLACES, *own]],
+    ids=lambda value: value if isinstance(value, int) else ".".join(map(str, value)),
+)
 @pytest.mark.parametrize("value", WRONG, ids=lambda value: f"{value!r:.12}")
 def test_a_manifest_of_garbage_is_refused_in_a_line_or_changes_nothing(
-    place: tuple[Any, ...], value: Any, tmp_path: Path
+    version: int, place: tuple[Any, ...], value: Any, tmp_path: Path
 ) -> None:
-    record = manifest_of(tmp_path)
+    record = manifest_of(tmp_path, version)
     record["categories"] = ["bird"]
     *above, last = place
     owner = record
@@ -234,7 +245,8 @@ def test_a_manifest_of_garbage_is_refused_in_a_line_or_changes_nothing(
     except ShardError as error:
         assert "\n" not in str(error) and str(tmp_path) in str(error)
     else:
-        assert place[0] == "categories" and manifest.samples == 6
+        unknown_hash = place[-1] == "sha256" and value == ""
+        assert (place[0] == "categories" or unknown_hash) and manifest.samples == 6
 
 
 def shifted(by: int, place: int) -> Callable[[dict[str, Any]], None]:
@@ -255,6 +267,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a member goes to the sample before": shifted(2 * BLOCK, 1),
     "two samples are one": without_an_offset,
     "no header there": shifted(1, 1),
+}
+OF_ANY_VERSION: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a shard twice": lambda record: record["shards"].append(record["shards"][0]),
     "a shard is not named": lambda record: record["shards"].pop(),
     "a key too many": lambda record: record["shards"][0].update(more=1),
@@ -262,16 +276,32 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_manifest_that_misses_something_is_noticed(name: str, tmp_path: Path) -> None:
-    record = manifest_of(tmp_path)
-    CHANGES[name](record)
+@pytest.mark.parametrize(
+    ("version", "name"), [*((1, name) for name in CHANGES | OF_ANY_VERSION), *((2, name) for name in OF_ANY_VERSION)]
+)
+def test_a_manifest_that_misses_something_is_noticed(version: int, name: str, tmp_path: Path) -> None:
+    record = manifest_of(tmp_path, version)
+    (CHANGES | OF_ANY_VERSION)[name](record)
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(record))
     with pytest.raises(ShardError, match=r"rebuild"):
-        manifest = load_manifest(tmp_path)
-        reader = ShardReader(manifest)
-        for index in range(manifest.shards[0].samples):
-            read_sample_members(reader.read(0, index))
+        read_first(tmp_path)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_offsets_that_miss_something_are_noticed_whatever_their_checksum_says(name: str, tmp_path: Path) -> None:
+    record = manifest_of(tmp_path)
+    CHANGES[name](record)
+    infos = [ShardInfo(**{**shard, "offsets": tuple(shard["offsets"])}) for shard in record["shards"]]
+    write_manifest(Manifest.of(tmp_path, infos, ()))
+    with pytest.raises(ShardError, match=r"rebuild"):
+        read_first(tmp_path)
+
+
+def read_first(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    reader = ShardReader(manifest)
+    for index in range(manifest.shards[0].samples):
+        read_sample_members(reader.read(0, index))
 
 
 # --- what is no file --------------------------------------------------------------------------------------------------
