@@ -49,12 +49,9 @@ class Anonymous:
 
     def __init__(self, size: int) -> None:
         self.size, self.descriptor = size, os.memfd_create("cloc-batch", os.MFD_CLOEXEC)
-        try:
-            os.posix_fallocate(self.descriptor, 0, size)
-            self.tensor = _mapped(self.descriptor, size)
-        except OSError:
-            os.close(self.descriptor)
-            raise
+        weakref.finalize(self, os.close, self.descriptor)
+        os.posix_fallocate(self.descriptor, 0, size)
+        self.tensor = _mapped(self.descriptor, size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets the tensor over it."""

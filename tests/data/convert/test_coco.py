@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,10 +247,9 @@ def test_training_is_told_of_groups_and_unusable_regions(tmp_path: Path) -> None
     rows = data.left_out()
     assert rows["crowds"].startswith("1 of 4 regions are groups")
     assert rows["dropped"].startswith("warning: 3 of 4 regions cannot be used")
-    config = type(
-        "Config",
-        (),
-        {"seed": 0, "loss": {"_target_": "cloc.losses.objective.ClocLoss"}, "data": type("Data", (), {"train": "set"})},
+    loss = {"_target_": "cloc.losses.objective.ClocLoss"}
+    config = SimpleNamespace(
+        seed=0, batch_size=8, loss=loss, data=SimpleNamespace(train="set"), trainer=SimpleNamespace(num_nodes=1)
     )
     with pytest.raises(ConfigError, match="no region; crowds: 1 of 4.*dropped: warning: 3 of 4.*take data with boxes"):
         check_data(config, data)

@@ -17,7 +17,7 @@ from cloc.config import DataConfig
 from cloc.data.shards import retries, stores
 from cloc.data.shards.cache import CacheError, ShardCache
 from cloc.data.shards.http import AnswerError
-from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
+from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import FIRST_PAUSE, ShardReader
 from cloc.data.shards.retries import Access, ReadingInterrupted, StoreSilentError, Traffic, attempt
 from cloc.data.shards.tars import ShardReadError
@@ -269,7 +269,7 @@ def test_a_dead_store_ends_the_run_and_costs_no_sample(
     skip_pauses(monkeypatch)
     data = open_sources(DataConfig(train=URL, cache_dir=str(tmp_path / "cache"), cache_bytes=limit))
     stream = make_stream(data)
-    stream.sources[0].look_ahead = lambda index: None
+    stream.sources[0].look_ahead = lambda index, lane: None
     failing["retried"] = ConnectionResetError("reset by peer")
     with pytest.raises(StoreSilentError, match=r"memory://bucket answers nothing.*600 s \(data.retry_seconds\)"):
         next(iter(stream))
@@ -313,7 +313,7 @@ def test_a_shard_that_is_cut_off_goes_on_where_it_stopped(
     spans: list[str | None] = []
 
     def answer(request: Request) -> bool:
-        if MANIFEST_NAME in request.path:
+        if not request.path.endswith(".tar"):
             return False
         data = Path(manifest.location(0)).read_bytes()
         spans.append(request.headers.get("Range"))
@@ -340,7 +340,7 @@ def test_a_server_without_ranges_begins_anew(
     asked: list[str] = []
 
     def answer(request: Request) -> bool:
-        if MANIFEST_NAME in request.path:
+        if not request.path.endswith(".tar"):
             return False
         asked.append(request.path)
         data = Path(manifest.location(0)).read_bytes()
@@ -360,7 +360,7 @@ def test_a_transfer_that_flips_a_bit_is_made_once_more(
     asked: list[str] = []
 
     def answer(request: Request) -> bool:
-        if MANIFEST_NAME in request.path:
+        if not request.path.endswith(".tar"):
             return False
         asked.append(request.path)
         data = bytearray(Path(manifest.location(0)).read_bytes())
