@@ -198,7 +198,7 @@ def _fetch_slowly(folder: Path, url: str, size: int, sha256: str) -> None:
         return file
 
     type(system).open = slow
-    ShardCache(folder).fetch(url, size, sha256)
+    ShardCache(folder).open(url, size, sha256).close()
 
 
 @pytest.mark.distributed
