@@ -26,7 +26,7 @@ from cloc.data.shards.offsets import MappedOffsets
 from cloc.data.shards.saved_table import load_table, save_table
 from cloc.data.shards.scanning import scan_shard
 from cloc.data.shards.shard_table import ShardTable
-from cloc.data.shards.tars import ShardError, ShardInfo
+from cloc.data.shards.tars import ShardError, ShardInfo, ShardReadError
 from cloc.files import discard, make_folder
 
 PARTS_NAME = ".index"
@@ -130,6 +130,17 @@ def index(folder: Path | str, part: Part | None = None, *, workers: int = 1, con
     known = _known(folder, names, part)
     if known is not None:
         return known
+    try:
+        found = _index(folder, names, part, workers, console)
+    except ShardReadError:  # a part has gone: another process has joined them meanwhile
+        known = _known(folder, names, part)
+        if known is None:
+            raise
+        return known
+    return found if found.manifest is not None else _known(folder, names, part) or found
+
+
+def _index(folder: Path, names: list[str], part: Part, workers: int, console: Console) -> Indexed:
     count = _index_part(folder, part, part.of(names), workers, console)
     missing = _missing(folder, part.count, names)
     if missing:

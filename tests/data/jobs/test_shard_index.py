@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -150,6 +151,23 @@ def test_the_command_says_what_is_missing_and_what_is_next(bare: Path, whole: Pa
     assert run(app, ["data", "index", str(bare), "--part", "1/3"]).exit_code == 0
     last = run(app, ["data", "index", str(bare), "--part", "3/3"])
     assert f"wrote {bare / MANIFEST_NAME}: 20 samples in 10 shards" in last.output.replace("\n", "")
+    assert_indexed(bare, whole)
+
+
+@pytest.mark.parametrize("step", ["_missing", "write_manifest"])
+def test_another_process_that_joins_the_parts_meanwhile(
+    step: str, bare: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = getattr(shard_index, step)
+
+    def late(*of: Any) -> Any:
+        monkeypatch.undo()
+        assert index(bare).written
+        return usual(*of)
+
+    monkeypatch.setattr(shard_index, step, late)
+    done = index(bare)
+    assert not done.written and not done.missing and "there already, and fits" in done.told
     assert_indexed(bare, whole)
 
 
