@@ -161,6 +161,14 @@ def make_without(folder: Path) -> Path:
     return folder
 
 
+def test_more_samples_than_a_shard_has_room_for_are_refused_before_memory_is_taken(folder: Path) -> None:
+    record = json.loads((folder / MANIFEST_NAME).read_text())
+    for samples in (2**40, record["shards"][1]["bytes"] // 512 + 1):
+        record["shards"][1]["samples"] = samples
+        with pytest.raises(ShardError, match=rf"shard-000001\.tar has {samples:,} samples, too many for [\d,]+ bytes"):
+            parse_manifest(json.dumps(record), "manifest.json", folder)
+
+
 # --- when a shard is used ---------------------------------------------------------------------------------------------
 
 
