@@ -211,11 +211,14 @@ class ShardCache:
             file.truncate(size)
             return file
 
+        begun = time.monotonic()
         while True:
             _remove(part)  # of a process that was killed
             file = self.ledger.reserve(name, size, make)
             if file is not None:
                 return file
+            if time.monotonic() - begun < access.retry_seconds:
+                access.traffic.expect(_SLOW)
             access.traffic.sleep(0.1)
 
 

@@ -277,7 +277,8 @@ def attempt(
         if moved() != seen:
             traffic.answered(store)
             seen, number, first = moved(), 1, None
-        silent, now = traffic.failed(store, asked), time.monotonic()
+        # A single attempt is for what has failed before, such as a lost shard: it says nothing of the store.
+        silent, now = traffic.failed(store, asked) if access.retry_seconds else asked, time.monotonic()
         if first is None or number == 1:
             grace = min(_GRACE, access.retry_seconds)
             first = now if first is None else max(first, now - access.retry_seconds + grace)

@@ -165,15 +165,36 @@ def test_silence_is_told_once_and_its_end(monkeypatch: pytest.MonkeyPatch, caplo
 def test_a_silence_that_nobody_has_listened_to_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours may lie between two shards: one failure before them says nothing of now."""
     pauses, access = skip_pauses(monkeypatch), Access()
-    answers = iter([busy(), busy(), None])
+    answers = iter([busy(), busy(), busy(), None])
 
     def ask() -> None:
         if (error := next(answers)) is not None:
             raise error
 
-    with pytest.raises(UnansweredError, match="1 attempt"):
-        attempt("s3://b/lost", "cannot be read", ask, access.within(0.0))
+    with pytest.raises(UnansweredError, match="2 attempts"):
+        attempt("s3://b/x", "cannot be read", ask, access.within(1.0))
     pauses.append(3600)
+    attempt("s3://b/other", "cannot be read", ask, access)
+    assert next(answers, "asked for all") == "asked for all"
+
+
+def test_shards_that_are_lost_say_nothing_of_their_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others are in the cache; then one is not, and the store is busy for a moment."""
+    pauses, access = skip_pauses(monkeypatch), Access()
+
+    def lost() -> None:
+        raise busy()
+
+    for _ in range(30):
+        with pytest.raises(UnansweredError, match="1 attempt"):
+            attempt("s3://b/lost", "cannot be read", lost, access.within(0.0))
+        pauses.append(30)
+    answers = iter([busy(), None])
+
+    def ask() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
     attempt("s3://b/other", "cannot be read", ask, access)
     assert next(answers, "asked for all") == "asked for all"
 
