@@ -171,10 +171,16 @@ def test_another_process_that_joins_the_parts_meanwhile(
     assert_indexed(bare, whole)
 
 
-def test_a_folder_that_cannot_be_written_is_a_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_a_line_where_something_is_to_be_written(
+    bare: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    version_one(old)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ShardError, match=r"manifest\.json cannot be written here"):
-        index(bare)
+    for folder in (bare, old):
+        with pytest.raises(ShardError, match=r"manifest\.json cannot be written here"):
+            index(folder)
+    assert "there already, and fits" in index(whole).told
 
 
 def test_a_part_with_any_byte_changed_is_made_again(bare: Path, whole: Path) -> None:
