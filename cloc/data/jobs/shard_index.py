@@ -26,7 +26,7 @@ from cloc.data.shards.offsets import MappedOffsets
 from cloc.data.shards.saved_table import load_table, save_table
 from cloc.data.shards.scanning import scan_shard
 from cloc.data.shards.shard_table import ShardTable
-from cloc.data.shards.tars import ShardError, ShardInfo
+from cloc.data.shards.tars import ShardError, ShardInfo, ShardReadError
 from cloc.files import discard, make_folder
 
 PARTS_NAME = ".index"
@@ -125,11 +125,21 @@ def index(folder: Path | str, part: Part | None = None, *, workers: int = 1, con
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of shards; see python -m cloc data convert --help")
     names = need_tars(folder)
-    if not os.access(folder, os.W_OK):
-        raise ShardError(f"{folder}: {MANIFEST_NAME} cannot be written here; mend the rights")
     known = _known(folder, names, part)
     if known is not None:
         return known
+    _need_rights(folder)
+    try:
+        found = _index(folder, names, part, workers, console)
+    except ShardReadError:  # a part has gone: another process has joined them meanwhile
+        known = _known(folder, names, part)
+        if known is None:
+            raise
+        return known
+    return found if found.manifest is not None else _known(folder, names, part) or found
+
+
+def _index(folder: Path, names: list[str], part: Part, workers: int, console: Console) -> Indexed:
     count = _index_part(folder, part, part.of(names), workers, console)
     missing = _missing(folder, part.count, names)
     if missing:
@@ -152,8 +162,14 @@ def _known(folder: Path, names: list[str], part: Part) -> Indexed | None:
     check_files(manifest, (part.number - 1, part.count))
     if all(isinstance(store, MappedOffsets) for store in manifest.shards.stores):
         return Indexed(folder, part, manifest)
+    _need_rights(folder)
     write_manifest(manifest)
     return Indexed(folder, part, manifest, written=True)
+
+
+def _need_rights(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise ShardError(f"{folder}: {MANIFEST_NAME} cannot be written here; mend the rights")
 
 
 def _index_part(folder: Path, part: Part, names: list[str], workers: int, console: Console) -> int:

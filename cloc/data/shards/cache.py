@@ -27,8 +27,8 @@ from cloc.config.secrets import public
 from cloc.data.shards.ledger import Ledger
 from cloc.data.shards.retries import Access, VanishedError, attempt
 from cloc.data.shards.stores import filesystem, read_blocks, split_query
-from cloc.data.shards.tars import ShardReadError
-from cloc.files import PART, LinkError, create, host_lock, make_folder, open_plain, publish, write_json
+from cloc.data.shards.tars import OpenFile, ShardReadError
+from cloc.files import PART, LinkError, create, host_lock, make_folder, open_file, open_plain, publish, write_json
 
 CACHE_BYTES = 1 << 36
 """Default bound of the cache."""
@@ -76,18 +76,10 @@ class ShardCache:
         """Shards that were found changed by this process, and were removed."""
         return len(self._removed)
 
-    def open(self, url: str, size: int, sha256: str, access: Access | None = None) -> BinaryIO:
-        """Open the local copy of a shard; as :meth:`fetch`."""
-        name, access = _name(url, size, sha256), access or self.access
-        while True:  # another process may need the room at this very moment
-            with self._on_disk():
-                file = self._open(self.ledger.place(name), sha256) or self._check(name, size, sha256, access)
-                if file is not None:
-                    return file
-                self._bring(url, size, sha256, access)
+    def open(self, url: str, size: int, sha256: str = "", access: Access | None = None) -> OpenFile:
+        """Open the local copy of a shard, fetched where it is missing.
 
-    def fetch(self, url: str, size: int, sha256: str = "", access: Access | None = None) -> Path:
-        """Return the local copy of a shard, fetched where it is missing.
+        It can be read whatever happens to the cache meanwhile: another process may need the room at that very moment.
 
         Args:
             url: of the shard. Credentials are no part of the local name: whoever has others shares the copy.
@@ -101,11 +93,13 @@ class ShardCache:
             ShardReadError: it cannot be fetched, or is not what the manifest says.
             CacheError: the cache's disk is full or cannot be written.
         """
-        if not sha256:
+        name, access = _name(url, size, sha256), access or self.access
+        while True:
             with self._on_disk():
-                return self._bring(url, size, "", access or self.access)
-        self.open(url, size, sha256, access).close()
-        return self.ledger.place(_name(url, size, sha256))
+                file = self._open(self.ledger.place(name), sha256) or self._check(name, size, sha256, access)
+                file = file or self._bring(url, size, sha256, access)
+                if file is not None:
+                    return file
 
     def lock(self, name: str) -> Path:
         """The lock file of something in the folder that is made once for all processes; names share a few files."""
@@ -142,7 +136,7 @@ class ShardCache:
         finally:
             lock.release()
 
-    def _open(self, path: Path, sha256: str) -> BinaryIO | None:
+    def _open(self, path: Path, sha256: str) -> OpenFile | None:
         """Open a shard that was checked in its present state, during this run; None for any other."""
         file = open_plain(path)
         if file is None:
@@ -155,7 +149,7 @@ class ShardCache:
         _touch(_note(path))
         return file
 
-    def _check(self, name: str, size: int, sha256: str, access: Access) -> BinaryIO | None:
+    def _check(self, name: str, size: int, sha256: str, access: Access) -> OpenFile | None:
         """Compare a shard that is there with its hash; one that differs is removed. None where there is none."""
         path = self.ledger.place(name)
         if not os.path.lexists(path):
@@ -178,14 +172,14 @@ class ShardCache:
                 self.ledger.forget(name)
         return None
 
-    def _bring(self, url: str, size: int, sha256: str, access: Access) -> Path:
-        """Fetch a shard under a name that it gets when it is whole."""
+    def _bring(self, url: str, size: int, sha256: str, access: Access) -> OpenFile | None:
+        """Fetch a shard under a name that it gets when it is whole; None where another process has brought it."""
         name = _name(url, size, sha256)
         path = self.ledger.place(name)
         with self._locked(name, access) as begun:
             self.ledger.prepare()  # may find it where an earlier version left it
-            if sha256 and os.path.lexists(path):  # another process has brought it
-                return path
+            if sha256 and os.path.lexists(path):
+                return None
             make_folder(self.folder, path.parent.name)
             part = path.with_name(f"{name}{PART}")  # by this name others find what is being fetched
             try:
@@ -196,14 +190,15 @@ class ShardCache:
                     make_folder(self.folder, path.parent.name)
                     if whole != name:
                         self.ledger.keep(whole, size)  # what is not noted would be too much
+                    found = open_file(part)  # before it has its name: from then on it may have to leave
                     publish(part, path)
                     self._write_note(path, digest, _state(file))
                     self.ledger.keep(whole, size)
+                    return found
             finally:
                 if not os.path.lexists(self.ledger.place(name)) or os.path.lexists(part):
                     part.unlink(missing_ok=True)
                     self.ledger.forget(name)
-        return path
 
     def _write_note(self, path: Path, sha256: str, state: _State) -> None:
         write_json(_note(path), {"sha256": sha256, "state": state, "at": time.time_ns()}, None)
@@ -216,11 +211,14 @@ class ShardCache:
             file.truncate(size)
             return file
 
+        begun = time.monotonic()
         while True:
             _remove(part)  # of a process that was killed
             file = self.ledger.reserve(name, size, make)
             if file is not None:
                 return file
+            if time.monotonic() - begun < access.retry_seconds:
+                access.traffic.expect(_SLOW)
             access.traffic.sleep(0.1)
 
 

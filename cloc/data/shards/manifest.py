@@ -23,6 +23,7 @@ from cloc.data.json_values import parse_json, shown
 from cloc.data.shards.offsets import OFFSETS_NAME, MappedOffsets, Offsets, digest_of
 from cloc.data.shards.shard_table import RECORD, ShardTable, hashes
 from cloc.data.shards.stores import join_url
+from cloc.data.shards.tar_headers import BLOCK
 from cloc.data.shards.tars import MAX_COUNT, MAX_NAME, ShardError, ShardInfo, check_hash, check_name, missed_by
 from cloc.files import open_file, read_file
 
@@ -184,6 +185,10 @@ def _table(items: list[Any], opened: OpenOffsets) -> ShardTable:
         if sum(column) >= MAX_COUNT:
             raise ValueError(f"{key} of all shards are {sum(column)}, more than there can be")
         records["crc" if key == "offsets_crc32" else key] = column
+    crowded = np.flatnonzero(records["samples"] > records["bytes"] // BLOCK)
+    if len(crowded):  # memory is taken for as many as it says
+        wrong = items[int(crowded[0])]
+        raise ValueError(f"{wrong['name']} has {wrong['samples']:,} samples, too many for {wrong['bytes']:,} bytes")
     count = records["samples"] + 1
     records["first"] = np.cumsum(count) - count
     encoded = [name.encode() for name in names]

@@ -47,8 +47,14 @@ class Offsets(Protocol):
     where: str
     """Its file, for messages."""
 
-    def read(self, first: int, count: int, crc: int) -> np.ndarray:
+    def read(self, first: int, count: int, crc: int, access: Access | None = None) -> np.ndarray:
         """The ``[count]`` numbers of one shard from number ``first`` on, whose CRC-32 should be ``crc``.
+
+        Args:
+            first: number of the first.
+            count: how many. Fewer come where they are not there, or are others.
+            crc: their checksum. Only what was fetched is compared with it here.
+            access: how long a remote store is asked; as the set was opened by default.
 
         Raises:
             ShardReadError: they cannot be had.
@@ -110,7 +116,7 @@ class HeldOffsets:
     def __init__(self, numbers: np.ndarray, where: str = "") -> None:
         self.numbers, self.where = numbers.astype(NUMBER, copy=False), where
 
-    def read(self, first: int, count: int, crc: int) -> np.ndarray:
+    def read(self, first: int, count: int, crc: int, access: Access | None = None) -> np.ndarray:
         """See :class:`Offsets`."""
         return self.numbers[first : first + count]
 
@@ -145,7 +151,7 @@ class MappedOffsets:
             raise ShardError(f"{path}: {what}, and the manifest beside it needs it; {REMEDY}") from error
         return made
 
-    def read(self, first: int, count: int, crc: int) -> np.ndarray:
+    def read(self, first: int, count: int, crc: int, access: Access | None = None) -> np.ndarray:
         """See :class:`Offsets`."""
         if self._numbers is None:
             self._numbers = self._map()
@@ -208,16 +214,16 @@ class RemoteOffsets:
         check_size(len(data), where, count)
         return HeldOffsets(np.frombuffer(data, NUMBER, count, HEADER_BYTES), where)
 
-    def read(self, first: int, count: int, crc: int) -> np.ndarray:
+    def read(self, first: int, count: int, crc: int, access: Access | None = None) -> np.ndarray:
         """See :class:`Offsets`."""
         recent = self._recent.get(first)
         if recent is not None:
             return recent
         data = self._mirrored(first, count, crc)
-        if data is None:
-            data = read_range(self.url, *_span(first, count), self.access)
-            self._keep(first, data, crc)
-        return self._remember(first, data)
+        for _ in range(2):  # a transfer may flip a bit
+            if data is None:
+                data = self._keep(first, read_range(self.url, *_span(first, count), access or self.access), crc)
+        return np.empty(0, NUMBER) if data is None else self._remember(first, data)
 
     def bring(self, wanted: Sequence[tuple[int, int, int]]) -> None:
         """Ask for the numbers (first, count, CRC-32) of several shards at once; what fails is asked for when read."""
@@ -225,8 +231,7 @@ class RemoteOffsets:
         spans = [(self.url, *_span(first, count)) for first, count, _ in missing]
         found = read_ranges(spans, self.access) if spans else []
         for (first, _, crc), data in zip(missing, found, strict=True):
-            if isinstance(data, bytes) and zlib.crc32(data) == crc:
-                self._keep(first, data, crc)
+            if isinstance(data, bytes) and self._keep(first, data, crc) is not None:
                 self._remember(first, data)
 
     def _remember(self, first: int, data: bytes) -> np.ndarray:
@@ -236,22 +241,25 @@ class RemoteOffsets:
         return found
 
     def _mirrored(self, first: int, count: int, crc: int) -> bytes | None:
-        file = open_plain(self.folder / self.mirror)
-        if file is None:
-            return None
         start, stop = _span(first, count)
-        with file:
-            data = os.pread(file.fileno(), stop - start, start)
-        return data if len(data) == stop - start and zlib.crc32(data) == crc else None
+        with contextlib.suppress(OSError):  # of another user, on a disk that fails: the store has them
+            file = open_plain(self.folder / self.mirror)
+            if file is not None:
+                with file:
+                    data = os.pread(file.fileno(), stop - start, start)
+                return data if len(data) == stop - start and zlib.crc32(data) == crc else None
+        return None
 
-    def _keep(self, first: int, data: bytes, crc: int) -> None:
+    def _keep(self, first: int, data: bytes, crc: int) -> bytes | None:
+        """Write what has come into the mirror and return it; None where it is not what was asked for."""
         if zlib.crc32(data) != crc:
-            return
+            return None
         with contextlib.suppress(OSError):  # a full disk: then it is asked for again
             make_folder(self.folder)
             with reopen(self.folder / self.mirror) as file:
                 file.seek(_span(first, 0)[0])
                 file.write(data)
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_recent": OrderedDict()}

@@ -199,7 +199,7 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
                 f"here; put a {MANIFEST_NAME} beside it (python -m cloc data index), or raise the limit"
             )
         else:
-            info, categories = scan_shard(cache.fetch(url, size))
+            info, categories = scan_shard(url, cache.open(url, size))
             info = replace(info, name=PurePosixPath(split_query(path)[0]).name)
         write_json(index, {"shard": info.to_json(), "categories": sorted(categories)}, indent=None)
     return info, categories

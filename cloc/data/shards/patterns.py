@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from cloc.config.secrets import public
+from cloc.data.shards.retries import store_of
 from cloc.data.shards.stores import is_remote, split_query
 from cloc.data.shards.tars import ShardError
 
 MAX_NAMES = 1_000_000
 """Shards that braces may name."""
 
+_HOST = 3  # parts of a URL up to its host or bucket
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d{1,18}|[^\W\d_])\.\.(-?\d{1,18}|[^\W\d_])(?:\.\.(-?\d{1,18}))?")
 
@@ -53,6 +55,9 @@ def shared_root(urls: Sequence[str]) -> tuple[str, str, list[str]]:
         raise ShardError("a pattern mixes folders with other queries; make them sources of their own in data.train")
     places = [url.split("/") for url in bare]
     shared = len(os.path.commonprefix(places))
+    if is_remote(urls[0]) and shared < _HOST:
+        stores = ", ".join(dict.fromkeys(store_of(url) for url in urls))
+        raise ShardError(f"a pattern names several stores ({stores}); make them sources of their own in data.train")
     befores = ["".join(f"{name}/" for name in place[shared:]) for place in places]
     return "/".join(places[0][:shared]), queries[0], befores
 

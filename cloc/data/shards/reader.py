@@ -135,7 +135,7 @@ class ShardReader:
         shards.bring({shard for shard, _ in asked})
         for shard, index in asked:
             with contextlib.suppress(ShardReadError):
-                start, stop = shards.span(shard, index)
+                start, stop = shards.span(shard, index, self.cache.access.within(0.0))
                 if stop - start <= MAX_SAMPLE_BYTES:
                     wanted.append((shard, index))
                     spans.append((self.manifest.location(shard), start, stop))
@@ -162,6 +162,7 @@ class ShardReader:
     def _counted(self, shard_index: int, read: Callable[[Access], T]) -> T:
         """Read of a shard, and count its failures in a row: rounds halve, and are one attempt once it is given up."""
         failures, access = self._failures.get(shard_index), self.cache.access
+        before = failures.count if failures is not None else 0
         if failures is not None and failures.given_up and time.monotonic() < failures.until:
             raise ShardReadError(failures.reason)
         if failures is not None:
@@ -171,13 +172,14 @@ class ShardReader:
         try:
             found = read(access)
         except OSError as error:
-            self._fail(shard_index, error)
+            self._fail(shard_index, error, before)
             raise
         if failures is not None and self._failures.pop(shard_index, failures).given_up:
             self._returned.append(shard_index)
         return found
 
-    def _fail(self, shard_index: int, error: OSError) -> None:
+    def _fail(self, shard_index: int, error: OSError, before: int) -> None:
+        """Count a failure of a shard that had so many before it was read."""
         url, access = self.manifest.location(shard_index), self.cache.access
         failures = self._failures.setdefault(shard_index, _Failures())
         if isinstance(error, UnansweredError) and not failures.given_up:
@@ -187,6 +189,8 @@ class ShardReader:
                     f"(data.retry_seconds); run again when it does: no sample is lost; last: {error}"
                 ) from error
         lost = failures.given_up
+        if failures.count > before:  # a thread that fetches ahead has waited for it meanwhile
+            return
         at_once = not self.manifest.remote or isinstance(error, VanishedError)
         failures.count = FAILURES if at_once else failures.count + 1
         failures.reason = str(error)
@@ -196,7 +200,7 @@ class ShardReader:
 
     def _read(self, place: Place, where: str, access: Access) -> tuple[int, int, bytes]:
         """Where a sample begins and ends, and its bytes: all that may ask a store."""
-        start, stop = self.manifest.shards.span(*place)
+        start, stop = self.manifest.shards.span(*place, access)
         if stop - start > MAX_SAMPLE_BYTES:
             detail = f"sample {place[1]} has {stop - start:,} bytes, the limit is {MAX_SAMPLE_BYTES:,}"
             raise BadSample("giant_member", f"{public(where)}: {detail}")
@@ -207,7 +211,7 @@ class ShardReader:
         return start, stop, self._read_remote(place[0], start, stop, access)
 
     def _asked_by_range(self, shard_index: int) -> bool:
-        """Whether samples of a shard are asked for ahead; of one that was given up, once its pause is over."""
+        """Whether samples of a shard are asked for ahead; not of one that was given up, which is asked for once."""
         failures = self._failures.get(shard_index)
         return not self._cached(shard_index) and (failures is None or not failures.given_up)
 

@@ -30,6 +30,8 @@ LONGEST_PAUSE = 30.0
 """Seconds: a thousand readers of a dead store then ask it 66 times a second, all together."""
 SAY_AFTER = 30.0
 """Seconds of silence after which a line says so."""
+UNASKED = 2 * LONGEST_PAUSE
+"""Seconds without a question after which a store no longer counts as silent: nobody knows what it would have said."""
 _FIRST_PAUSE = 1.0
 _GRACE = 30.0  # seconds of attempts that a call has at least, however long it waited for others before
 _POLL = 0.1  # seconds between two looks at whether the run is to end
@@ -60,9 +62,10 @@ class UnansweredError(ShardReadError):
 
 @dataclass(slots=True)
 class _Silence:
-    """A store that has not answered since a moment: so many attempts; whether a line has said so."""
+    """A store that has not answered since a moment: until when it is asked, how often; whether a line has said so."""
 
     since: float
+    asked: float
     tries: int = 0
     told: bool = False
 
@@ -158,16 +161,22 @@ class Traffic:
             since = time.monotonic() - silence.since
             _LOG.warning("%s answers again after %.0f s", store, since)
 
-    def failed(self, store: str) -> float:
-        """Note a failure, and return since when the store has not answered."""
-        silence = self._silent.setdefault(store, _Silence(time.monotonic()))
+    def failed(self, store: str, begun: float) -> float:
+        """Note that a question asked at a moment has failed, and return since when the store has not answered."""
+        now, silence = time.monotonic(), self._silent.get(store)
+        if silence is None or begun > silence.asked + UNASKED:
+            silence = self._silent[store] = _Silence(now, now)
+        silence.asked = max(silence.asked, now)
         silence.tries += 1
         return silence.since
 
     def say(self, store: str, pause: float, reason: str) -> None:
-        """Tell once of each silence that it lasts."""
+        """Note that a store is asked again after a pause, and tell once of each silence that it lasts."""
         silence = self._silent.get(store)
-        if silence is None or silence.told or time.monotonic() - silence.since + pause < SAY_AFTER:
+        if silence is None:
+            return
+        silence.asked = max(silence.asked, time.monotonic() + pause)
+        if silence.told or time.monotonic() - silence.since + pause < SAY_AFTER:
             return
         silence.told = True
         _LOG.warning(
@@ -247,6 +256,7 @@ def attempt(
     while True:
         traffic.check()
         number += 1
+        asked = time.monotonic()
         failure: Exception | None = None
         try:
             with traffic.slot(access.max_requests, size):
@@ -267,7 +277,8 @@ def attempt(
         if moved() != seen:
             traffic.answered(store)
             seen, number, first = moved(), 1, None
-        silent, now = traffic.failed(store), time.monotonic()
+        # A single attempt is for what has failed before, such as a lost shard: it says nothing of the store.
+        silent, now = traffic.failed(store, asked) if access.retry_seconds else asked, time.monotonic()
         if first is None or number == 1:
             grace = min(_GRACE, access.retry_seconds)
             first = now if first is None else max(first, now - access.retry_seconds + grace)

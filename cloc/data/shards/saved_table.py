@@ -7,6 +7,7 @@ says nothing that opens a remote store: who takes it says that from its own conf
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -190,8 +191,9 @@ def _checksum(names: bytes | memoryview, records: bytes | memoryview) -> int:
 
 def _forget_old(folder: Path) -> None:
     for path in folder.glob("*.table"):
-        if not path.is_symlink() and path.stat().st_mtime < time.time() - _KEPT_SECONDS:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            if not path.is_symlink() and path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                path.unlink()
 
 
 def _up(place: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from cloc.data.regions import is_encodable
 from cloc.data.sample import MAX_MEMBER_BYTES, regions_of
 from cloc.data.shards.tar_headers import HeaderError, Read, walk_whole
-from cloc.data.shards.tars import SampleMember, ShardError, ShardInfo, open_tar, split_name
+from cloc.data.shards.tars import OpenFile, SampleMember, ShardError, ShardInfo, open_tar, read_tar, split_name
 
 _REMEDY = "restore or rewrite the shard"
 
@@ -28,8 +28,12 @@ def index_shard(path: Path | str) -> ShardInfo:
     return scan_shard(Path(path))[0]
 
 
-def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
+def scan_shard(path: Path | str, opened: OpenFile | None = None) -> tuple[ShardInfo, set[str]]:
     """Index one shard.
+
+    Args:
+        path: of it.
+        opened: its bytes, where it is a URL; closed in the end.
 
     Returns:
         What ``index_shard`` returns, and the categories of the shard's regions.
@@ -41,12 +45,7 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
     keys: dict[str, set[str]] = {}
     categories: set[str] = set()
     regions, crowds, dropped, last, end = 0, 0, 0, None, 0
-    try:
-        file, read, size = open_tar(path)
-    except OSError as error:
-        raise ShardError(
-            f"{path}: cannot be opened ({error.strerror or error}); restore it, or move it away"
-        ) from error
+    file, read, size = read_tar(opened) if opened is not None else _open(Path(path))
     with file:
         for key, extension, member in _safe_members(path, read, size):
             if key != last:
@@ -64,8 +63,16 @@ def scan_shard(path: Path) -> tuple[ShardInfo, set[str]]:
                 categories.update(filter(is_encodable, named))  # of others the manifest cannot be written
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (*offsets, end) if offsets else (0,)
-    info = ShardInfo(path.name, len(offsets), regions, size, digest, spans, crowds, dropped)
+    info = ShardInfo(PurePosixPath(path).name, len(offsets), regions, size, digest, spans, crowds, dropped)
     return info, categories
+
+
+def _open(path: Path) -> tuple[OpenFile, Read, int]:
+    try:
+        return open_tar(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ShardError(f"{path}: cannot be opened ({reason}); restore it, or move it away") from error
 
 
 def index_damaged(path: Path) -> ShardInfo:
@@ -101,7 +108,7 @@ def _trusted_offsets(read: Read, size: int) -> list[int]:
     return [*offsets, end] if offsets else []
 
 
-def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:
+def _safe_members(path: Path | str, read: Read, size: int) -> Iterator[SampleMember]:
     """Yield the files of samples; refuse unsafe names and damaged tars."""
     try:
         for member in walk_whole(read, size):
@@ -115,6 +122,6 @@ def _safe_members(path: Path, read: Read, size: int) -> Iterator[SampleMember]:
         raise ShardError(f"{path}: not a whole tar: {error}; {_REMEDY}") from error
 
 
-def _refuse(condition: bool, path: Path, what: str, remedy: str) -> None:
+def _refuse(condition: bool, path: Path | str, what: str, remedy: str) -> None:
     if condition:
         raise ShardError(f"{path}: {what}; {remedy}")

@@ -15,7 +15,8 @@ from typing import Any, overload
 import numpy as np
 
 from cloc.data.shards.offsets import REMEDY, HeldOffsets, Offsets, RemoteOffsets
-from cloc.data.shards.tars import ShardInfo, ShardReadError
+from cloc.data.shards.retries import Access
+from cloc.data.shards.tars import ShardError, ShardInfo, ShardReadError
 
 RECORD = np.dtype(
     [
@@ -35,6 +36,8 @@ RECORD = np.dtype(
 )
 _SAME = ("samples", "bytes", "regions", "crowds", "dropped", "crc", "sha256")
 _UNKNOWN = "00" * 32
+MOST_STORES = np.iinfo(np.uint16).max
+"""Files of offsets, or sets of shards without one, that a table is of."""
 
 
 class ShardTable(Sequence[ShardInfo]):
@@ -79,16 +82,26 @@ class ShardTable(Sequence[ShardInfo]):
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[ShardTable, str]]) -> ShardTable:
-        """Several tables as one, each with what stands before its names."""
+        """Several tables as one, each with what stands before its names.
+
+        Raises:
+            ShardError: they are too many.
+        """
+        parts = [part for part in parts if len(part[0])] or parts[:1]
         if len(parts) == 1 and not parts[0][1]:
             return parts[0][0]
+        count = sum(len(table.stores) for table, _ in parts)
+        if count > MOST_STORES:
+            told = f"{count:,} indexes in one pattern, {MOST_STORES:,} at most"
+            raise ShardError(f"{told}; make them several sources in data.train, or larger folders")
         records = np.concatenate([table.records for table, _ in parts])
         names = [f"{before}{name}".encode() for table, before in parts for name in table.names()]
         stores: list[Offsets] = []
         position = 0
         for table, _ in parts:
             records["store"][position : position + len(table)] += len(stores)
-            position, stores = position + len(table), [*stores, *table.stores]
+            position += len(table)
+            stores += table.stores
         records["name_end"] = list(accumulate(map(len, names)))
         return cls(records, b"".join(names), stores)
 
@@ -136,10 +149,11 @@ class ShardTable(Sequence[ShardInfo]):
         """Whether the shard's file was compared with what is known of it when the set was opened."""
         return bool(self._columns["checked"][number])
 
-    def offsets(self, number: int) -> np.ndarray:
+    def offsets(self, number: int, access: Access | None = None) -> np.ndarray:
         """``[samples + 1]`` uint64: where each sample of a shard starts, and where the last one ends.
 
-        The first time a process asks for those of a shard, they are checked.
+        The first time a process asks for those of a shard, they are checked. ``access`` is as for
+        :meth:`cloc.data.shards.offsets.Offsets.read`.
 
         Raises:
             ShardReadError: they cannot be had, or are not those that the manifest means.
@@ -147,20 +161,20 @@ class ShardTable(Sequence[ShardInfo]):
         columns = self._columns
         store = self.stores[columns["store"][number]]
         first, count, crc = self._place(number)
-        found: np.ndarray = store.read(first, count, crc)
-        if not self._sound[number]:
+        found: np.ndarray = store.read(first, count, crc, access)
+        if not self._sound[number] or len(found) != count:
             self._check(number, found, crc, store.where)
             self._sound[number] = 1
         return found
 
-    def span(self, number: int, index: int) -> tuple[int, int]:
-        """Where a sample of a shard starts and ends, in bytes.
+    def span(self, number: int, index: int, access: Access | None = None) -> tuple[int, int]:
+        """Where a sample of a shard starts and ends, in bytes; ``access`` as for :meth:`offsets`.
 
         Raises:
             ShardReadError: as :meth:`offsets`.
             IndexError: the shard has no such sample.
         """
-        found = self.offsets(number)
+        found = self.offsets(number, access)
         if not 0 <= index < len(found) - 1:
             raise IndexError(f"shard {number} has {len(found) - 1} samples, there is no sample {index}")
         return int(found[index]), int(found[index + 1])

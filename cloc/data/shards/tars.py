@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,8 @@ from cloc.data.shards.tar_headers import HeaderError, Member, Read, walk
 from cloc.files import open_file
 
 _Raw = TypeVar("_Raw", bytes, memoryview)
+OpenFile = BufferedReader | FileIO
+"""A file that is read."""
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key, then all behind the first dot
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty where it is not known
 MAX_NAME = 255
@@ -172,13 +174,17 @@ def split_name(member: Member) -> tuple[str, str]:
     return (name[1], name[2].lower()) if name else ("", "")
 
 
-def open_tar(path: Path) -> tuple[BufferedReader, Read, int]:
+def open_tar(path: Path) -> tuple[OpenFile, Read, int]:
     """Open a tar: the file, what reads of it, and its size.
 
     Raises:
         OSError: it is not there, may not be read, or is no regular file.
     """
-    file = open_file(path)
+    return read_tar(open_file(path))
+
+
+def read_tar(file: OpenFile) -> tuple[OpenFile, Read, int]:
+    """As :func:`open_tar`, of one that is open."""
     return file, lambda start, count: os.pread(file.fileno(), count, start), os.fstat(file.fileno()).st_size
 
 

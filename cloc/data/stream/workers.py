@@ -31,8 +31,15 @@ class ReaderError(RuntimeError):
 
 
 def horizons(workers: int) -> Tensor:
-    """Shared memory in which each reading process notes the monotonic time until which it has a reason to wait."""
-    shared: Tensor = torch.zeros(workers, dtype=torch.float64).share_memory_()
+    """Shared memory in which each reading process notes the monotonic time until which it has a reason to wait.
+
+    Raises:
+        SharedMemoryError: there is no room for it.
+    """
+    try:
+        shared: Tensor = torch.zeros(workers, dtype=torch.float64).share_memory_()
+    except RuntimeError as error:  # PyTorch's allocator raises it
+        raise no_room(f"data.workers={workers} need a page") from error
     return shared
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -153,10 +154,33 @@ def test_the_command_says_what_is_missing_and_what_is_next(bare: Path, whole: Pa
     assert_indexed(bare, whole)
 
 
-def test_a_folder_that_cannot_be_written_is_a_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["_missing", "write_manifest"])
+def test_another_process_that_joins_the_parts_meanwhile(
+    step: str, bare: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = getattr(shard_index, step)
+
+    def late(*of: Any) -> Any:
+        monkeypatch.undo()
+        assert index(bare).written
+        return usual(*of)
+
+    monkeypatch.setattr(shard_index, step, late)
+    done = index(bare)
+    assert not done.written and not done.missing and "there already, and fits" in done.told
+    assert_indexed(bare, whole)
+
+
+def test_a_folder_that_cannot_be_written_is_a_line_where_something_is_to_be_written(
+    bare: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    version_one(old)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ShardError, match=r"manifest\.json cannot be written here"):
-        index(bare)
+    for folder in (bare, old):
+        with pytest.raises(ShardError, match=r"manifest\.json cannot be written here"):
+            index(folder)
+    assert "there already, and fits" in index(whole).told
 
 
 def test_a_part_with_any_byte_changed_is_made_again(bare: Path, whole: Path) -> None:

@@ -22,6 +22,7 @@ from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.ledger import Ledger
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest
 from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.retries import Traffic
 from cloc.data.shards.tars import ShardReadError
 from cloc.data.stream.prefetch import FETCHING
 from cloc.data.stream.sources import open_shards, open_sources
@@ -198,7 +199,7 @@ def _fetch_slowly(folder: Path, url: str, size: int, sha256: str) -> None:
         return file
 
     type(system).open = slow
-    ShardCache(folder).fetch(url, size, sha256)
+    ShardCache(folder).open(url, size, sha256).close()
 
 
 @pytest.mark.distributed
@@ -269,3 +270,20 @@ def test_names_in_the_cache_are_plain() -> None:
         assert len(name) < 120 and name.endswith(".tar") and "T0K" not in name and name.isprintable()
         assert Ledger(Path("cache"), 1, 0)._own(name) == Path("cache") / name[:2] / name
     assert remote._name("https://h/x.tar", 5, "ab") != remote._name("https://h/y.tar", 5, "ab")
+
+
+def test_who_waits_for_room_has_a_reason_to_wait(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All room is taken by fetches of other processes: the training process is not to end the run for it."""
+    cache = ShardCache(tmp_path / "cache")
+    cache.access.traffic.horizon, reserve, told = [0.0], Ledger.reserve, []
+
+    def full(self: Ledger, *of: Any) -> Any:
+        told.append(cache.access.traffic.horizon[0] > time.monotonic())
+        return None if len(told) < 3 else reserve(self, *of)
+
+    monkeypatch.setattr(Ledger, "reserve", full)
+    monkeypatch.setattr(Traffic, "sleep", lambda self, seconds: None)
+    cache.open(f"{URL}/{manifest.shards.name(0)}", manifest.shards.size(0), manifest.shards.sha256(0)).close()
+    assert told == [False, True, True]

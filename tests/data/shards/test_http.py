@@ -406,7 +406,7 @@ def test_a_busy_server_is_asked_again(
         turned_away.add(request.path)
         return request.reply(status, b"", {"Retry-After": wait} if wait else {})
 
-    cache.access = Access(timeout=0.5)
+    cache.access = Access(timeout=20)
     with serving(manifest.folder, answer) as server:
         assert everything(open_shards(server.url, cache), cache) == everything(manifest, cache)
     asked = {"7": 9.0, "1": 3.0, "999999": 600.0}.get(wait or "", 2.0)  # and two seconds in which readers part

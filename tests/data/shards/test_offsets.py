@@ -161,6 +161,14 @@ def make_without(folder: Path) -> Path:
     return folder
 
 
+def test_more_samples_than_a_shard_has_room_for_are_refused_before_memory_is_taken(folder: Path) -> None:
+    record = json.loads((folder / MANIFEST_NAME).read_text())
+    for samples in (2**40, record["shards"][1]["bytes"] // 512 + 1):
+        record["shards"][1]["samples"] = samples
+        with pytest.raises(ShardError, match=rf"shard-000001\.tar has {samples:,} samples, too many for [\d,]+ bytes"):
+            parse_manifest(json.dumps(record), "manifest.json", folder)
+
+
 # --- when a shard is used ---------------------------------------------------------------------------------------------
 
 
@@ -319,6 +327,50 @@ def test_remote_offsets_that_are_damaged_cost_their_shard(
         manifest.shards.span(4, 0)
 
 
+@pytest.mark.parametrize("change", ["a bit", "cut", "half a number", "nothing"])
+@pytest.mark.parametrize("mirror", ["kept", "of a full disk", "of another user"])
+def test_offsets_that_came_wrong_are_asked_for_once_more(
+    change: str, mirror: str, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WHOLE_BYTES", 0)
+    cache, usual, calls = ShardCache(tmp_path / "cache", 0), module.read_range, []
+    manifest, expected = open_shards(URL, cache), everything(load_manifest(remote))
+
+    def changed(url: str, start: int, stop: int, access: Access) -> bytes:
+        data = usual(url, start, stop, access)
+        calls.append(1)
+        if len(calls) % 2:
+            ways = {"a bit": bytes([data[0] ^ 1]) + data[1:], "cut": data[:8], "half a number": data[:-4]}
+            data = ways.get(change, b"")
+        return data
+
+    def fail(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "read_range", changed)
+    monkeypatch.setattr(module, "_RECENT", 1)
+    if mirror != "kept":
+        monkeypatch.setattr(module, "reopen", fail)
+    if mirror == "of another user":
+        monkeypatch.setattr(module, "open_plain", fail)
+    assert everything(manifest, cache) == everything(manifest, cache) == expected
+    assert len(calls) == (10 if mirror == "kept" else 20)
+
+
+def test_offsets_that_came_wrong_twice_are_right_the_next_time(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WHOLE_BYTES", 0)
+    cache, usual = ShardCache(tmp_path / "cache", 0), module.read_range
+    reader = ShardReader(open_shards(URL, cache), cache=cache)
+    monkeypatch.setattr(module, "read_range", lambda url, start, stop, access: b"<html>busy</html>")
+    with pytest.raises(ShardReadError, match=r"the offsets of shard-000001\.tar are not those of its manifest"):
+        reader.read(1, 0)
+    monkeypatch.setattr(module, "read_range", usual)
+    assert not reader.given_up(1)
+    assert reader.read(1, 0) == ShardReader(load_manifest(remote)).read(1, 0)
+
+
 def test_a_server_without_ranges_gives_the_whole_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +401,10 @@ def test_a_table_is_the_sequence_of_its_shards(whole: Path) -> None:
     assert twice.take([6, 0])[0].offsets == infos[1].offsets
     with pytest.raises(IndexError):
         table[5]
+    many = [(ShardTable.of(()), ""), (table.take([0]), "")] * 65535
+    assert len(ShardTable.joined(many)) == 65535
+    with pytest.raises(ShardError, match="65,536 indexes in one pattern, 65,535 at most"):
+        ShardTable.joined([*many, (table, "")])
     assert table != infos[:4] and table.records.itemsize == 96
 
 

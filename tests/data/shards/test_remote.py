@@ -218,6 +218,30 @@ def test_braces_name_shards_and_folders(manifest: Manifest, tmp_path: Path) -> N
     assert everything(both)[: manifest.samples] == everything(manifest)
 
 
+def test_a_shard_that_leaves_the_cache_while_it_is_indexed_is_read_to_its_end(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may need the room between the fetch and the look."""
+    fsspec.filesystem("memory").rm(f"/bucket/set/{MANIFEST_NAME}")
+    cache, scan = ShardCache(tmp_path / "cache", manifest.bytes), opening.scan_shard
+
+    def scan_late(*of: Any) -> Any:
+        for path in cache.folder.rglob("*.tar"):
+            path.unlink(missing_ok=True)
+        return scan(*of)
+
+    monkeypatch.setattr(opening, "scan_shard", scan_late)
+    assert open_shards(URL, cache).shards == manifest.shards
+
+
+def test_a_pattern_of_several_stores_is_refused_in_a_line(manifest: Manifest, tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    for file in manifest.folder.iterdir():
+        system.pipe(f"/other/set/{file.name}", file.read_bytes())
+    with pytest.raises(ShardError, match="several stores .*sources of their own in data.train"):
+        open_shards("memory://{bucket,other}/set", ShardCache(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("root", ["local", "remote"])
 def test_without_a_manifest_shards_are_indexed_once(
     manifest: Manifest, tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
@@ -229,7 +253,7 @@ def test_without_a_manifest_shards_are_indexed_once(
     assert open_shards(path, cache).shards == manifest.shards
     if root == "remote":
         assert open_shards(URL, cache).shards == manifest.shards
-    monkeypatch.setattr(opening, "scan_shard", lambda path: pytest.fail("indexed again"))
+    monkeypatch.setattr(opening, "scan_shard", lambda *_: pytest.fail("indexed again"))
     assert open_shards(path, cache).shards == manifest.shards
 
 

@@ -14,12 +14,12 @@ import fsspec
 import pytest
 
 from cloc.config import DataConfig
-from cloc.data.shards import retries, stores
+from cloc.data.shards import offsets, retries, stores
 from cloc.data.shards.cache import CacheError, ShardCache
 from cloc.data.shards.http import AnswerError
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import FIRST_PAUSE, ShardReader
-from cloc.data.shards.retries import Access, ReadingInterrupted, StoreSilentError, Traffic, attempt
+from cloc.data.shards.retries import Access, ReadingInterrupted, StoreSilentError, Traffic, UnansweredError, attempt
 from cloc.data.shards.tars import ShardReadError
 from cloc.data.stream.sources import open_shards, open_sources
 from tests.kit.clocks import skip_pauses
@@ -162,6 +162,56 @@ def test_silence_is_told_once_and_its_end(monkeypatch: pytest.MonkeyPatch, caplo
     assert "S3cret" not in caplog.text
 
 
+def test_a_silence_that_nobody_has_listened_to_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours may lie between two shards: one failure before them says nothing of now."""
+    pauses, access = skip_pauses(monkeypatch), Access()
+    answers = iter([busy(), busy(), busy(), None])
+
+    def ask() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    with pytest.raises(UnansweredError, match="2 attempts"):
+        attempt("s3://b/x", "cannot be read", ask, access.within(1.0))
+    pauses.append(3600)
+    attempt("s3://b/other", "cannot be read", ask, access)
+    assert next(answers, "asked for all") == "asked for all"
+
+
+def test_shards_that_are_lost_say_nothing_of_their_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others are in the cache; then one is not, and the store is busy for a moment."""
+    pauses, access = skip_pauses(monkeypatch), Access()
+
+    def lost() -> None:
+        raise busy()
+
+    for _ in range(30):
+        with pytest.raises(UnansweredError, match="1 attempt"):
+            attempt("s3://b/lost", "cannot be read", lost, access.within(0.0))
+        pauses.append(30)
+    answers = iter([busy(), None])
+
+    def ask() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    attempt("s3://b/other", "cannot be read", ask, access)
+    assert next(answers, "asked for all") == "asked for all"
+
+
+def test_a_dead_store_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses, access = skip_pauses(monkeypatch), Access()
+
+    def dead() -> None:
+        raise busy()
+
+    for _ in range(3):
+        with pytest.raises(UnansweredError):
+            attempt("s3://b/x", "cannot be read", dead, access)
+        pauses.append(0.9 * retries.UNASKED)  # a few samples that are at hand are read meanwhile
+    assert sum(pauses) == pytest.approx(600 + 3 * 0.9 * retries.UNASKED, abs=1)
+
+
 def test_requests_and_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "MAX_BYTES", 100)
     access, now, seen, lock = Access(max_requests=4), [0, 0], [(0, 0)], threading.Lock()
@@ -241,6 +291,48 @@ def test_a_shard_is_given_up_after_three_rounds_and_taken_back(
     pauses.append(FIRST_PAUSE)
     assert reader.read(1, 1) == ShardReader(manifest).read(1, 1)
     assert reader.take_returned() == [1] and reader.take_returned() == []
+
+
+def test_offsets_of_a_shard_are_asked_for_as_long_as_the_shard(
+    manifest: Manifest, tmp_path: Path, failing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsets, "WHOLE_BYTES", 0)
+    pauses = skip_pauses(monkeypatch)
+    cache = ShardCache(tmp_path / "cache", 0, Access())
+    reader = ShardReader(open_shards(URL, cache), cache=cache)
+    failing["manifest.offsets"] = busy()
+    spent = []
+    for _ in range(3):
+        before = sum(pauses)
+        with pytest.raises(ShardReadError, match="503 Slow Down"):
+            reader.read(1, 0)
+        spent.append(round(sum(pauses) - before))
+    assert spent == [600, 300, 150] and reader.given_up(1)
+    pauses.append(FIRST_PAUSE)
+    before = sum(pauses)
+    with pytest.raises(ShardReadError, match="503 Slow Down"):
+        reader.read(1, 0)
+    assert sum(pauses) == before
+    del failing["manifest.offsets"]
+    pauses.append(2 * FIRST_PAUSE)
+    assert reader.read(1, 0) == ShardReader(manifest).read(1, 0) and reader.take_returned() == [1]
+
+
+def test_two_threads_that_wait_for_a_shard_at_a_time_are_one_failure(manifest: Manifest, tmp_path: Path) -> None:
+    reader = ShardReader(open_shards(URL, ShardCache(tmp_path / "cache")))
+
+    def fail(access: Access) -> None:
+        raise UnansweredError("nothing came")
+
+    def fail_beside(access: Access) -> None:
+        with pytest.raises(UnansweredError):
+            reader._counted(1, fail)  # the thread that fetches ahead
+        fail(access)
+
+    for given_up in (False, False, True):
+        with pytest.raises(UnansweredError):
+            reader._counted(1, fail_beside)
+        assert reader.given_up(1) is given_up
 
 
 def test_the_limit_counts_shards_that_are_lost_now(

@@ -30,6 +30,7 @@ from cloc.data.stream.shared_buffers import (
     buffers_needed,
     check_shared_memory,
 )
+from cloc.data.stream.workers import horizons
 from tests.kit.paths import ROOT
 from tests.kit.streams import contents, make_manifest, make_stream
 
@@ -209,6 +210,15 @@ def test_memory_that_cannot_be_had_is_an_error_in_a_line(monkeypatch: pytest.Mon
     with pytest.raises(SharedMemoryError, match=r"^no memory for a batch of 1.0 MiB .*fewer data.workers"):
         SharedBuffers().take(2**20)
     assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_full_shm_that_holds_no_horizon_is_an_error_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", full)
+    with pytest.raises(SharedMemoryError, match=r"^/dev/shm: data.workers=3 need a page, .* are free; .*workers=0$"):
+        horizons(3)
 
 
 SMALL_SHM = """
