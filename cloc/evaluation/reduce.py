@@ -7,7 +7,6 @@ from the same batch whatever the number of ranks: results are equal to the last 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from cloc.command import line_of
 from cloc.config import ConfigError
 from cloc.config.secrets import public
 from cloc.data.stream.order import rank_share
-from cloc.launchers import Launch, launch
+from cloc.launchers import Launch, host_name, launch
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # one rank may write and read long while the others wait
@@ -194,7 +193,7 @@ def own_device(name: str, found: Launch, ranks: Ranks) -> str:
     """
     if name.startswith("cuda:"):
         raise ConfigError(f"device={name}: {found.world} processes would share this GPU; give auto, cuda or cpu")
-    host, count = socket.gethostname(), torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    host, count = host_name(), torch.cuda.device_count() if name in ("auto", "cuda") else 0
     before = ranks.collect(host)[: found.rank]
     local_rank = before.count(host) if found.local_rank is None else found.local_rank
     index = local_rank % max(1, count)  # a launcher that gives each process one GPU shows it no other

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cloc.config import ConfigError
+from cloc.evaluation import reduce
 from cloc.evaluation.compare import compare
 from cloc.evaluation.embed import embed
 from cloc.evaluation.reduce import Ranks, jointly, own_device
@@ -88,7 +89,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
-    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(reduce, "host_name", lambda: "here")
     return chosen
 
 
