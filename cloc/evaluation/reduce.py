@@ -152,11 +152,22 @@ def jointly(work: Callable[[Ranks, str], T], device: str) -> T:
 
 
 def _connect(found: Launch) -> dist.Store:
-    """Meet the others and connect, over Gloo also between GPUs: what is gathered is read on the CPU."""
+    """Meet the others and connect, over Gloo also between GPUs: what is gathered is read on the CPU.
+
+    Raises:
+        ConfigError: they do not meet.
+    """
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.address, str(found.port)
-    store: dist.Store = next(dist.rendezvous("env://", found.rank, found.world))[0]
-    own = dist.PrefixStore("cloc/evaluation", store)
-    dist.init_process_group("gloo", store=own, rank=found.rank, world_size=found.world, timeout=PATIENCE)
+    try:
+        store: dist.Store = next(dist.rendezvous("env://", found.rank, found.world))[0]
+        own = dist.PrefixStore("cloc/evaluation", store)
+        dist.init_process_group("gloo", store=own, rank=found.rank, world_size=found.world, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:  # PyTorch's for a port that is taken, a host that is none
+        said = " ".join(str(error).splitlines()[0].split())[:160].rstrip(". ")
+        raise ConfigError(
+            f"process {found.rank} of {found.world}, started by {found.launcher}, does not meet the others at "
+            f"{found.address}:{found.port} (MASTER_ADDR, MASTER_PORT): {said}; start all of them, at a free port"
+        ) from error
     return own
 
 

@@ -123,6 +123,15 @@ def test_half_of_a_launchers_word_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         jointly(lambda ranks, device: None, "cpu")
 
 
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in (PAIR | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=rf"process 0 of 2, .* the others at 127\.0\.0\.1:{port} \(MASTER_ADDR"):
+            jointly(lambda ranks, device: None, "cpu")
+
+
 def test_other_commands_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_several("python -m cloc data")
     for name, value in PAIR.items():
