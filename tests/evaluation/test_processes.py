@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cloc.__main__ import app
 from cloc.config import ConfigError
 from cloc.evaluation import reduce
 from cloc.evaluation.compare import compare
@@ -143,6 +145,15 @@ def test_other_commands_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_several("python -m cloc data")
     monkeypatch.delenv("MASTER_ADDR")
     refuse_several("python -m cloc data")
+
+
+def test_help_answers_in_a_shell_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PAIR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["cloc", "data", "check", "--help"])
+    assert CliRunner().invoke(app, ["data", "check", "--help"]).exit_code == 0
+    monkeypatch.setattr("sys.argv", ["cloc", "data", "check", "x"])
+    assert isinstance(CliRunner().invoke(app, ["data", "check", "x"]).exception, LaunchError)
 
 
 def processes(arguments: Sequence[str], said: Sequence[dict[str, str]]) -> list[tuple[int, str]]:
