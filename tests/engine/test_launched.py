@@ -146,8 +146,7 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)])
 def test_a_process_that_is_killed_or_hangs_ends_the_other(
     number: signal.Signals, rank: int, peace: Path, tmp_path: Path
 ) -> None:
