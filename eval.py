@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cloc.command import in_a_line, prepare, require, run
@@ -18,6 +19,7 @@ from omegaconf import DictConfig  # noqa: E402
 
 from cloc.config import EvalConfig, check_overrides, register_eval, validate  # noqa: E402
 from cloc.config.secrets import guard_output  # noqa: E402
+from cloc.launchers import started_with_others  # noqa: E402
 
 register_eval()
 
@@ -27,6 +29,8 @@ def main(config: DictConfig) -> None:
     """Compose, measure, write; see :func:`cloc.evaluation.compare.compare`."""
     with in_a_line():
         checked = validate(config, EvalConfig)  # before the heavy imports
+        if started_with_others():  # who is gone is told in a line, not by warnings of PyTorch's sockets
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from cloc.evaluation.compare import compare
 
         compare(checked)

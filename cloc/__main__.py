@@ -60,7 +60,7 @@ def _begin(context: typer.Context) -> None:
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     # Who names a part (--part 3/8) does one of several on purpose, maybe as a task of srun.
-    if context.invoked_subcommand not in SHARED and not any(one.partition("=")[0] == "--part" for one in sys.argv):
+    if context.invoked_subcommand not in SHARED and not any(one.startswith(("--part", "--help")) for one in sys.argv):
         refuse_several(f"python -m cloc {context.invoked_subcommand}")
 
 

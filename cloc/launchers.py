@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 PORT = 29500
 """Where the processes of one machine find each other when nobody says so; PyTorch's own."""
@@ -52,6 +54,7 @@ SIZES = (
 )
 
 Environment = Mapping[str, str]
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LaunchError(ValueError):
@@ -111,6 +114,15 @@ def started_with_others() -> bool:
     except LaunchError:
         return True
     return found is not None and found.world > 1
+
+
+def host_name() -> str:
+    """What all processes of a machine have in common, and none of another: two may have one name, so its boot as well.
+
+    What stands before the space is for people.
+    """
+    boot = _BOOT.read_text(encoding="ascii").strip() if _BOOT.is_file() else ""
+    return f"{socket.gethostname()} {boot}"
 
 
 def is_first() -> bool:

@@ -26,6 +26,7 @@ from tests.kit.resuming import make_squares, members, newest_step, overrides, we
 
 TIMEOUT = 15  # seconds: trainer.timeout of the run
 START = 60  # seconds that a process may take until it waits for another, where that was killed before it came
+READERS = 15  # seconds that the readers of a process may take to notice its end, where other work keeps the cores busy
 # Beyond the time-out: what the main thread may take to end by itself, and the naming of who is missing.
 SPARE = GRACE + 7
 STEPS = 60
@@ -116,7 +117,9 @@ def kill_one(squares: Path, folder: Path, number: signal.Signals, rank: int, mom
         code = -signal.SIGKILL
     seconds = time.monotonic() - began
     pair.kill()
-    time.sleep(1)
+    end = time.monotonic() + READERS
+    while members(other.pid) and time.monotonic() < end:
+        time.sleep(0.1)
     said = [line for line in pair.said(1 - rank).splitlines() if line.strip()]
     readers = len(members(other.pid))
     whole = all(_is_whole(run / "checkpoints" / name) for name in list_checkpoints(run / "checkpoints"))

@@ -87,9 +87,10 @@ class DataConfig:
     """Amounts of brightness, contrast, saturation and hue, for example [0.4, 0.4, 0.4, 0.1]; null for none."""
     flip: Share = 0.0
     """Share of pictures that are mirrored; their texts exchange left and right."""
-    workers: Annotated[Any, NumberOrAuto(0, 512)] = 1
-    """Reading processes per training process; 0 reads in it. ``auto`` (``trainer=ddp``, ``fsdp``): the cores of its
-    share of the host less what it computes on, at most 16. See docs/clusters.md#presets."""
+    workers: Annotated[Any, NumberOrAuto(0, 512)] = "auto"
+    """Reading processes per training process; 0 reads in it. ``auto``: the cores of its share of the host less what it
+    computes on, at least 1 and at most 16; on CPUs 1 unless ``trainer.threads`` is set. See docs/clusters.md#presets.
+    """
     batch_timeout: Weight = 600.0
     """Seconds that a batch may take before the run stops with a checkpoint, not counted while a reader asks a store
     again; 0 waits for ever."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cloc.engine.process_group import exchange, rank_and_world, together
+from cloc.launchers import host_name
 
 T = TypeVar("T")
 Share = tuple[int, int]
 """Number of a host among those of the job, and how many there are."""
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,12 +38,6 @@ def find_host() -> Host:
     hosts = list(dict.fromkeys(names))
     leader = names.index(names[rank])
     return Host((hosts.index(names[rank]), len(hosts)), leader, leader == rank)
-
-
-def host_name() -> str:
-    """What all processes of a machine have in common, and none of another: two may have one name."""
-    boot = _BOOT.read_text(encoding="ascii").strip() if _BOOT.is_file() else ""
-    return f"{socket.gethostname()} {boot}"
 
 
 def open_once_a_host(

@@ -102,7 +102,7 @@ class Watch:
 
     def named(self, ranks: list[int]) -> str:
         """Processes by number and machine."""
-        shown = [f"{rank} ({self.hosts[rank]})" for rank in ranks[:4]] + ["…"] * (len(ranks) > 4)
+        shown = [f"{rank} ({self.hosts[rank].partition(' ')[0]})" for rank in ranks[:4]] + ["…"] * (len(ranks) > 4)
         return f"process{'es' * (len(ranks) > 1)} {', '.join(shown)} of {self.world}"
 
     def _leave(self, lost: str) -> None:

@@ -23,6 +23,7 @@ from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.hosts import open_once_a_host
 from cloc.engine.process_group import nodes
 from cloc.engine.readers import host_share, readers
+from cloc.engine.start import planned_world
 from cloc.engine.task import Reading
 from cloc.files import into_folder
 from cloc.models.limits import memory
@@ -54,6 +55,7 @@ def open_data(config: TrainConfig) -> ShardSources:
 def check_data(config: TrainConfig, data: ShardSources) -> None:
     """See :func:`open_data`."""
     check_cache(data, config.seed, config.batch_size, nodes(config.trainer.num_nodes))
+    check_patience(config, data)
     wants = [one for one in terms_of(config.loss) if one.weight and one.needs(Need.REGIONS)]
     if wants and data.regions == 0:
         besides = "".join(f"; {name}: {text}" for name, text in data.left_out().items())
@@ -115,6 +117,22 @@ def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
     if tokenizer.name == "open_clip" and needed is None:
         return {DIGEST: tokenizer.digest}
     return {KEY: carried(folder / FOLDER), DIGEST: tokenizer.digest}
+
+
+def check_patience(config: TrainConfig, data: ShardSources) -> None:
+    """Refuse readers that wait for a store longer than the other processes wait for theirs: no checkpoint were saved.
+
+    Raises:
+        ConfigError: names both keys.
+    """
+    longest = config.data.retry_seconds + config.data.timeout  # the last attempt begins when the time is up
+    remote = any(part.manifest.remote for part in data.parts)
+    if remote and longest >= config.trainer.timeout and planned_world(config) > 1:
+        raise ConfigError(
+            f"data.retry_seconds={config.data.retry_seconds:g}: with data.timeout={config.data.timeout:g} a reader may "
+            f"wait {longest:g} seconds for its store, and the other processes wait trainer.timeout="
+            f"{config.trainer.timeout:g} for it; give a trainer.timeout above {longest:g}, or fewer data.retry_seconds"
+        )
 
 
 def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:

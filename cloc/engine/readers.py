@@ -16,9 +16,9 @@ from typing import Any
 
 from cloc.config import TrainConfig
 from cloc.config.domains import AUTO
-from cloc.engine.hosts import host_name
 from cloc.engine.process_group import exchange, rank_and_world
 from cloc.engine.start import accelerator_of
+from cloc.launchers import host_name
 
 MOST = 16
 """Readers that ``auto`` gives a process at most: each holds batches; a dry run tells of a step that needs more."""
@@ -40,11 +40,24 @@ class HostShare:
     processes: int
 
 
-@cache
+_planned = 1
+
+
+def share_with(processes: int) -> None:
+    """Set how many processes of this host a process that is alone plans for; 1 where it plans for itself."""
+    global _planned
+    _planned = processes
+
+
 def host_share() -> HostShare:
     """What this process has of its host. In a job the first call is made by all processes, at the same place."""
+    return _host_share(_planned)
+
+
+@cache
+def _host_share(planned: int) -> HostShare:
     mine = {"host": host_name(), "cores": hex(sum(1 << core for core in usable_cores())), "quota": cpu_quota()}
-    return deal(mine, exchange(mine) if rank_and_world()[1] > 1 else [mine])
+    return deal(mine, exchange(mine) if rank_and_world()[1] > 1 else [mine] * planned)
 
 
 def deal(mine: dict[str, Any], everyone: list[dict[str, Any]]) -> HostShare:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 
 from cloc.config import ConfigError
-from cloc.launchers import Launch, launch
+from cloc.launchers import Launch, host_name, launch
 
 TIMEOUT = 1800.0  # seconds; PyTorch's own over Gloo
 NOTICE = 30.0  # seconds until it is told who is waited for
@@ -70,7 +69,7 @@ class Meeting:
 
     @cached_property
     def hosts(self) -> list[str]:
-        """The machine of every process, by rank."""
+        """The machine of every process, by rank, as :func:`cloc.launchers.host_name`."""
         names = self.store.multi_get([f"here/{rank}" for rank in range(self.found.world)])
         return [name.decode() for name in names]
 
@@ -150,10 +149,10 @@ def _word_of(found: Launch, root: dist.Store) -> str:
         _wait(lambda: [] if root.check([f"cloc/welcome/{mine}"]) else [0], world, "answer")
         word = root.get(f"cloc/welcome/{mine}").decode()
         root.set(f"cloc/{word}/alive/{rank}", "0")
-        root.set(f"cloc/{word}/here/{rank}", socket.gethostname())
+        root.set(f"cloc/{word}/here/{rank}", host_name())
         return word
     root.set(f"cloc/{mine}/alive/0", "0")
-    root.set(f"cloc/{mine}/here/0", socket.gethostname())
+    root.set(f"cloc/{mine}/here/0", host_name())
 
     def absent() -> list[int]:
         left = [number for number in range(1, world) if not root.check([f"cloc/{mine}/here/{number}"])]

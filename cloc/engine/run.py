@@ -50,9 +50,9 @@ from cloc.engine.process_group import (
     share_file,
     together,
 )
-from cloc.engine.readers import host_share
+from cloc.engine.readers import host_share, share_with
 from cloc.engine.rendezvous import TIMEOUT, use_timeout
-from cloc.engine.start import check_folder, check_machine
+from cloc.engine.start import check_folder, check_machine, device_count, launcher_of, planned, planned_world
 from cloc.engine.sweep.agent import trial
 from cloc.engine.sweep.jobs import hide_secrets, job_folder, note_overrides, refuse_torchrun
 from cloc.engine.task import Task, TaskData, TaskStream, chosen_metrics
@@ -103,9 +103,9 @@ def _train(composed: DictConfig) -> Path | None:
         check_same(resolved, data.digest)
         host_share()  # all processes say what they have, at the same place
     if config.dry_run:
-        _rehearse(kind, config, resolved, data, folder)
+        together(lambda: _rehearse(kind, config, resolved, data, folder))  # and leave together: rank 0 takes longer
         if rank == 0:
-            _print_launch()
+            _print_launch(config)
         return None
     use_threads(config.trainer.threads)
     connect(config.trainer.accelerator)
@@ -141,13 +141,13 @@ def _train(composed: DictConfig) -> Path | None:
     return folder.local
 
 
-def _print_launch() -> None:
+def _print_launch(config: RunConfig) -> None:
     """The command that trains what was planned; a sweep has planned several."""
     script, *arguments = sys.argv
     if Path(script).name == "train.py" and rank_and_world()[1] == 1 and not _is_job():
         given = [one.removeprefix("++") for one in arguments]  # as it was typed: `check_overrides` puts them there
         kept = [one for one in given if not re.match(r"\+?dry_run=", one)]
-        print_next(public(shlex.join(["python", script, *kept])))
+        print_next(public(shlex.join([*launcher_of(config), script, *kept])))
 
 
 def _print_after(task: Task) -> None:
@@ -165,7 +165,8 @@ def _prepare(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any
     """The task and its configuration, checked."""
     kind = task_of(composed)
     config: RunConfig = validate(composed, kind.schema)
-    _, world = rank_and_world()
+    world = planned_world(config)
+    share_with(device_count(config.trainer) if world > 1 and config.dry_run else 1)
     folder = RunFolder(config.run_dir, kind.store_timeout(config))
     check_folder(folder)
     try:
@@ -219,7 +220,8 @@ def _build(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: 
 
 def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], data: TaskData, folder: RunFolder) -> None:
     """Build what a run would build, up to its first step, so that it refuses what a run would; write nothing."""
-    task, stored, (rank, world) = kind.rehearse(config, resolved), _look(folder), rank_and_world()
+    task, stored = kind.rehearse(config, resolved), _look(folder)
+    (rank, started), world = rank_and_world(), planned_world(config)
     stream = task.open_stream(data, rank, world)
     if stored is not None:
         compare(stored, config, task, data.digest, folder)
@@ -230,9 +232,10 @@ def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], dat
         task.configure_optimizers()
         build_trainer(folder, task, stored, logs=False)
     if rank == 0:
-        _print_plan(
-            config, kind.plan(config, data, world) | task.rates(data, stream, world), task.model, task.notes, stored
-        )
+        rows = kind.plan(config, data, world) | task.rates(data, stream, world)
+        if started != world:
+            rows = {"processes": planned(config, world)} | rows
+        _print_plan(config, rows, task.model, task.notes, stored)
 
 
 def _look(folder: RunFolder) -> Stored | None:

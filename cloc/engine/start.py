@@ -15,7 +15,7 @@ from cloc.config.domains import indices
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.loggers import check_logger
 from cloc.engine.machine import precision_of
-from cloc.engine.process_group import nodes
+from cloc.engine.process_group import nodes, rank_and_world
 
 
 def check_machine(config: RunConfig, world: int) -> None:
@@ -81,6 +81,34 @@ def device_count(options: TrainerConfig) -> int:
     if wanted > count:
         raise ConfigError(f"trainer.devices={options.devices}: there {'is' if count == 1 else 'are'} {count} here")
     return len(asked) if isinstance(asked, list) else wanted
+
+
+def planned_world(config: RunConfig) -> int:
+    """Number of processes: those that were started, or those that a dry run of one process plans for."""
+    options = config.trainer
+    started = rank_and_world()[1]
+    if not config.dry_run or started > 1:
+        return started
+    try:
+        return device_count(options) * nodes(options.num_nodes)
+    except ConfigError:  # told by `check_machine`, unless the run is finished and needs no device
+        return 1
+
+
+def planned(config: RunConfig, world: int) -> str:
+    """Say what a dry run plans for that nobody started."""
+    count = nodes(config.trainer.num_nodes)
+    where = f" on each of {count} nodes" if count > 1 else ""
+    return f"{world}, {world // count}{where}, planned by one: cores, memory and rates are those of this machine"
+
+
+def launcher_of(config: RunConfig) -> list[str]:
+    """What starts the processes of a run that was planned, to stand before ``train.py``."""
+    world, count = planned_world(config), nodes(config.trainer.num_nodes)
+    if world == 1:
+        return ["python"]
+    several = [f"--nnodes={count}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500"] if count > 1 else []
+    return ["torchrun", *several, f"--nproc-per-node={world // count}"]
 
 
 def check_devices(options: TrainerConfig, world: int) -> None:

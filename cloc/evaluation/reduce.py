@@ -7,7 +7,6 @@ from the same batch whatever the number of ranks: results are equal to the last 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from cloc.command import line_of
 from cloc.config import ConfigError
 from cloc.config.secrets import public
 from cloc.data.stream.order import rank_share
-from cloc.launchers import Launch, launch
+from cloc.launchers import Launch, host_name, launch
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # one rank may write and read long while the others wait
@@ -153,11 +152,22 @@ def jointly(work: Callable[[Ranks, str], T], device: str) -> T:
 
 
 def _connect(found: Launch) -> dist.Store:
-    """Meet the others and connect, over Gloo also between GPUs: what is gathered is read on the CPU."""
+    """Meet the others and connect, over Gloo also between GPUs: what is gathered is read on the CPU.
+
+    Raises:
+        ConfigError: they do not meet.
+    """
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.address, str(found.port)
-    store: dist.Store = next(dist.rendezvous("env://", found.rank, found.world))[0]
-    own = dist.PrefixStore("cloc/evaluation", store)
-    dist.init_process_group("gloo", store=own, rank=found.rank, world_size=found.world, timeout=PATIENCE)
+    try:
+        store: dist.Store = next(dist.rendezvous("env://", found.rank, found.world))[0]
+        own = dist.PrefixStore("cloc/evaluation", store)
+        dist.init_process_group("gloo", store=own, rank=found.rank, world_size=found.world, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:  # PyTorch's for a port that is taken, a host that is none
+        said = " ".join(str(error).splitlines()[0].split())[:160].rstrip(". ")
+        raise ConfigError(
+            f"process {found.rank} of {found.world}, started by {found.launcher}, does not meet the others at "
+            f"{found.address}:{found.port} (MASTER_ADDR, MASTER_PORT): {said}; start all of them, at a free port"
+        ) from error
     return own
 
 
@@ -194,7 +204,7 @@ def own_device(name: str, found: Launch, ranks: Ranks) -> str:
     """
     if name.startswith("cuda:"):
         raise ConfigError(f"device={name}: {found.world} processes would share this GPU; give auto, cuda or cpu")
-    host, count = socket.gethostname(), torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    host, count = host_name(), torch.cuda.device_count() if name in ("auto", "cuda") else 0
     before = ranks.collect(host)[: found.rank]
     local_rank = before.count(host) if found.local_rank is None else found.local_rank
     index = local_rank % max(1, count)  # a launcher that gives each process one GPU shows it no other

@@ -310,3 +310,14 @@ def test_whatever_a_library_raises_below_a_part_of_ours_is_a_line(monkeypatch: p
     monkeypatch.setattr("cloc.losses.objective.ClocLoss.__init__", fail)
     with pytest.raises(ConfigError, match=r"^loss: ClocLoss: KeyError: 'x'"):
         instantiate({"_target_": "cloc.losses.objective.ClocLoss"}, "loss")
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp"])
+def test_a_trainer_sets_no_other_key(name: str) -> None:
+    """A task of one's own may take it, whose schema knows no other group; and what ``data=MINE`` says stays."""
+    found = []
+    for trainer in ("auto", name):
+        composed = compose("train", ["name=x", "data.train=a", "samples=8", "batch_size=8", f"trainer={trainer}"])
+        found.append(OmegaConf.to_container(composed))
+    one, two = ({key: value for key, value in config.items() if key != "trainer"} for config in found)
+    assert one == two and one["data"]["workers"] == "auto"

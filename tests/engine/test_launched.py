@@ -136,14 +136,21 @@ def test_two_processes_of_any_launcher_train_one_model(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and beside it a run of two processes that was left in peace."""
+    squares = make_squares(tmp_path_factory.mktemp("peace"))
+    finish(squares, squares / "peace")
+    return squares
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_or_hangs_ends_the_other(number: signal.Signals, rank: int, tmp_path: Path) -> None:
-    squares = make_squares(tmp_path)
-    finish(squares, squares / "peace")
-    kill = kill_one(squares, tmp_path / "round", number, rank, 0.6)
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)])
+def test_a_process_that_is_killed_or_hangs_ends_the_other(
+    number: signal.Signals, rank: int, peace: Path, tmp_path: Path
+) -> None:
+    kill = kill_one(peace, tmp_path / "round", number, rank, 0.6)
     assert kill.ended and kill.whole and kill.equal, kill
     assert kill.line.startswith("LostProcess: process "), kill.line
     if number == signal.SIGKILL:

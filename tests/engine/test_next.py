@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from cloc.config import EvalConfig, check_overrides
+from cloc.config import EvalConfig, TrainConfig, check_overrides, validate
 from cloc.config.multirun import Jobs, count_jobs, parsed
 from cloc.engine import run, trainer
 from tests.kit.paths import ROOT
@@ -49,17 +49,18 @@ def test_the_plan_fits_80_columns(
     monkeypatch.setattr(run.console, "_width", 80)
     folder = tmp_path / ("long" * 30)
     monkeypatch.setattr("sys.argv", ["train.py", "experiment=demo_cloc", "dry_run=true", "name=a b"])
-    run.train(configure(squares, folder, "samples=32", "dry_run=true"))
+    config = configure(squares, folder, "samples=32", "dry_run=true")
+    run.train(config)
     *plan, last = capsys.readouterr().out.splitlines()
     assert max(map(len, plan)) <= 80 and "…" not in "".join(plan)
     assert str(folder) in "".join(one[12:].strip() for one in plan)
     assert last == "next: python train.py experiment=demo_cloc 'name=a b'"
     for asked in ("++dry_run=true", "+dry_run=true"):
         monkeypatch.setattr("sys.argv", ["train.py", "experiment=demo_cloc", asked])
-        run._print_launch()
+        run._print_launch(validate(config, TrainConfig))
         assert capsys.readouterr().out == "next: python train.py experiment=demo_cloc\n"
     monkeypatch.setattr(run, "_is_job", lambda: True)
-    run._print_launch()
+    run._print_launch(validate(config, TrainConfig))
     assert capsys.readouterr().out == "", "a sweep has planned several"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
 from cloc import command
 from cloc.command import line_of
 from cloc.config import ConfigError, TrainerConfig
-from cloc.engine import run
+from cloc.engine import readers, run
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.loggers import check_logger
 from cloc.engine.start import check_devices, check_folder, check_precision
@@ -91,7 +92,8 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["trainer.accelerator=cpu", "trainer.devices=3"], "asks for 3 processes"),
+        (["trainer.accelerator=gpu"], "there is no GPU"),
+        (["trainer.accelerator=cpu", "trainer.devices=2", "batch_size=7"], "batch_size=7 does not divide|2 processes"),
         ([*MEASURED, "evaluation.data=[nothing]"], "nothing"),
         ([*MEASURED, "datasets.openmoji.shards=nowhere"], "nowhere"),
         ([*MEASURED, "+datasets.openmoji.lead=no"], r"datasets\.openmoji\.lead"),
@@ -102,7 +104,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(
-    overrides: list[str], told: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], told: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_alone: None
 ) -> None:
     monkeypatch.setattr("cloc.engine.pretrain_data.memory", lambda: 2**30)
     for more in (["dry_run=true"], []):
@@ -118,3 +120,44 @@ def test_numbers_in_texts_are_numbers(squares: Path, tmp_path: Path) -> None:
     config = configure(squares, tmp_path / "run", "samples='8'", "model.joint_dim='32'")
     run.train(config)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_dry_run_of_one_process_plans_for_those_of_the_job(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cpu_alone: None
+) -> None:
+    """On a login node, where nothing can be launched."""
+    job = ["samples=16", "data.workers=auto", "trainer.threads=1", "trainer.devices=2", "trainer.num_nodes=2"]
+    monkeypatch.setattr(readers, "usable_cores", lambda: set(range(12)))
+    monkeypatch.setattr(readers, "cpu_quota", lambda: None)
+    monkeypatch.setattr("sys.argv", ["train.py", "name=x", "dry_run=true"])
+    readers._host_share.cache_clear()
+    run.train(configure(squares, tmp_path / "run", *job, "dry_run=true"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "processes 4, 2 on each of 2 nodes, planned by one: cores, memory and rates are those of this machine" in said
+    )
+    assert "readers 4 rank(s) × 5 reader(s) of 12 cores, 2 samples a rank and step" in said
+    assert "a host touches shards of" in said, "amplification is that of the planned hosts"
+    launched = "torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --nproc-per-node=2 train.py name=x"
+    assert said.endswith(f"next: {launched}")
+    with pytest.raises(ConfigError, match="asks for 4 processes, 1 were launched"):
+        run.train(configure(squares, tmp_path / "run", *job))
+    run.train(configure(squares, tmp_path / "run", "samples=16", "dry_run=true"))
+    assert readers.host_share().processes == 1, "a later run of this process takes the whole host"
+    readers._host_share.cache_clear()
+
+
+def test_a_reader_does_not_wait_for_its_store_longer_than_the_others_for_it(
+    squares: Path, tmp_path: Path, cpu_alone: None
+) -> None:
+    system = fsspec.filesystem("memory")
+    system.put(str(squares / "train"), "/patience/train", recursive=True)
+    data = ["data.train=memory://patience/train", f"data.cache_dir={tmp_path}", "dry_run=true"]
+    two = [*data, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.timeout=630"]
+    with pytest.raises(
+        ConfigError, match=r"data\.retry_seconds=600: .* 630 seconds .*give a trainer\.timeout above 630"
+    ):
+        run.train(configure(squares, tmp_path / "run", "samples=16", *two))
+    for more in (["data.retry_seconds=599"], ["trainer.devices=1"], [f"data.train={squares / 'train'}"]):
+        run.train(configure(squares, tmp_path / "run", "samples=16", *two, *more))
+    system.store.clear()

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cloc.__main__ import app
 from cloc.config import ConfigError
+from cloc.evaluation import reduce
 from cloc.evaluation.compare import compare
 from cloc.evaluation.embed import embed
 from cloc.evaluation.reduce import Ranks, jointly, own_device
@@ -88,7 +91,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
-    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(reduce, "host_name", lambda: "here")
     return chosen
 
 
@@ -122,6 +125,15 @@ def test_half_of_a_launchers_word_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         jointly(lambda ranks, device: None, "cpu")
 
 
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in (PAIR | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=rf"process 0 of 2, .* the others at 127\.0\.0\.1:{port} \(MASTER_ADDR"):
+            jointly(lambda ranks, device: None, "cpu")
+
+
 def test_other_commands_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_several("python -m cloc data")
     for name, value in PAIR.items():
@@ -133,6 +145,15 @@ def test_other_commands_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_several("python -m cloc data")
     monkeypatch.delenv("MASTER_ADDR")
     refuse_several("python -m cloc data")
+
+
+def test_help_answers_in_a_shell_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PAIR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["cloc", "data", "check", "--help"])
+    assert CliRunner().invoke(app, ["data", "check", "--help"]).exit_code == 0
+    monkeypatch.setattr("sys.argv", ["cloc", "data", "check", "x"])
+    assert isinstance(CliRunner().invoke(app, ["data", "check", "x"]).exception, LaunchError)
 
 
 def processes(arguments: Sequence[str], said: Sequence[dict[str, str]]) -> list[tuple[int, str]]:

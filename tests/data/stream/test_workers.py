@@ -144,14 +144,12 @@ def test_an_error_of_a_reading_process_comes_in_its_own_words() -> None:
 
 
 SERVER = """
-import os, sys
+import multiprocessing, os, sys
 from multiprocessing import forkserver
 from cloc.data.stream.workers import start_server
-start_server()
-process = forkserver.get_forkserver() if hasattr(forkserver, "get_forkserver") else forkserver._forkserver
-import multiprocessing
-from cloc.data.stream import workers
-if __name__ == "__main__":
+if __name__ == "__main__":  # a reader imports this file again
+    start_server()
+    process = forkserver.get_forkserver() if hasattr(forkserver, "get_forkserver") else forkserver._forkserver
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         print(*pool.map(eval, ["'cloc.data.stream.batches' in __import__('sys').modules"]))
         print(len(os.listdir(f"/proc/{process._forkserver_pid}/task")))
@@ -166,7 +164,7 @@ def test_the_server_of_readers_has_imported_all_and_has_one_thread(tmp_path: Pat
     script.write_text(SERVER)
     done = subprocess.run(
         [sys.executable, str(script)],
-        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300},
+        **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 120},
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4"},
     )
     assert done.stdout.split() == ["True", "1"], done.stdout + done.stderr
