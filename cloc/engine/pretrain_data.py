@@ -156,7 +156,8 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
         raise ConfigError(
             f"data.workers={workers}: the batches that the readers of this host's {host_share().processes} training "
             f"process(es) hold take {buffers / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give "
-            "fewer, a smaller batch, or more processes on more machines"
+            f"{'fewer' if workers > 1 else 'data.workers=0'}, a smaller batch, or more processes on more machines (the "
+            "plan of a job is that of its launcher's command with dry_run=true)"
         )
     check_shared_memory(buffers, workers)
     return Stream(

@@ -96,7 +96,7 @@ def verdict(one: float, workers: int, step: float) -> str:
         share = step / (one + step)
         return f"reading takes {share:.0%} of the time, the step waits meanwhile; data.workers=1 reads beside it"
     if workers * one >= step:
-        return f"reading keeps up (× {workers * one / step:.1f})"
+        return f"yes, the readers give {workers * one / step:.1f} times the samples that the step takes"
     needed, cores = math.ceil(step / one), host_share().cores
     room = "" if needed < cores else f" on more cores than the {cores:.0f} of a process here, or smaller pictures"
     starved = f"warning: reading starves the step: {workers * one:,.0f} of {step:,.0f} samples/s"

@@ -125,8 +125,16 @@ def check_devices(options: TrainerConfig, world: int) -> None:
         given = f" × trainer.num_nodes={count}" * (count > 1)
         raise ConfigError(
             f"trainer.devices={options.devices}{given} asks for {asked} processes, {world} were launched: "
-            f"start them with `torchrun --nproc-per-node={device_count(options)} train.py …` or by srun"
+            f"{_launched_right(device_count(options), count, world)}"
         )
+
+
+def _launched_right(devices: int, count: int, world: int) -> str:
+    """The remedy where W processes were launched, and not D on each of N nodes."""
+    met = f"--nnodes={count} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 " * (count > 1)
+    start = f"start them with `torchrun {met}--nproc-per-node={devices} train.py …` or by srun"
+    fitting = f"give trainer.devices={world // count}, or " * (world > devices * count and world % count == 0)
+    return fitting + start
 
 
 def check_precision(options: TrainerConfig) -> None:

@@ -26,7 +26,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("one", "workers", "step", "told"),
     [
-        (400, 11, 2000, r"^reading keeps up \(× 2\.2\)$"),
+        (400, 11, 2000, r"^yes, the readers give 2\.2 times the samples that the step takes$"),
         (400, 1, 900, r"^warning: reading starves the step: 400 of 900 samples/s; give data\.workers=3$"),
         (100, 4, 900, r"400 of 900 .*data\.workers=9 on more cores than the 8 of a process here, or smaller pictures$"),
         (300, 0, 100, r"^reading takes 25% of the time, .*data\.workers=1"),

@@ -40,12 +40,19 @@ def cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"accelerator": "tpu"}, "torch_xla"),
         ({"devices": 2}, "trainer.devices=2 asks for 2 processes, 1 were launched"),
         ({"devices": [0]}, "cpu has no indices"),
-        ({"num_nodes": 3}, "× trainer.num_nodes=3 asks for 3 processes"),
+        ({"num_nodes": 3}, r"× trainer.num_nodes=3 asks for 3 processes.*--nnodes=3 .*--nproc-per-node=1"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(options: dict[str, Any], told: str, cpu_alone: None) -> None:
     with pytest.raises(ConfigError, match=told):
         check_devices(TrainerConfig(**options), 1)
+
+
+def test_more_processes_than_devices_are_told_the_key(cpu_alone: None) -> None:
+    with pytest.raises(ConfigError, match=r"asks for 1 processes, 2 were launched: give trainer\.devices=2, or start"):
+        check_devices(TrainerConfig(), 2)
+    with pytest.raises(ConfigError, match=r"asks for 2 processes, 3 were launched: start them with .*--nnodes=2"):
+        check_devices(TrainerConfig(num_nodes=2), 3)
 
 
 def test_devices_that_are_there_pass(cpu_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:

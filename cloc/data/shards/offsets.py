@@ -32,7 +32,7 @@ MIRRORS = "offsets"
 """Folder of the mirrors of remote ones, within that of the cache."""
 HEADER_BYTES = 32
 NUMBER = np.dtype("<u8")
-REMEDY = "restore it with its manifest, or delete both and rebuild them: python -m cloc data index"
+REMEDY = "restore it with its manifest, or delete both and rebuild them: python -m cloc data index FOLDER"
 WHOLE_BYTES = 1 << 22
 """Remote files up to this size are fetched whole, by one request: half a million samples."""
 

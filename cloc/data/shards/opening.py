@@ -120,7 +120,8 @@ def _open_folder(url: str, names: list[str], cache: ShardCache, share: Share) ->
     """Some shards of one folder, or all of them, from its manifest or from an index made here."""
     stored, names, missing = _described(url, names, cache)
     if missing:
-        _LOG.warning("%s: no index of %d shards; reading them all to make one", public(url), len(missing))
+        kept = "" if is_remote(url) else f"; python -m cloc data index {url} keeps one beside them"
+        _LOG.warning("%s: no index of %d shards; reading them all to make one%s", public(url), len(missing), kept)
     scans = _scan_all(url, missing, cache)
     table = stored.shards
     if missing:

@@ -83,8 +83,8 @@ def _sources(data: ShardSources, orders: list[DealtOrder], samples: int) -> dict
         shards, size = max(map(order.window_shards, lanes)), max(map(order.window_bytes, lanes))
         each = f" in each of {data.streams} streams" if data.streams > 1 else ""
         rows[name] = (
-            f"{share:.1%} of the samples, {samples * share / order.length:.1f} passes over {order.length:,} in "
-            f"{len(order.samples)} shards; {shards} ({size / 2**20:,.0f} MiB) at a time{each}"
+            f"{share:.1%} of the samples, {samples * share / order.length:,.1f} passes over {order.length:,} in "
+            f"{len(order.samples)} shards; {shards} ({size / 2**20:,.0f} MiB) mixed at a time{each}"
         )
     return rows
 

@@ -66,8 +66,9 @@ class ShardSources:
     def __post_init__(self) -> None:
         for part in self.parts:
             if part.manifest.samples < self.streams:
+                key = f"data.train.{part.name}" if len(self.parts) > 1 else "data.train"
                 raise ConfigError(
-                    f"data.streams={self.streams}: data.train.{part.name} holds {part.manifest.samples} samples, at "
+                    f"data.streams={self.streams}: {key} holds {part.manifest.samples} samples, at "
                     "least one a stream is needed; give fewer streams (1 for one order over all), or more data"
                 )
 

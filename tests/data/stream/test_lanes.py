@@ -306,6 +306,8 @@ def test_more_streams_than_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.streams=64: data.train.s1 holds 63 samples.*fewer streams") as told:
         sources(set_of(10), set_of(9, 7), streams=64)
     assert "\n" not in str(told.value)
+    with pytest.raises(ConfigError, match=r"data.train holds 63 samples"):
+        sources(set_of(9, 7), streams=64)
 
 
 @pytest.mark.parametrize(
