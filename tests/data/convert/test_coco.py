@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from cloc.config import ConfigError
+from cloc.config import ConfigError, DataConfig, TrainConfig
 from cloc.contracts import Region
 from cloc.data.convert.conversion import Conversion, convert
 from cloc.data.convert.formats.coco import TEXT_KEYS
@@ -248,8 +247,6 @@ def test_training_is_told_of_groups_and_unusable_regions(tmp_path: Path) -> None
     assert rows["crowds"].startswith("1 of 4 regions are groups")
     assert rows["dropped"].startswith("warning: 3 of 4 regions cannot be used")
     loss = {"_target_": "cloc.losses.objective.ClocLoss"}
-    config = SimpleNamespace(
-        seed=0, batch_size=8, loss=loss, data=SimpleNamespace(train="set"), trainer=SimpleNamespace(num_nodes=1)
-    )
+    config = TrainConfig(data=DataConfig(train="set"), batch_size=8, loss=loss)
     with pytest.raises(ConfigError, match="no region; crowds: 1 of 4.*dropped: warning: 3 of 4.*take data with boxes"):
         check_data(config, data)

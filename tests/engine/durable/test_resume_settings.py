@@ -421,14 +421,21 @@ def test_a_dry_run_refuses_what_goes_on_from_no_checkpoint(again: Path, squares:
 def test_a_finished_run_asks_nothing_of_the_machine(
     again: Path, squares: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command on a login node without GPU, where the one with more samples is refused."""
+    """The same command on a login node without GPU, where the one with more samples is refused.
+
+    But for a number of processes: a dry run plans for those that nobody has started.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for machine in ("trainer.accelerator=gpu", "trainer.devices=3"):
+    for machine in ("trainer.accelerator=gpu", "trainer.devices=4"):
         same = [*START, *optimizer("muon"), machine]
         for dry in ("true", "false"):
             run.train(configure(squares, again, *same, f"dry_run={dry}"))
             assert "already trained on 32 samples" in " ".join(capsys.readouterr().out.split())
+            if machine == "trainer.devices=4" and dry == "true":
+                run.train(configure(squares, again, *same, "samples=64", "dry_run=true"))
+                assert "4 rank(s)" in capsys.readouterr().out
+                continue
             with pytest.raises(ConfigError, match=machine):
                 run.train(configure(squares, again, *same, "samples=64", f"dry_run={dry}"))
 
