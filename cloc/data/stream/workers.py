@@ -20,7 +20,7 @@ from cloc.contracts import Batch
 from cloc.data.shards.retries import ReadingInterrupted
 from cloc.data.stream.shared_buffers import SharedBatch, no_room
 
-PRELOADED = ("__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
+PRELOADED = ("cloc.data.stream.reader_server", "__main__", "cloc.data.stream.batches", "open_clip.tokenizer")
 """What the server of reading processes imports once, for all of them; none of it starts a thread."""
 
 _POLL = 1.0  # seconds between two looks at whether the processes live, and whether the run is to end
