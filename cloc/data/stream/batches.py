@@ -270,5 +270,6 @@ def make_loader(stream: Stream, workers: int, timeout: float = 0, **options: Any
         context = {"multiprocessing_context": "forkserver", "persistent_workers": True}
         options = {"prefetch_factor": prefetched(workers)} | context | options
         stream.horizons = horizons(workers)
-        start_server()
+        if options["multiprocessing_context"] == "forkserver":
+            start_server()
     return Readers(stream, workers, timeout, **options)
