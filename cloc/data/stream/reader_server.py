@@ -26,11 +26,11 @@ def starter_has_ended() -> bool:
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     try:
         ended = starter_has_ended()
-    except OSError:  # not Linux, or the server ends at this moment
-        ended = not Path("/proc/self").exists() and os.getppid() == 1
+    except OSError:  # no /proc: then it is told
+        ended = False
     if not ended:
         sys.__excepthook__(kind, error, trace)
 
 
-if __name__ != "__main__" and "multiprocessing.forkserver" in sys.modules and sys.argv[:1] == ["-c"]:
+if "multiprocessing.forkserver" in sys.modules and sys.argv[:1] == ["-c"]:  # as that server is started
     sys.excepthook = _say
