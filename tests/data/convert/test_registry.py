@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import cloc.__main__ as command_line
+from cloc.commands import convert as command
 from cloc.data.convert.conversion import Conversion, convert
 from cloc.data.convert.formats import registry
 from cloc.data.convert.formats.registry import FORMATS, all_options, guess_format, holds, register
@@ -25,7 +26,7 @@ QUIET = Console(quiet=True)
 def voc(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format of a file of picture names, as a module of its own would register it."""
     monkeypatch.setattr(registry, "FORMATS", FORMATS.copy())
-    command_line._format_options.cache_clear()
+    command.format_options.cache_clear()
 
     @register("voc", "a folder with names.txt", holds("names.txt"))
     def open_voc(source: Path, *, caption: str = "a thing", images: Path | None = None) -> RecordSource:
@@ -42,7 +43,7 @@ def voc(monkeypatch: pytest.MonkeyPatch) -> None:
         return RecordSource("voc", (source / "names.txt",), records, len(names))
 
     yield
-    command_line._format_options.cache_clear()
+    command.format_options.cache_clear()
 
 
 @pytest.mark.usefixtures("voc")

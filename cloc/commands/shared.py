@@ -1,0 +1,29 @@
+"""What several groups of commands have in common: how a group is made, options, the commands that come next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from cloc.usage import epilog, override
+
+RUN, SHARDS = "runs/demo/cloc", "data/mine/train"  # of the examples
+
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Class of your own that RUN may name (mypackage.towers.MyTower); once or more.", metavar="CLASS"),
+]
+
+
+def group(name: str, help: str, example: str) -> typer.Typer:
+    """Make a group of commands; ``example`` is one of them, without ``python -m cloc NAME``."""
+    return typer.Typer(help=help, no_args_is_help=True, epilog=epilog(f"python -m cloc {name} {example}"))
+
+
+def train_on(folder: str, *data: str) -> str:
+    """The plan of a run on shards; ``data`` are further keys of that group, which may lack its name."""
+    more = [shlex.quote(f"data.{one.removeprefix('data.')}") for one in data]
+    keys = ["name=mine", override("data.train", folder), "samples=100_000", "batch_size=64", *more, "dry_run=true"]
+    return " ".join(["python train.py", *keys])
