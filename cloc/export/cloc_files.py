@@ -46,7 +46,7 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
         "samples_seen": encoder.info.get("samples_seen", 0),
         "weights": encoder.info.get("weights", ""),
         "tokenizer": "open_clip" if encoder.tokenizer.name == "open_clip" else "own",
-        "resize": view(encoder.model.image).resize,
+        "resize": encoder.preprocess.mode,
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from cloc.data.tokenizer import open_tokenizer
 from cloc.data.transforms import PAD_VALUE
 from cloc.encoder import Encoder
+from cloc.export import remote_code
 from cloc.export.capabilities import ExportError
 from cloc.export.cloc_files import clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
@@ -41,7 +42,9 @@ def write(encoder: Encoder, folder: Path) -> None:
 
     vit, text = declared(encoder.model.image).class_token_vit(), declared(encoder.model.text).tower
     processor, tokenizer = _processor(encoder), _tokenizer(encoder)
-    model = CLIPModel(_config(encoder.model, vit, tokenizer)).eval()
+    config = _config(encoder.model, vit, tokenizer)
+    config.auto_map, config.cloc_view = remote_code.AUTO_MAP, remote_code.view(encoder)
+    model = CLIPModel(config).eval()
     state = to_hf(vit.state, "image", vit.layers) | to_hf(text.state_dict(), "text", text.transformer.layers)
     model.load_state_dict(plain(state) | {"logit_scale": clamped_scale(encoder.model).cpu()})
     with _silent(), into_folder(folder) as whole, into_folder(folder, VISION) as vision:
@@ -57,6 +60,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_tensors(folder / VISION / HF_WEIGHTS, weights, {"format": "pt"})
     if encoder.tokenizer.name == "open_clip":
         _write_vocabulary(folder)
+    remote_code.write(encoder, folder)
 
 
 @contextmanager
@@ -212,6 +216,7 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
     theirs = tokenizer(list(probe.texts), truncation=True, max_length=length)["input_ids"]
     own = [list(encoder.tokenizer.encode(text)[0]) for text in probe.texts]
     rows.append(compare_tokens(own, [list(ids) for ids in theirs]))
+    rows += remote_code.rows(encoder, probe, folder, tolerance)
     return rows + compare_reloaded(encoder, probe, folder, tolerance)
 
 

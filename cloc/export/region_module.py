@@ -81,6 +81,21 @@ class RegionSampler(nn.Module):
         boxes = self.grounding(self.prompter.phrases(memory, phrases), phrases, local, tokens)
         return onto_view(boxes, self.covered).clamp(0, 1)
 
+    def likeness(self, tokens: Tensor, phrases: Tensor, boxes: Tensor) -> Tensor:
+        """How well boxes fit phrases: the mean of two cosines to the phrase, of its box and of the best single token.
+
+        Args:
+            tokens: as for :meth:`encode_regions`.
+            phrases: ``[B,K,D]`` text embeddings of unit norm.
+            boxes: ``[B,K,4]`` of the view, one for each phrase.
+
+        Returns:
+            ``[B,K]`` in -1..1; low where the phrase is not in the picture.
+        """
+        local = normalize(self.prompter.local(self.prompter.memory(tokens)).float(), dim=-1)
+        best = (phrases.float() @ local.transpose(1, 2)).amax(-1)
+        return ((self.encode_regions(tokens, boxes) * phrases.float()).sum(-1) + best) / 2
+
     def to_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes ``[...,4]`` in 0..1 of a picture of that many pixels → of its square view."""
         scale, shift = self._place(boxes, width, height)

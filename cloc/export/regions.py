@@ -25,7 +25,6 @@ from cloc.export.verify import Probe, Row, compare, original
 from cloc.files import write_file
 from cloc.models import prompter, region_pooling
 from cloc.models.positions import fourier as positions
-from cloc.models.protocols import view
 
 FILE, WEIGHTS = "regions.py", "regions.pt"
 HEADER = '''"""Region embeddings and grounding of {name}, exported by cloc {version} (Apache-2.0). Needs PyTorch alone.
@@ -63,6 +62,13 @@ BUILD = '''def build() -> RegionSampler:
 
 def write(encoder: Encoder, folder: Path) -> None:
     """Write the module and its weights."""
+    write_file(folder / FILE, source(encoder))
+    state = {k: v for k, v in encoder.model.state_dict().items() if k.startswith(("prompter.", "grounding."))}
+    write_file(folder / WEIGHTS, lambda file: torch.save(plain(state), file))
+
+
+def source(encoder: Encoder) -> str:
+    """Text of the module, for a model whose Prompter needs PyTorch alone."""
     model = encoder.model
     parts: list[Any] = [
         positions.onto_grid,
@@ -87,13 +93,11 @@ def write(encoder: Encoder, folder: Path) -> None:
             prompter_arguments=_arguments(encoder, "prompter"),
             grounding=head,
             image_size=model.image.image_size,
-            resize=view(model.image).resize,
+            resize=encoder.preprocess.mode,
             covered=model.covered,
         )
     )
-    write_file(folder / FILE, "\n\n\n".join(piece.strip("\n") for piece in text) + "\n")
-    state = {k: v for k, v in model.state_dict().items() if k.startswith(("prompter.", "grounding."))}
-    write_file(folder / WEIGHTS, lambda file: torch.save(plain(state), file))
+    return "\n\n\n".join(piece.strip("\n") for piece in text) + "\n"
 
 
 def _arguments(encoder: Encoder, part: str) -> dict[str, Any]:
