@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from cloc.commands.shared import RUN, TrustOption, group
 from cloc.usage import epilog, print_next
 
 app = group("export", "Write a trained model for other libraries, with proof of parity.", f"hf {RUN} OUT")
+
+
+class Resize(StrEnum):
+    """How pictures become square."""
+
+    pad = "pad"
+    squash = "squash"
+
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, checkpoint, or exported folder.", metavar="RUN")]
 OutArgument = Annotated[Path, typer.Argument(help="Folder to make; absent or empty.", metavar="OUT")]
@@ -23,6 +32,10 @@ RawOption = Annotated[bool, typer.Option("--raw", help="The trained weights, not
 BaseOption = Annotated[Path | None, typer.Option(help="Model to blend with: (1 - alpha) · base + alpha · RUN.")]
 AlphaOption = Annotated[float | None, typer.Option(help="Share of RUN in the blend, in 0..1.")]
 UnfinishedOption = Annotated[bool, typer.Option("--unfinished", help="RUN need not have reached its budget.")]
+ResizeOption = Annotated[
+    Resize | None,
+    typer.Option(help="Views by pad or squash, not as in training; says how far answers move.", show_default=False),
+]
 
 
 def _export_command(format: str, description: str) -> None:
@@ -37,6 +50,7 @@ def _export_command(format: str, description: str) -> None:
         base: BaseOption = None,
         alpha: AlphaOption = None,
         unfinished: UnfinishedOption = False,
+        resize: ResizeOption = None,
         trust: TrustOption = None,
     ) -> None:
         from cloc.config import find_class
@@ -45,7 +59,7 @@ def _export_command(format: str, description: str) -> None:
 
         trusted = [find_class(name, "--trust") for name in trust or ()]
         choice = Choice(average, raw, base, alpha, unfinished, trusted)
-        typer.echo(f"wrote {export(format, run, out, pictures, choice)}")
+        typer.echo(f"wrote {export(format, run, out, pictures, choice, str(resize) if resize else None)}")
         print_next(shlex.join(["python", "-c", _LOADING[format].replace("OUT", str(out))]))
 
     app.command(format, help=description, epilog=epilog(f"python -m cloc export {format} {RUN} OUT"))(command)
@@ -60,7 +74,7 @@ _LOADING = {
     "regions": 'import sys; sys.path.insert(0, "OUT"); from regions import RegionSampler; RegionSampler.load("OUT")',
 }
 
-_export_command("hf", "CLIPModel folder of Hugging Face transformers, with a CLIPVisionModel in vision/.")
+_export_command("hf", "CLIPModel folder of Hugging Face transformers, with code for regions, and a tower in vision/.")
 _export_command("open_clip", "Folder for open_clip's local-dir: names.")
 _export_command("timm", "Folder for timm's local-dir: names: the backbone alone.")
 _export_command("onnx", "ONNX graphs of image tower, text tower, Prompter and grounding head.")

@@ -11,6 +11,7 @@ from cloc import __version__
 from cloc.encoder import Encoder
 from cloc.export.capabilities import FORMATS
 from cloc.export.verify import Row, markdown
+from cloc.export.view_change import ViewChange
 from cloc.files import write_file
 from cloc.models.protocols import kind
 from cloc.models.weights.exported import LOADABLE
@@ -21,7 +22,13 @@ RELOAD = '\nimport cloc\n\nmodel = cloc.load("FOLDER")  # with `pip install cloc
 
 
 def write_card(
-    encoder: Encoder, folder: Path, format: str, usage: tuple[str, str], rows: list[Row], pictures: int
+    encoder: Encoder,
+    folder: Path,
+    format: str,
+    usage: tuple[str, str],
+    rows: list[Row],
+    pictures: int,
+    change: ViewChange | None = None,
 ) -> None:
     """Write ``README.md``.
 
@@ -32,6 +39,7 @@ def write_card(
         usage: example code and what to know.
         rows: the compared states.
         pictures: how many pictures they were compared on.
+        change: of the view, where it is not that of the training.
     """
     model, (example, notes) = encoder.model, usage
     parts = [type(part).__name__ for part in (model.prompter, model.grounding) if part is not None]
@@ -63,7 +71,7 @@ A contrastive image-text encoder, trained as in [CLOC](https://arxiv.org/abs/241
 {example}
 {reload}```
 {notes}
-
+{change.markdown() if change else ""}
 ## Parity with the trained model
 Largest absolute difference in float32 between this folder, reloaded, and the checkpoint, on {pictures} pictures.
 "Allowed" grows with the largest value of a state above 1; "–" informs only.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cloc import __version__
 from cloc.encoder import Encoder
+from cloc.export.view_change import ViewChange
 from cloc.files import write_json, write_tensors
 from cloc.models.model import Cloc
 from cloc.models.protocols import view
@@ -21,6 +22,7 @@ from cloc.models.temperature import clamped
 from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
 from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
 
+LEAST_TRANSFORMERS, PADDING_PROCESSOR = "4.57", "5.11"  # for models and tokenizer; with DeepseekOcr2ImageProcessor
 PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 
@@ -37,8 +39,15 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
-    """Write both files; ``cloc.json`` alone where there are no further weights, or the format holds a part only."""
+def write_extra(encoder: Encoder, folder: Path, format: str, change: ViewChange | None = None) -> None:
+    """Write both files; ``cloc.json`` alone where there are no further weights, or the format holds a part only.
+
+    Args:
+        encoder: what is exported.
+        folder: of the export, whose other files are written.
+        format: its name.
+        change: of the view, where it is not that of the training.
+    """
     node = encoder.info["config"]["model"]
     stored = {
         "format": format,
@@ -47,6 +56,8 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
         "weights": encoder.info.get("weights", ""),
         "tokenizer": "open_clip" if encoder.tokenizer.name == "open_clip" else "own",
         "resize": encoder.preprocess.mode,
+        "view_change": change.stored() if change else None,
+        "needs": needs(encoder, format),
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
@@ -55,6 +66,15 @@ def write_extra(encoder: Encoder, folder: Path, format: str) -> None:
     if state and format in LOADABLE:
         write_tensors(folder / EXTRA_WEIGHTS, plain(state))
     write_json(folder / EXTRA_CONFIG, with_sums(stored, folder))
+
+
+def needs(encoder: Encoder, format: str) -> dict[str, str]:
+    """Versions of packages that read an export, by its part: the least that this was tried with."""
+    if format != "hf":
+        return {}
+    processor = PADDING_PROCESSOR if encoder.preprocess.mode == "pad" else LEAST_TRANSFORMERS
+    models = f"transformers>={LEAST_TRANSFORMERS}"
+    return {"models, tokenizer": models, "image processor": f"transformers>={processor}"}
 
 
 def view_stats(encoder: Encoder) -> dict[str, list[float]]:

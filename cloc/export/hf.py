@@ -21,7 +21,7 @@ from cloc.data.transforms import PAD_VALUE
 from cloc.encoder import Encoder
 from cloc.export import remote_code
 from cloc.export.capabilities import ExportError
-from cloc.export.cloc_files import clamped_scale, plain, view_stats
+from cloc.export.cloc_files import LEAST_TRANSFORMERS, PADDING_PROCESSOR, clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
 from cloc.files import into_folder, write_file, write_json, write_tensors
 from cloc.models.model import Cloc
@@ -141,7 +141,7 @@ def _processor(encoder: Encoder) -> Any:
 
         raise ExportError(
             f"transformers {transformers.__version__} has no DeepseekOcr2ImageProcessor, which pads as cloc does: "
-            "install a newer one (5.24 has it)"
+            f"pip install 'transformers>={PADDING_PROCESSOR}', or take --resize squash, which needs none"
         ) from error
     return DeepseekOcr2ImageProcessor(
         size=square,
@@ -222,16 +222,24 @@ def more_rows(encoder: Encoder, probe: Probe, folder: Path, tolerance: float) ->
 
 def usage(encoder: Encoder) -> tuple[str, str]:
     """Example for the card, and what to know."""
-    example = """from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModel
+    example = """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, CLIPVisionModel
 
 model = CLIPModel.from_pretrained("FOLDER")
 processor = AutoImageProcessor.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 pixels = processor(pictures, return_tensors="pt").pixel_values
 images = model.get_image_features(pixels)
-tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for LLaVA: vision_feature_layer=-2"""
-    size = encoder.image_size
-    notes = f"The image processor makes the view of the training: {encoder.preprocess.describe(size)}. "
+tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for LLaVA: vision_feature_layer=-2
+
+model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)  # pictures of any size, by code of this folder
+images, texts = model.encode_image(pictures), model.encode_text(["a brown dog"])"""
+    if remote_code.has_regions(encoder):
+        example += "\nregions = model.encode_regions(pictures[0], boxes)  # [K,4] in 0..1 of the picture"
+        if encoder.can_ground:
+            example += '\nboxes = model.ground(pictures[0], ["a brown dog", "a red cup"])'
+    notes = (
+        f"{_versions(encoder)}The image processor makes the view: {encoder.preprocess.describe(encoder.image_size)}. "
+    )
     if encoder.preprocess.mode == "pad":
         notes += (
             "It is transformers' `DeepseekOcr2ImageProcessor` without tiles, and returns `num_local_patches` besides "
@@ -245,3 +253,18 @@ tower = CLIPVisionModel.from_pretrained("FOLDER/vision")  # a vision tower for L
     if encoder.model.biases:
         notes += "CLIPModel has no bias of the logits; `prompter.safetensors` keeps it. "
     return example, notes.strip()
+
+
+def _versions(encoder: Encoder) -> str:
+    """Which transformers reads what."""
+    models = (
+        f"`CLIPModel`, `CLIPVisionModel`, the tokenizer and `AutoModel` need transformers {LEAST_TRANSFORMERS} or newer"
+    )
+    if encoder.preprocess.mode != "pad":
+        return f"**Versions:** {models}, the image processor too.\n\n"
+    return (
+        f"**Versions:** {models}; the image processor needs transformers {PADDING_PROCESSOR} or newer (5). Under "
+        "transformers 4 use `AutoModel` with pictures, which makes the view itself: `AutoImageProcessor` fails there, "
+        "and `CLIPImageProcessor` or `AutoProcessor` make another view without a word. `export hf --resize squash` "
+        "writes a folder whose processor transformers 4 has, and says what that costs.\n\n"
+    )

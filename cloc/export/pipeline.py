@@ -18,13 +18,21 @@ from cloc.export.card import write_card
 from cloc.export.cloc_files import write_extra
 from cloc.export.run_weights import Choice, load_source
 from cloc.export.verify import compare, make_probe, original, report, write_parity
+from cloc.export.view_change import ViewChange, change_view
 from cloc.files import hidden_folder, publish
 
 NEEDS = {"hf": ("transformers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 EXTRAS = {"hf": "transformers", "onnx": "export"}
 
 
-def export(format: str, run: Path, out: Path, pictures: Path | None = None, choice: Choice | None = None) -> Path:
+def export(
+    format: str,
+    run: Path,
+    out: Path,
+    pictures: Path | None = None,
+    choice: Choice | None = None,
+    resize: str | None = None,
+) -> Path:
     """Export a trained model and prove that the export is the model.
 
     Args:
@@ -33,6 +41,7 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
         out: folder to make; must be absent or empty.
         pictures: folder of pictures to compare on, besides the generated ones.
         choice: which weights of the run; None for its newest.
+        resize: how pictures become square, ``pad`` or ``squash``; None for the view of the training.
 
     Returns:
         ``out``.
@@ -46,11 +55,12 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
     writer = _writer(format)
     encoder = load_source(run, choice or Choice())
     tolerance = check_pair(encoder, format).tolerance
+    change = change_view(encoder, resize, pictures) if resize else None
     with hidden_folder(out) as aside:
         with working(progress_console(), f"export {format}: writing {encoder.name}"):
             writer.write(encoder, aside)
-            write_extra(encoder, aside, format)
-        ok = _prove(writer, encoder, aside, tolerance, pictures, format)
+            write_extra(encoder, aside, format, change)
+        ok = _prove(writer, encoder, aside, tolerance, pictures, format, change)
         kept = out if ok else _free(out)
         publish(aside, kept)
     if not ok:
@@ -59,7 +69,13 @@ def export(format: str, run: Path, out: Path, pictures: Path | None = None, choi
 
 
 def _prove(
-    writer: ModuleType, encoder: Encoder, folder: Path, tolerance: float, pictures: Path | None, format: str
+    writer: ModuleType,
+    encoder: Encoder,
+    folder: Path,
+    tolerance: float,
+    pictures: Path | None,
+    format: str,
+    change: ViewChange | None,
 ) -> bool:
     with progress(progress_console(), f"export {format}: comparing with {encoder.name}", 4, "steps") as bar:
         probe = make_probe(encoder, pictures)
@@ -69,10 +85,11 @@ def _prove(
         rows = compare(ours, writer.read(folder, probe), tolerance)
         bar.advance()
         rows += writer.more_rows(encoder, probe, folder, tolerance)
+        rows += change.rows() if change else []
         bar.advance()
     report(rows, f"{format} of {encoder.name}, {len(probe.pictures)} pictures")
     write_parity(rows, folder, len(probe.pictures))
-    write_card(encoder, folder, format, writer.usage(encoder), rows, len(probe.pictures))
+    write_card(encoder, folder, format, writer.usage(encoder), rows, len(probe.pictures), change)
     return all(row.ok for row in rows)
 
 

@@ -1,11 +1,12 @@
-"""A model that cloc exported, for transformers alone: pictures, texts and boxes in, embeddings and boxes out (Apache-2.0).
+"""A model that cloc exported, for transformers alone: pictures, texts, boxes in, embeddings and boxes out (Apache-2.0).
 
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
     boxes = model.ground("photo.jpg", ["a brown dog", "a red cup"])  # in 0..1 of the picture
 
 A ``CLIPModel`` with all that one has; the Prompter and the grounding head, which CLIPModel has no place for, come from
-``cloc_regions.py`` and ``prompter.safetensors`` beside it. Needs PyTorch, transformers (4.57 or newer), safetensors,
-NumPy and Pillow. It makes the view of the training itself, whatever image processors this transformers has.
+``cloc_regions.py`` and ``prompter.safetensors`` beside it. Needs PyTorch, transformers (4.57 or newer), safetensors and
+NumPy; Pillow for pictures that are files or PIL images. It makes the view of the model itself, whatever image
+processors this transformers has.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
 from .cloc_regions import build
+
+try:
+    from PIL import Image, ImageOps
+
+    HAS_PILLOW = True
+except ImportError:  # transformers does not bring it; arrays and tensors do without
+    HAS_PILLOW = False
 
 PAD_VALUE = 114  # of the padding in training
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -40,6 +47,9 @@ class ClocModel(CLIPModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^regions\."]
+    _auto_class = "AutoModel"  # save_pretrained copies the code, too
+
+    config_class = CLIPConfig
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -48,17 +58,21 @@ class ClocModel(CLIPModel):
         self._tokens: Any = None
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As of any model of transformers; the region parts follow its device and precision."""
         hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
-        loaded: Any = super().from_pretrained(folder, *args, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._place = str(folder), hub
+        model._place = str(pretrained_model_name_or_path), hub
         regions = build()
         if regions is not None:
             regions.load_state_dict(model._region_state())
             model.regions = regions.to(model.device, model.dtype).eval()
         return loaded
+
+    @property
+    def _settings(self) -> Any:
+        return self.config
 
     def _region_state(self) -> dict[str, Tensor]:
         """Weights of the region parts: as they were exported, or as ``save_pretrained`` has put them with the rest."""
@@ -100,7 +114,7 @@ class ClocModel(CLIPModel):
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
         if not listed:
-            return torch.zeros(0, self.config.projection_dim, device=self.device)
+            return torch.zeros(0, self._settings.projection_dim, device=self.device)
         pooled = self.text_model(input_ids=self._ids(listed).to(self.device)).pooler_output
         return normalize(self.text_projection(pooled).float(), dim=-1)
 
@@ -125,7 +139,7 @@ class ClocModel(CLIPModel):
         for own, seen, size in zip(rows, tokens, sizes, strict=True):
             placed = own.to(self.device) if size is None else regions.to_view(own.to(self.device), *size)
             embedded = regions.encode_regions(seen[None], placed[None])[0] if len(own) else None
-            found.append(placed.new_zeros(0, self.config.projection_dim) if embedded is None else embedded)
+            found.append(placed.new_zeros(0, self._settings.projection_dim) if embedded is None else embedded)
         return found
 
     @torch.no_grad()
@@ -162,8 +176,8 @@ class ClocModel(CLIPModel):
         if not has:
             raise ValueError(
                 f"this model was exported without {needed} (a plain CLIP, or parts that need more than PyTorch); "
-                "encode_image and encode_text work, for boxes export a model that was trained with model.prompter=shared"
-                " and model.grounding=spatial"
+                "encode_image and encode_text work. For boxes export a model that was trained with "
+                "model.prompter=shared model.grounding=spatial"
             )
         return self.regions
 
@@ -174,7 +188,7 @@ class ClocModel(CLIPModel):
         return self.vision_model.post_layernorm(seen.last_hidden_state)[:, 1:], sizes
 
     def _pixels(self, pictures: Any) -> tuple[Tensor, list[tuple[int, int] | None]]:
-        side = self.config.vision_config.image_size
+        side = self._settings.vision_config.image_size
         if isinstance(pictures, Tensor) and pictures.is_floating_point():
             if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, side, side):
                 raise ValueError(f"pixel_values has the shape {list(pictures.shape)}; give [B,3,{side},{side}]")
@@ -182,7 +196,7 @@ class ClocModel(CLIPModel):
         found = [_rgb(picture) for picture in ([pictures] if _is_one(pictures) else pictures)]
         if not found:
             raise ValueError("no picture; give at least one")
-        view = self.config.cloc_view
+        view = self._settings.cloc_view
         views = torch.stack([_view(picture, side, view["resize"]) for picture in found]).to(self.device)
         mean, std = (torch.tensor(view[name], device=self.device).view(3, 1, 1) * 255 for name in ("mean", "std"))
         return ((views.float() - mean) / std).to(self.dtype), [(p.shape[2], p.shape[1]) for p in found]
@@ -196,9 +210,9 @@ class ClocModel(CLIPModel):
             self._tokens = (
                 PreTrainedTokenizerFast(tokenizer_file=file) if file else AutoTokenizer.from_pretrained(place, **hub)
             )
-        length = self.config.text_config.max_position_embeddings
+        length = self._settings.text_config.max_position_embeddings
         rows = self._tokens(texts, truncation=True, max_length=length)["input_ids"]
-        padding, longest = self.config.text_config.pad_token_id or 0, max(len(row) for row in rows)
+        padding, longest = self._settings.text_config.pad_token_id or 0, max(len(row) for row in rows)
         return torch.tensor([list(row) + [padding] * (longest - len(row)) for row in rows])
 
 
@@ -206,17 +220,19 @@ def _is_one(pictures: Any) -> bool:
     """Whether this is one picture by itself."""
     if isinstance(pictures, (Tensor, np.ndarray)):
         return pictures.ndim < 4
-    return isinstance(pictures, (str, Path, Image.Image))
+    return isinstance(pictures, (str, Path)) or hasattr(pictures, "convert")
 
 
 def _rgb(picture: Any) -> Tensor:
     """A picture of any kind → upright RGB ``[3,H,W]`` uint8; what is transparent becomes white."""
     if isinstance(picture, (str, Path)):
+        if not HAS_PILLOW:
+            raise ImportError(f"to read {picture}: pip install pillow, or give an array [H,W,3]")
         with Image.open(picture) as opened:
             return _rgb(opened)
     if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
+        picture = torch.from_numpy(np.ascontiguousarray(picture)).movedim(-1, 0)
+    elif hasattr(picture, "convert"):  # of Pillow
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):  # 16 bits, in whatever order of bytes
             picture = picture.convert("I").point(lambda value: value / 257).convert("L")
