@@ -40,6 +40,7 @@ def write(encoder: Encoder, folder: Path) -> None:
     """
     from transformers import CLIPModel, CLIPVisionModel
 
+    _check_version()
     vit, text = declared(encoder.model.image).class_token_vit(), declared(encoder.model.text).tower
     processor, tokenizer = _processor(encoder), _tokenizer(encoder)
     config = _config(encoder.model, vit, tokenizer)
@@ -61,6 +62,17 @@ def write(encoder: Encoder, folder: Path) -> None:
     if encoder.tokenizer.name == "open_clip":
         _write_vocabulary(folder)
     remote_code.write(encoder, folder)
+
+
+def _check_version() -> None:
+    """Other releases read what is written here, but have not all that writes it."""
+    import transformers
+
+    if not hasattr(transformers, "DeepseekOcr2ImageProcessor"):
+        raise ExportError(
+            f"export hf writes by transformers {PADDING_PROCESSOR} or newer, this is {transformers.__version__}: "
+            f"pip install 'transformers>={PADDING_PROCESSOR}'; transformers {LEAST_TRANSFORMERS} reads the models in it"
+        )
 
 
 @contextmanager
@@ -134,15 +146,8 @@ def _processor(encoder: Encoder) -> Any:
         return CLIPImageProcessor(
             size=square, do_center_crop=False, resample=3, image_mean=stats["mean"], image_std=stats["std"]
         )
-    try:
-        from transformers import DeepseekOcr2ImageProcessor
-    except ImportError as error:
-        import transformers
+    from transformers import DeepseekOcr2ImageProcessor
 
-        raise ExportError(
-            f"transformers {transformers.__version__} has no DeepseekOcr2ImageProcessor, which pads as cloc does: "
-            f"pip install 'transformers>={PADDING_PROCESSOR}', or take --resize squash, which needs none"
-        ) from error
     return DeepseekOcr2ImageProcessor(
         size=square,
         tile_size=size,
