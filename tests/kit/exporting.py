@@ -12,6 +12,7 @@ import torch
 import cloc
 from cloc import __version__
 from cloc.data.word_tokenizer import write_word_tokenizer
+from cloc.encoder import Encoder
 from cloc.export.verify import make_probe
 from cloc.loading import load
 from cloc.models.build import build_model
@@ -102,3 +103,48 @@ def check_loaded(run: Path, folder: Path) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert again.model.scales()["global"].item() == pytest.approx(ours.model.scales()["global"].item())
     assert again.preprocess == ours.preprocess and again.tokenizer.encode("a chick") == ours.tokenizer.encode("a chick")
+
+
+def build_llava(folder: Path) -> tuple[Any, int]:
+    """LLaVA around the exported tower, with a small random language model; returns it and the id of an image token."""
+    transformers = pytest.importorskip("transformers")
+    image_token, vocabulary = 90, 100
+    text = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    )
+    tower = transformers.CLIPVisionModel.from_pretrained(folder / "vision")
+    config = transformers.LlavaConfig(
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=image_token,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    return model, image_token
+
+
+def check_llava(encoder: Encoder, folder: Path) -> None:
+    """What the projector of a LLaVA around ``folder/vision`` reads are the model's own penultimate patch tokens."""
+    transformers = pytest.importorskip("transformers")
+    model, image_token = build_llava(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder / "vision")
+    read: dict[str, torch.Tensor] = {}
+    projector = model.model.multi_modal_projector
+    handle = projector.register_forward_pre_hook(lambda module, inputs: read.update(features=inputs[0]))
+    ids = torch.tensor([[1, *[image_token] * model.config.image_seq_length, 5]])
+    for picture in make_probe(encoder).pictures:
+        with torch.no_grad():
+            model(input_ids=ids, pixel_values=processor(picture, return_tensors="pt").pixel_values)
+        expected, _ = encoder.encode_dense([picture], layers=-2)
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(read["features"], expected, atol=1e-5 * scale, rtol=0)
+    handle.remove()
