@@ -231,7 +231,10 @@ def _rgb(picture: Any) -> Tensor:
         with Image.open(picture) as opened:
             return _rgb(opened)
     if isinstance(picture, np.ndarray):
-        picture = torch.from_numpy(np.ascontiguousarray(picture)).movedim(-1, 0)
+        gray_or_transparent = picture.dtype == np.uint8 and (picture.ndim == 2 or picture.shape[-1] == 4)
+        if HAS_PILLOW and gray_or_transparent:
+            return _rgb(Image.fromarray(picture))
+        picture = torch.from_numpy(np.array(picture)).movedim(-1, 0)
     elif hasattr(picture, "convert"):  # of Pillow
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):  # 16 bits, in whatever order of bytes
