@@ -6,6 +6,7 @@ from the byte-pair vocabulary that open_clip ships.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,13 +24,13 @@ from cloc.export import remote_code
 from cloc.export.capabilities import ExportError
 from cloc.export.cloc_files import LEAST_TRANSFORMERS, PADDING_PROCESSOR, clamped_scale, plain, view_stats
 from cloc.export.verify import Probe, Row, compare, compare_reloaded, compare_tokens, compare_views
-from cloc.files import into_folder, write_file, write_json, write_tensors
+from cloc.files import into_folder, read_file, write_file, write_json, write_tensors
 from cloc.models.model import Cloc
 from cloc.models.protocols import ClassTokenViT, declared
 from cloc.models.weights.exported import HF_WEIGHTS
 from cloc.models.weights.layouts import CLIP_VOCABULARY, to_hf
 
-VISION = "vision"
+VISION, TOKENIZER_CONFIG = "vision", "tokenizer_config.json"
 
 
 def write(encoder: Encoder, folder: Path) -> None:
@@ -61,6 +62,8 @@ def write(encoder: Encoder, folder: Path) -> None:
     write_tensors(folder / VISION / HF_WEIGHTS, weights, {"format": "pt"})
     if encoder.tokenizer.name == "open_clip":
         _write_vocabulary(folder)
+    else:
+        _name_tokenizer(folder)
     remote_code.write(encoder, folder)
 
 
@@ -178,6 +181,14 @@ def _tokenizer(encoder: Encoder) -> Any:
     vocabulary, merges = _vocabulary()
     pairs: Any = merges  # as the tokenizer takes them; its annotation knows lines of a file alone
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=length)
+
+
+def _name_tokenizer(folder: Path) -> None:
+    """Releases before 5 know a tokenizer that is a ``tokenizer.json`` by this class only; later ones by both names."""
+    file = folder / TOKENIZER_CONFIG
+    stored = json.loads(read_file(file))
+    if stored.get("tokenizer_class") == "TokenizersBackend":
+        write_json(file, stored | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_vocabulary(folder: Path) -> None:

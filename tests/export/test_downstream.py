@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(run: Path) -> Path:
     return export("hf", run, run.parent / "hf")
+
+
+def test_a_tokenizer_of_ones_own_is_named_as_all_releases_know_it(folder: Path) -> None:
+    stored = json.loads((folder / "tokenizer_config.json").read_text())
+    assert stored["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert transformers.AutoTokenizer.from_pretrained(folder)("a chick")["input_ids"]
 
 
 def test_llava_reads_the_tokens_of_the_run(run: Path, folder: Path) -> None:
