@@ -37,6 +37,7 @@ class EmbedInput:
         digest: changes with the data.
         folder: the samples' keys are paths of pictures below it; None for shards.
         others: files among the pictures that are none, by ending.
+        name: index → what a picture is called where it cannot be read.
     """
 
     read: Callable[[int], Sample]
@@ -44,6 +45,7 @@ class EmbedInput:
     digest: str
     folder: Path | None = None
     others: Mapping[str, int] = field(default_factory=dict)
+    name: Callable[[int], str] = "number {}".format
 
 
 def open_source(data: Path, images: Path | None = None) -> EmbedInput:
@@ -77,13 +79,23 @@ def _folder(data: Path) -> EmbedInput:
     if not files:
         told = f"; it holds {told_others(others)}" if others else "; it is empty"
         raise ValueError(f"{data}: neither shards (*.tar) nor pictures ({', '.join(PICTURE_ENDINGS)}){told}")
-    stamps = [(str(file.relative_to(data)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    names = [str(file.relative_to(data)) for file in files]
+    stamps = [(name, *_stamp(file)) for name, file in zip(names, files, strict=True)]
 
     def read(index: int) -> Sample:
         file = files[index]
-        return Sample(str(file.relative_to(data)), read_picture(file), file.suffix.lower().lstrip("."))
+        return Sample(names[index], read_picture(file), file.suffix.lower().lstrip("."))
 
-    return EmbedInput(read, len(files), digest_of(stamps), data, others)
+    return EmbedInput(read, len(files), digest_of(stamps), data, others, names.__getitem__)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of change; of a link to nothing none."""
+    try:
+        found = file.stat()
+    except OSError:  # counted when it is read
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -155,8 +167,11 @@ def _coco(file: Path, images: Path | None) -> EmbedInput:
     numbers = list(found.images)
     folder = images or _coco_folder(file, str(file_name(found.images[numbers[0]])))
 
+    def name_of(index: int) -> str:
+        return str(file_name(found.images[numbers[index]]))
+
     def read(index: int) -> Sample:
-        name = str(file_name(found.images[numbers[index]]))
+        name = name_of(index)
         path = folder / name
         if not path.is_file():
             raise BadSample("no_image", str(path))
@@ -168,7 +183,7 @@ def _coco(file: Path, images: Path | None) -> EmbedInput:
         return parse_object(normalize_regions(record, COCO_BOXES, size), data, extension, name, file.stem)[0]
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return EmbedInput(read, len(numbers), digest_of(digest, str(folder)), folder)
+    return EmbedInput(read, len(numbers), digest_of(digest, str(folder)), folder, name=name_of)
 
 
 def _coco_folder(file: Path, first: str) -> Path:

@@ -137,7 +137,7 @@ def _groups(pictures: EmbedInput, batch: range, rows: _Rows) -> Iterator[list[tu
 
 
 def _read(pictures: EmbedInput, index: int, rows: _Rows) -> tuple[Sample, Tensor] | None:
-    key = f"picture {index}"
+    key = pictures.name(index)
     try:
         sample = pictures.read(index)
         key = sample.key

@@ -78,8 +78,8 @@ class Index:
         made_by = _made_by(folder, plan)
         tables = {name: _read_table(folder, name) for name in INDEXED}
         _check(folder, tables)
-        own = (str(plan[name]) for name in ("model", "data", "source"))
-        return cls(folder, *own, made_by, tables, _skipped(folder))
+        model, data, source = (str(plan[name]) for name in ("model", "data", "source"))
+        return cls(folder, model, data, source, made_by, tables, _skipped(folder))
 
     def load_model(self, run: str = "", device: str = "auto", trusted: Sequence[type] = ()) -> Encoder:
         """Load the model that made the index.

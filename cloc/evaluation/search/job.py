@@ -108,8 +108,8 @@ def search(
 
 
 def _kinds(index: Index, kind: str) -> list[str]:
-    """What is looked through; of ``both`` what has rows."""
-    asked = list(KINDS) if kind == "both" else [kind]
+    """What is looked through; of ``both`` what has rows, boxes first: small things are found by them."""
+    asked = [*reversed(KINDS)] if kind == "both" else [kind]
     kinds = [one for one in asked if len(index.tables[one].key)]
     if not kinds:
         remedy = "embed a folder that has pictures"

@@ -57,7 +57,7 @@ def print_found(found: Found, console: Console) -> None:
         if there:
             table.add_column(name)
     for rank, look in enumerate(found.looks, 1):
-        cells = [Text(plain(look.hit.key)), str(rank), f"{look.hit.score:.3f}"]
+        cells: list[str | Text] = [Text(plain(look.hit.key)), str(rank), f"{look.hit.score:.3f}"]
         cells += [_told(_box_of(look))] * boxed
         fit = _fit_of(look)
         cells += ["" if fit is None else f"{fit:.2f}"] * fits
@@ -112,7 +112,7 @@ def write_sheet(out: Path, title: str, found: Sequence[Found]) -> None:
 
 
 def _panel(query: Query, rank: int, look: Look) -> Panel:
-    title = f"{rank}.  {look.hit.score:.3f}  {plain(look.hit.key)}"
+    title = f"{rank} · {look.hit.score:.3f} · {plain(look.hit.key)}"
     if look.picture is None:
         return Panel(title, Image.new("RGB", _LACKING, "#c8ccd0"), (), (f"not shown: {plain(look.missing)}",))
     picture = Image.fromarray(look.picture.permute(1, 2, 0).contiguous().numpy())
@@ -124,4 +124,4 @@ def _panel(query: Query, rank: int, look: Look) -> Panel:
 
 def _label(query: Query, look: Look) -> str:
     text, fit = look.hit.text or query.label, _fit_of(look)
-    return text if fit is None else f"{text}  (fit {fit:.2f})"
+    return text if fit is None else f"{text} (fit {fit:.2f})"
