@@ -20,8 +20,8 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, …; each of s
     "embed",
     epilog=epilog(
         f"python -m cloc embed {RUN} data/mine/val embeddings",
-        f"python -m cloc embed {RUN} photos index --phrases 'a dog,a red car'",
-        f"python -m cloc embed {RUN} photos index --grid 1,2,4 --format parquet",
+        f"python -m cloc embed {RUN} photos index --phrases 'a dog,a car'",
+        f"python -m cloc embed {RUN} photos index --grid 1,2,4",
         f"torchrun --nproc-per-node=8 -m cloc embed {RUN} data/mine/val OUT",
     ),
 )
@@ -67,9 +67,9 @@ def embed_command(
     "search",
     epilog=epilog(
         'python -m cloc search index "a brown dog"',
-        'python -m cloc search index "a brown dog" "a red car" --out found.html --count 20',
-        "python -m cloc search index --picture photo.jpg --box 0.1,0.2,0.6,0.9 --kind regions",
-        'python -m cloc search index "a brown dog" --min-score 0.2 --json -',
+        'python -m cloc search index "a dog" "a red car" --out found.html',
+        "python -m cloc search index --picture rex.jpg --box 0.1,0.2,0.6,0.9",
+        'python -m cloc search index "a dog" --kind regions --json -',
     ),
 )
 def search_command(
