@@ -45,25 +45,23 @@ class Found:
 
 
 def print_found(found: Found, console: Console) -> None:
-    """Print a table: rank, picture, score, box, phrase."""
+    """Print a table, the best first: picture, phrase, score, box, fit."""
     table = Table(title=Text(plain(found.heading)), title_justify="left")
-    table.add_column("picture")
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
     boxed = any(_box_of(look) for look in found.looks)
     fits = any(_fit_of(look) is not None for look in found.looks)
     phrases = any(look.hit.text for look in found.looks)
-    for name, there in (("box", boxed), ("fit", fits), ("phrase", phrases)):
-        if there:
-            table.add_column(name)
-    for rank, look in enumerate(found.looks, 1):
-        cells: list[str | Text] = [Text(plain(look.hit.key)), str(rank), f"{look.hit.score:.3f}"]
-        cells += [_told(_box_of(look))] * boxed
+    shown = (("picture", True), ("phrase", phrases), ("score", True), ("box", boxed), ("fit", fits))
+    for name in [name for name, there in shown if there]:
+        table.add_column(name)
+    for look in found.looks:
         fit = _fit_of(look)
-        cells += ["" if fit is None else f"{fit:.2f}"] * fits
+        cells: list[str | Text] = [Text(plain(look.hit.key))]
         cells += [Text(plain(look.hit.text))] * phrases
+        cells += [f"{look.hit.score:.3f}"]
+        cells += [_told(_box_of(look))] * boxed
+        cells += ["" if fit is None else f"{fit:.2f}"] * fits
         table.add_row(*cells)
-    print_table(table, console)
+    print_table(table, console, keys=1 + phrases)
 
 
 def _box_of(look: Look) -> Box | None:
