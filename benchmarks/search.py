@@ -5,7 +5,8 @@
 
 Writes an index of random rows in clusters into a temporary folder, as ``embed`` writes one, and asks it as ``search``
 does, without a model: reading the files, then the ten nearest pictures of a query. Of the graph: building it, the same
-query, and how many of the ten nearest rows it finds. Medians; the last line is one JSON object.
+query, and how many of the ten nearest rows it finds. Seconds are the processor's, of all threads, so that they hold on
+a busy machine; medians. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -53,17 +54,17 @@ def write_index(folder: Path, rows: np.ndarray, graph: bool) -> None:
 
 
 def timed(work: Callable[[], Any], rounds: int) -> tuple[float, Any]:
-    """Median of the seconds, and what it returned."""
+    """Median of the processor's seconds, of all threads, and what it returned."""
     seconds, result = [], None
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.process_time()
         result = work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return statistics.median(seconds), result
 
 
 def measure(count: int, width: int, rounds: int, graph: bool, seed: int = 0) -> dict[str, Any]:
-    """Seconds of each part, and the share of the nearest rows that the graph finds."""
+    """Processor seconds of each part, and the share of the nearest rows that the graph finds."""
     rows = make_rows(count, width, seed)
     found: dict[str, Any] = {"rows": count, "width": width, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as made:

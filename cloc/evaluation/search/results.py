@@ -121,5 +121,7 @@ def _panel(query: Query, rank: int, look: Look) -> Panel:
 
 
 def _label(query: Query, look: Look) -> str:
-    text, fit = look.hit.text or query.label, _fit_of(look)
-    return text if fit is None else f"{text} (fit {fit:.2f})"
+    """What a box is: found for the query; of a region also the phrase that it was made by, which may be another."""
+    phrase, fit = look.hit.text, _fit_of(look)
+    facts = [f"box of “{phrase}”"] * bool(phrase) + ([] if fit is None else [f"fit {fit:.2f}"])
+    return f"{query.label} ({', '.join(facts)})" if facts else query.label
