@@ -72,10 +72,10 @@ def measure(count: int, width: int, rounds: int, graph: bool, seed: int = 0) -> 
         found["write_seconds"], _ = timed(lambda: write_index(folder, rows, graph), 1)
         queries = [Query("", torch.from_numpy(row)) for row in make_rows(rounds, width, seed + 1)]
         found["open_seconds"], index = timed(lambda: Index.open(folder), min(3, rounds))
-        exact, asked = Finder(index, exact=True), iter(queries)
+        exact, asked = Finder(index), iter(queries)
         found["query_seconds"], _ = timed(lambda: exact.find(next(asked), "images", NEAREST), rounds)
         if graph:
-            near, asked = Finder(index), iter(queries)
+            near, asked = Finder(index, graph=True), iter(queries)
             found["graph_query_seconds"], _ = timed(lambda: near.find(next(asked), "images", NEAREST), rounds)
             found["graph_recall"] = statistics.mean(_shared(exact, near, query) for query in queries)
     return found

@@ -90,8 +90,8 @@ def search_command(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Where the pictures (or shards) are now.")] = None,
     model: Annotated[str, typer.Option(help="Where the model of the index is now.")] = "",
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with all rows, also where usearch has a graph.")
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Ask usearch's graphs (embed --index usearch), not all rows.")
     ] = False,
     device: DeviceOption = "auto",
     trust: TrustOption = None,
@@ -105,7 +105,7 @@ def search_command(
 
     trusted = tuple(find_class(name, "--trust") for name in trust or ())
     sheets = tuple(out or ([] if json == Path("-") else [Path("found.png")]))
-    options = Options(kind, count, min_score, exact, sheets, json, images, model, device, trusted)
+    options = Options(kind, count, min_score, graph, sheets, json, images, model, device, trusted)
     found = search(index, queries or (), picture or (), [parse_box(one) for one in box or ()], options)
     if not any(one.looks for one in found):
         raise typer.Exit(1)

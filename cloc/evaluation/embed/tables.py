@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cloc.files import write_file, write_json
 FORMATS = ("npz", "parquet")
 INDEXES = ("exact", "usearch")
 INDEXED = ("images", "regions")
-SKIPPED = "skipped.json"
+SKIPPED, GRAPHS = "skipped.json", "graphs.json"
 
 
 def join(pieces: Path, count: int) -> dict[str, np.ndarray]:
@@ -53,14 +54,17 @@ def tables_of(joined: Mapping[str, np.ndarray], scored: bool) -> dict[str, dict[
 
 
 def write_tables(out: Path, tables: Mapping[str, dict[str, np.ndarray]], kind: str, index: str) -> None:
-    """Write each table, and its index where one is asked for."""
+    """Write each table, and its graph where one is asked for, with the graphs' digests: damaged ones end the process."""
+    graphs = {}
     for name, table in tables.items():
         if kind == "parquet":
             _write_parquet(out / f"{name}.parquet", table)
         else:
             write_arrays(out / f"{name}.npz", table)
         if index == "usearch" and name in INDEXED:
-            _write_usearch(out / f"{name}.usearch", table["embedding"])
+            graphs[name] = _write_usearch(out / f"{name}.usearch", table["embedding"])
+    if graphs:
+        write_json(out / GRAPHS, graphs)
 
 
 def write_skipped(out: Path, joined: Mapping[str, np.ndarray], count: int) -> list[tuple[str, str]]:
@@ -117,10 +121,16 @@ def _write_parquet(path: Path, table: dict[str, np.ndarray]) -> None:
     write_file(path, lambda file: arrow.parquet.write_table(arrow.table(columns), file))
 
 
-def _write_usearch(path: Path, embedding: np.ndarray) -> None:
-    """A graph of the rows, whose keys are their numbers; distances are 1 - cosine, numbers float32 as in the table."""
+def _write_usearch(path: Path, embedding: np.ndarray) -> str:
+    """A graph of the rows, whose keys are their numbers; distances are 1 - cosine, numbers float32 as in the table.
+
+    Returns:
+        SHA-256 of the file.
+    """
     library = need_usearch()
     index = library.Index(ndim=embedding.shape[1], metric=library.MetricKind.Cos, dtype="f32")
     if len(embedding):
         index.add(np.arange(len(embedding), dtype=np.uint64), embedding)
-    write_file(path, bytes(index.save()))
+    stored = bytes(index.save())
+    write_file(path, stored)
+    return hashlib.sha256(stored).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +11,10 @@ from typing import Any
 
 import torch
 
-from cloc.evaluation.embed.tables import need_usearch
+from cloc.evaluation.embed.tables import GRAPHS, need_usearch
 from cloc.evaluation.search.index import AGAIN, Index, Table
 from cloc.evaluation.search.queries import Box, Query
+from cloc.files import open_file, read_file
 
 KINDS = ("images", "regions")
 _AHEAD = 8  # rows that a graph is asked for at first, for each picture that is wanted
@@ -43,19 +46,18 @@ class Finder:
 
     Args:
         index: opened.
-        exact: compare with all rows also where there is a graph.
+        graph: ask the graphs of usearch rather than compare with all rows. Code that is not safe against planted files
+            reads them: only of an index of one's own.
 
     Raises:
-        ImportError: there is a graph, and usearch is not installed.
+        ImportError: usearch is not installed.
+        FileNotFoundError: there is no graph.
         ValueError: a graph is damaged, or of other rows.
     """
 
-    def __init__(self, index: Index, exact: bool = False) -> None:
+    def __init__(self, index: Index, graph: bool = False) -> None:
         self.index = index
-        self.graphs: dict[str, Any] = {}
-        for kind in KINDS:
-            if not exact and (index.folder / f"{kind}.usearch").is_file():
-                self.graphs[kind] = _open_graph(index, kind)
+        self.graphs = {kind: _open_graph(index, kind) for kind in KINDS} if graph else {}
 
     def find(self, query: Query, kind: str, count: int, min_score: float = -1.0) -> list[Hit]:
         """The pictures that are nearest to a query, each once, by its best row.
@@ -122,13 +124,21 @@ def _open_graph(index: Index, kind: str) -> Any:
     """The graph beside a table, mapped and not read.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: it is damaged, or of other rows.
     """
     file, table = index.folder / f"{kind}.usearch", index.tables[kind]
+    library = need_usearch()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; {AGAIN} with --index usearch, or search without --graph")
     try:
-        graph = need_usearch().Index.restore(str(file), view=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, or {AGAIN}") from error
+        told = json.loads(read_file(index.folder / GRAPHS))[kind]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{index.folder / GRAPHS} is damaged ({error}); {AGAIN} with --index usearch") from error
+    with open_file(file) as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != told:  # a flipped bit would end the process
+            raise ValueError(f"{file} is damaged; {AGAIN} with --index usearch, or search without --graph")
+    graph = library.Index.restore(str(file), view=True)
     if graph is None or len(graph) != len(table.key) or graph.ndim != table.embedding.shape[1]:
-        raise ValueError(f"{file} is damaged, or of other rows than {kind}; remove it, or {AGAIN}")
+        raise ValueError(f"{file} is of other rows than {kind}; {AGAIN} with --index usearch")
     return graph

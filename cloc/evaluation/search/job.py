@@ -33,7 +33,7 @@ class Options:
         kind: ``images``, ``regions``, or ``both``: what the index has.
         count: pictures of a query at most.
         min_score: pictures with a lower cosine are left out.
-        exact: compare with all rows also where there is a graph of usearch.
+        graph: ask the graphs of usearch rather than compare with all rows.
         out: sheets (``.png``) and pages (``.html``) to write.
         json: file for all that was found, ``-`` for standard output in place of the table; None for none.
         images: where the pictures are now; None for where they were.
@@ -48,7 +48,7 @@ class Options:
     kind: str = "both"
     count: int = 10
     min_score: float = -1.0
-    exact: bool = False
+    graph: bool = False
     out: tuple[Path, ...] = ()
     json: Path | None = None
     images: Path | None = None
@@ -91,13 +91,13 @@ def search(
     Raises:
         FileNotFoundError: no index, model or picture.
         ValueError: a damaged index, or of another model; nothing to look through.
-        ImportError: it has a graph of usearch, which is not installed.
+        ImportError: a graph is asked for, and usearch is not installed.
     """
     options = options or Options()
     check_asked(texts, pictures, boxes)
     index = Index.open(folder)
     kinds = _kinds(index, options.kind)
-    finder = Finder(index, options.exact)
+    finder = Finder(index, options.graph)
     with working(progress_console(), "loading the model"):
         encoder = index.load_model(options.model, options.device, options.trusted)
     _check_width(index, encoder)

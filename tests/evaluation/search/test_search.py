@@ -251,14 +251,22 @@ def test_a_graph_of_usearch_finds_the_same(data: Path, runs: Path, tmp_path: Pat
     choice = RegionChoice((), parse_grid("4"))
     embed(str(runs / "cloc"), data / "classes", tmp_path, device="cpu", regions=choice, index="usearch")
     opened = Index.open(tmp_path)
-    graph, exact = Finder(opened), Finder(opened, exact=True)
+    graph, exact = Finder(opened, graph=True), Finder(opened)
     assert set(graph.graphs) == {"images", "regions"} and not exact.graphs
     for kind in ("images", "regions"):
         one, other = (own.find(query(encoder), kind, 4) for own in (graph, exact))
         assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=1e-3)
-    (tmp_path / "images.usearch").write_bytes((tmp_path / "regions.usearch").read_bytes())
-    with pytest.raises(ValueError, match="of other rows than images"):
-        Finder(opened)
+    whole = bytearray((tmp_path / "images.usearch").read_bytes())
+    whole[len(whole) // 2] ^= 1  # usearch itself would end the process
+    (tmp_path / "images.usearch").write_bytes(whole)
+    with pytest.raises(ValueError, match="images.usearch is damaged"):
+        Finder(opened, graph=True)
+    (tmp_path / "graphs.json").write_text("[]")
+    with pytest.raises(ValueError, match="graphs.json is damaged"):
+        Finder(opened, graph=True)
+    (tmp_path / "images.usearch").unlink()
+    with pytest.raises(FileNotFoundError, match="--index usearch, or search without --graph"):
+        Finder(opened, graph=True)
 
 
 def test_a_graph_wants_usearch(made: Path, data: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
