@@ -54,7 +54,7 @@ def tables_of(joined: Mapping[str, np.ndarray], scored: bool) -> dict[str, dict[
 
 
 def write_tables(out: Path, tables: Mapping[str, dict[str, np.ndarray]], kind: str, index: str) -> None:
-    """Write each table, and its graph where one is asked for, with the graphs' digests: damaged ones end the process."""
+    """Write each table; where asked also its graph, and the digests of graphs: a damaged one would end the process."""
     graphs = {}
     for name, table in tables.items():
         if kind == "parquet":

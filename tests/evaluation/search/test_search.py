@@ -286,3 +286,13 @@ def test_faiss_reads_an_index_in_two_lines(made: Path, encoder: Encoder) -> None
     found = Finder(Index.open(made)).find(asked, "images", 3)
     assert scores[0].tolist() == pytest.approx([hit.score for hit in found], abs=1e-5)
     assert places[0].tolist() == [hit.row for hit in found] or len({hit.score for hit in found}) < 3
+
+
+def test_an_index_as_parquet_is_searched_as_one_of_npz(made: Path, data: Path, runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
+    embed(str(runs / "cloc"), data / "classes", tmp_path, "parquet", device="cpu", regions=RegionChoice((), CELLS))
+    one, other = Index.open(made).tables, Index.open(tmp_path).tables
+    for kind in ("images", "regions"):
+        assert one[kind].key.tolist() == other[kind].key.tolist()
+        np.testing.assert_array_equal(one[kind].embedding, other[kind].embedding)
+    np.testing.assert_array_equal(one["regions"].box, other["regions"].box)
