@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cloc.evaluation.embed.pieces import piece_path, piece_size, read_piece, write_arrays
-from cloc.files import write_file, write_json
+from cloc.files import open_file, write_file, write_json
 
 FORMATS = ("npz", "parquet")
 INDEXES = ("exact", "usearch")
@@ -131,6 +131,6 @@ def _write_usearch(path: Path, embedding: np.ndarray) -> str:
     index = library.Index(ndim=embedding.shape[1], metric=library.MetricKind.Cos, dtype="f32")
     if len(embedding):
         index.add(np.arange(len(embedding), dtype=np.uint64), embedding)
-    stored = bytes(index.save())
-    write_file(path, stored)
-    return hashlib.sha256(stored).hexdigest()
+    write_file(path, bytes(index.save()))
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
