@@ -32,6 +32,7 @@ STOPPED = 75
 EXTRAS = {
     "train": ("aiohttp", "braceexpand", "fsspec", "hydra", "ijson", "lightning", "webdataset"),
     "eval": ("fsspec", "hydra", "ijson", "jinja2", "matplotlib", "pycocotools"),
+    "search": ("usearch",),
     "tensorboard": ("tensorboard",),
     "transformers": ("transformers",),
     "wandb": ("wandb",),

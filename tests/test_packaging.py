@@ -47,6 +47,7 @@ def test_extras() -> None:
         "clip_benchmark",
         "parquet",
         "s3",
+        "search",
         *SLOW_EXTRAS,
         "slurm",
         "sweep",

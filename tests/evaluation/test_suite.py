@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import cloc
 from cloc.config import ConfigError, DatasetConfig, EvaluationConfig
 from cloc.data.shards.writer import write_shards
 from cloc.encoder import Encoder
-from cloc.evaluation import embed as embed_module
 from cloc.evaluation.cache import Cache, model_digest
 from cloc.evaluation.compare import _replaced, compare
-from cloc.evaluation.embed import embed
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks
@@ -33,8 +24,7 @@ from cloc.evaluation.sets.class_images import load_images
 from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import TrainingSuite, measure
 from cloc.loading import load
-from tests.kit.evaluating import COLORS, QUICK, configuration, dataset, png, result, sample
-from tests.kit.paths import ROOT
+from tests.kit.evaluating import COLORS, QUICK, configuration, dataset, launch, png, result, sample
 
 
 def run(encoder: Encoder, config: DatasetConfig, evaluation: EvaluationConfig = QUICK) -> dict[str, float]:
@@ -235,111 +225,6 @@ def test_training_measures_without_crops(data: Path, encoder: Encoder) -> None:
         TrainingSuite(replace(config, data=["x"]), {"toy": dataset(data)}, encoder.model)
 
 
-# --- embed ------------------------------------------------------------------------------------------------------------
-
-
-def table(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def test_embeddings_of_shards_are_the_encoders(
-    data: Path, runs: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr(embed_module, "PIECE", 1)
-    monkeypatch.setattr(embed_module, "BATCH", 5)
-    monkeypatch.setattr("cloc.console.FIRST", 0.0)  # progress is told at once
-    counts = embed(str(runs / "cloc"), data / "shards", tmp_path, device="cpu")
-    printed, progress = capsys.readouterr()
-    assert "embedding with cloc: 5 of 13 pictures (38%), " in progress
-    wrote, then = printed.splitlines()[-2:]
-    assert wrote == f"wrote 12 images, 19 regions, 61 texts, 1 skipped: {tmp_path}" and then.startswith(
-        "next: python -c "
-    )
-    exec(shlex.split(then)[3])
-    assert counts == {"images": 12, "regions": 19, "texts": 24 + 37, "skipped": 1}
-    images, regions, texts = (table(tmp_path / f"{name}.npz") for name in ("images", "regions", "texts"))
-    assert images["key"].tolist() == [f"s{i:02d}" for i in range(12)] and set(images["width"]) == {32}
-    pictures = [Image.open(io.BytesIO(png(i))) for i in range(12)]
-    np.testing.assert_allclose(images["embedding"], encoder.encode_image(pictures).numpy(), atol=1e-5)
-    own = sample(7).regions
-    (rows,) = encoder.encode_regions([pictures[7]], [[region.box for region in own]])
-    mine = regions["key"] == "s07"
-    np.testing.assert_allclose(regions["embedding"][mine], rows.numpy(), atol=1e-5)
-    assert regions["text"][mine].tolist() == [region.phrases[0] for region in own]
-    caption = texts["text"].tolist().index("picture number 3")
-    assert texts["kind"][caption] == "caption" and texts["key"][caption] == "s03"
-    np.testing.assert_allclose(
-        texts["embedding"][caption], encoder.encode_text(["picture number 3"])[0].numpy(), atol=1e-5
-    )
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    data: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_module, "PIECE", 1)
-    monkeypatch.setattr(embed_module, "BATCH", 5)
-    make, done = embed_module._embed_piece, []
-
-    def stops(*arguments: Any) -> Any:
-        if len(done) == 1:
-            raise KeyboardInterrupt
-        done.append(arguments[-1])
-        return make(*arguments)
-
-    monkeypatch.setattr(embed_module, "_embed_piece", stops)
-    with pytest.raises(KeyboardInterrupt):
-        embed(str(runs / "cloc"), data / "shards", tmp_path / "out", device="cpu")
-    assert not (tmp_path / "out" / "images.npz").exists()
-    seen = []
-    monkeypatch.setattr(embed_module, "_embed_piece", lambda *a: seen.append(a[-1]) or make(*a))
-    embed(str(runs / "cloc"), data / "shards", tmp_path / "out", device="cpu")
-    assert done == [range(0, 5)] and seen == [range(5, 10), range(10, 13)]
-    embed(str(runs / "cloc"), data / "shards", tmp_path / "whole", device="cpu")
-    for name in ("images", "regions", "texts"):
-        one, other = (table(tmp_path / folder / f"{name}.npz") for folder in ("out", "whole"))
-        assert all((one[key] == other[key]).all() for key in one)
-    with pytest.raises(ValueError, match="another model, data or source"):
-        embed(str(runs / "clip"), data / "shards", tmp_path / "out", device="cpu")
-
-
-def test_embeddings_of_a_folder_and_of_a_coco_file_as_parquet(data: Path, runs: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra 'parquet' is not installed")
-    counts = embed(str(runs / "clip"), data / "classes", tmp_path / "folder", device="cpu")
-    assert counts == {"images": 9, "regions": 0, "texts": 0, "skipped": 1}
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val" / "1.png").write_bytes(png(1))
-    boxes = [{"image_id": 1, "category_id": 5, "bbox": [3.2, 2.4, 16, 12]}, {"image_id": 1, "caption": "noise"}]
-    stored = {
-        "images": [{"id": 1, "file_name": "1.png", "width": 32, "height": 24}],
-        "annotations": boxes,
-        "categories": [{"id": 5, "name": "cat"}],
-    }
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(stored))
-    file = tmp_path / "annotations" / "instances_val.json"
-    counts = embed(str(runs / "clip"), file, tmp_path / "coco", "parquet", device="cpu")
-    assert counts == {"images": 1, "regions": 1, "texts": 2, "skipped": 0}
-    row = parquet.read_table(tmp_path / "coco" / "regions.parquet").to_pylist()[0]
-    assert row["text"] == "cat" and row["box"] == pytest.approx([0.1, 0.1, 0.6, 0.6])
-    clip = cloc.load(str(runs / "clip"))
-    (rows,) = clip.encode_regions([Image.open(io.BytesIO(png(1)))], [[[0.1, 0.1, 0.6, 0.6]]], "roi_align")
-    np.testing.assert_allclose(row["embedding"], rows[0].numpy(), atol=1e-5)
-
-
-def test_wrong_use_of_embed(data: Path, runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format 'csv'"):
-        embed(str(runs / "clip"), data / "shards", tmp_path / "x", "csv")
-    with pytest.raises(ValueError, match="source 'prompter': clip has roi_align, crop, mask_pool"):
-        embed(str(runs / "clip"), data / "shards", tmp_path / "x", source="prompter", device="cpu")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        embed(str(runs / "clip"), Path("nowhere"), tmp_path / "x", device="cpu")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not empty"):
-        embed(str(runs / "clip"), data / "shards", tmp_path / "full", device="cpu")
-
-
 def test_the_regions_benchmark_times_each_way_on_the_same_boxes() -> None:
     from benchmarks.regions import WAYS, make_encoder, make_task, measure
 
@@ -350,18 +235,6 @@ def test_the_regions_benchmark_times_each_way_on_the_same_boxes() -> None:
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
-
-
-def launch(ranks: int, *arguments: str) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.distributed
@@ -378,20 +251,6 @@ def test_two_ranks_measure_as_one_to_the_last_digit(data: Path, runs: Path, tmp_
         assert list((out / "cache").rglob("*.safetensors")) and (out / "report" / "index.html").is_file()
     assert found[0] == found[1]
     assert found[0]["toy"]["models"]["cloc"]["grounding/AP"] >= 0
-
-
-@pytest.mark.distributed
-def test_two_ranks_embed_as_one(data: Path, runs: Path, tmp_path: Path) -> None:
-    script = tmp_path / "small.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom cloc.evaluation import embed as e\ne.PIECE, e.BATCH = 1, 5\n"
-        "e.embed(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), device='cpu')\n"
-    )
-    for ranks in (1, 2):
-        launch(ranks, str(script), str(runs / "cloc"), str(data / "shards"), str(tmp_path / str(ranks)))
-    for name in ("images", "regions", "texts"):
-        one, two = (table(tmp_path / folder / f"{name}.npz") for folder in ("1", "2"))
-        assert all((one[key] == two[key]).all() for key in one)
 
 
 def test_results_of_other_models_are_not_replaced_in_silence(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from PIL import Image
 
 from cloc.config import DatasetConfig, EvalConfig, EvaluationConfig
 from cloc.contracts import Region, Sample
+from tests.kit.paths import ROOT
 
 MODEL: dict[str, Any] = {
     "joint_dim": 16,
@@ -80,3 +84,16 @@ def configuration(folder: Path, runs: Path, out: Path, **changes: Any) -> EvalCo
 
 def result(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())
+
+
+def launch(ranks: int, *arguments: str) -> None:
+    """Run a script by one process, or by several under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

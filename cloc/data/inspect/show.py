@@ -90,6 +90,14 @@ class Panel:
     captions: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Cards below a heading, which may be empty; a card is one panel or two."""
+
+    heading: str
+    cards: Sequence[Sequence[Panel]]
+
+
 def show(
     folder: Path | str, out: Path | str, *, count: int = 16, seed: int = 0, chooser: Chooser | None = None
 ) -> Path:
@@ -111,17 +119,37 @@ def show(
         ValueError: another ending.
     """
     out = Path(out)
-    if out.suffix.lower() not in (".png", ".html"):
-        raise ValueError(f"--out {out}: the ending must be .png or .html")
+    check_ending(out)
     cards = _cards(load_manifest(folder), count, seed, chooser)
     if not cards:
         raise ShardError(f"{folder}: holds no sample that can be shown; run python -m cloc data check {folder}")
+    write_panels(out, str(folder), [Group("", cards)])
+    return out
+
+
+def check_ending(out: Path) -> None:
+    """Say that a file is neither a sheet nor a page.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if out.suffix.lower() not in (".png", ".html"):
+        raise ValueError(f"--out {out}: the ending must be .png or .html")
+
+
+def write_panels(out: Path, title: str, groups: Sequence[Group]) -> None:
+    """Write pictures with boxes, on a sheet (``.png``) or a page (``.html``) that needs no other file.
+
+    Args:
+        out: the file.
+        title: of the page.
+        groups: at least one card in all.
+    """
     make_folder(out.parent)
     if out.suffix.lower() == ".png":
-        write_file(out, lambda file: _sheet(cards).save(file, "PNG", optimize=True))
+        write_file(out, lambda file: _sheets(groups).save(file, "PNG", optimize=True))
     else:
-        write_file(out, _page(Path(folder), cards))
-    return out
+        write_file(out, _page(title, groups))
 
 
 def _cards(manifest: Manifest, count: int, seed: int, chooser: Chooser | None) -> list[list[Panel]]:
@@ -202,6 +230,27 @@ def _tag_place(box: Box, size: tuple[int, int], taken: Sequence[tuple[int, int]]
 
 def _pillow(picture: Tensor) -> Image.Image:
     return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+
+
+def _sheets(groups: Sequence[Group]) -> Image.Image:
+    """The sheets of all groups below each other, each with its heading."""
+    parts: list[Image.Image] = []
+    for group in groups:
+        sheet = _sheet(group.cards)
+        parts += [_heading(group.heading, sheet.width), sheet] if group.heading else [sheet]
+    whole, top = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white"), 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
+
+
+def _heading(text: str, width: int) -> Image.Image:
+    lines = _wrap(text, width - 2 * _GAP, 2)
+    strip = Image.new("RGB", (width, _GAP + len(lines) * _LINE), "white")
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((_GAP, _GAP + number * _LINE), line, "#1c2126", _font(_TEXT_SIZE))
+    return strip
 
 
 def _sheet(cards: Sequence[Sequence[Panel]]) -> Image.Image:
@@ -314,7 +363,7 @@ def _wrap(text: str, width: int, most: int) -> list[str]:
     return lines
 
 
-def _page(folder: Path, cards: Sequence[Sequence[Panel]]) -> str:
+def _page(title: str, groups: Sequence[Group]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -324,9 +373,9 @@ def _page(folder: Path, cards: Sequence[Sequence[Panel]]) -> str:
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["tags"] = _page_tags
-    most = max(len(panel.marks) for card in cards for panel in card)
+    most = max(len(panel.marks) for group in groups for card in group.cards for panel in card)
     return environment.get_template("show.html.j2").render(
-        folder=folder, cards=cards, colors=COLORS, most=most, tiny=_TINY
+        title=title, groups=groups, colors=COLORS, most=most, tiny=_TINY
     )
 
 
