@@ -42,7 +42,20 @@ for _unit in ("evaluation", "engine"):
 FREE = {"__init__", "__main__", "commands"}
 COLLECTIVES = ("cloc/engine/process_group.py", "cloc/engine/rendezvous.py", "cloc/evaluation/reduce.py")
 # Within evaluation: a file or folder imports from those to its left.
-STEPS = ["reduce", "cache", "sets", "model_outputs", "metrics", "suite", "report", "compare", "embed", "search"]
+STEPS = [
+    "reduce",
+    "cache",
+    "sets",
+    "model_outputs",
+    "metrics",
+    "suite",
+    "report",
+    "cost",
+    "seeds",
+    "compare",
+    "embed",
+    "search",
+]
 
 Found = Iterator[tuple[int, str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef

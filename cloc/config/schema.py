@@ -331,6 +331,8 @@ class EvalConfig:
     """At most so many pictures of each set; 0 for all."""
     pictures: Annotated[int, Interval(0, 10_000)] = 12
     """In the report's gallery."""
+    cost: Annotated[int, Interval(0, 10_000)] = 16
+    """Pictures on which each model is timed, in one batch; 0 for no cost."""
     device: Annotated[str, DeviceName()] = "auto"
     """``auto`` or PyTorch's name; of several processes each takes a GPU of its own."""
     precision: Annotated[str, OneOf(*DTYPES)] = "auto"

@@ -22,6 +22,7 @@ from cloc.config.versions import versions
 from cloc.console import plain, print_line, working
 from cloc.encoder import Encoder
 from cloc.evaluation.cache import Cache
+from cloc.evaluation.cost import Probe, better_probe, measure_cost
 from cloc.evaluation.metrics.bootstrap import difference, intervals, resample
 from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
 from cloc.evaluation.metrics.outcome import Outcomes, values
@@ -34,6 +35,7 @@ from cloc.evaluation.report.metrics_file import Entry, MetricsFile, Uncertainty
 from cloc.evaluation.report.page import write_report
 from cloc.evaluation.report.report_data import Curve, DatasetReport, ReportData
 from cloc.evaluation.report.table import comparison_table, markdown
+from cloc.evaluation.seeds import group_runs, over_seeds
 from cloc.evaluation.sets.kinds import load_eval_set
 from cloc.evaluation.suite import check_lead, measure
 from cloc.files import make_folder, write_file, write_json
@@ -78,7 +80,8 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         "bootstrap": {"samples": config.evaluation.bootstrap, "level": 0.95, "seed": config.seed},
         "data": {},
     }
-    reports = []
+    reports, groups = [], group_runs(encoders)
+    probe: Probe | None = None
     waiting = Console(stderr=True, quiet=not ranks.first)
     cache = Cache(config.cache, ranks)
     models = [ModelOutputs(encoder, ranks, cache, waiting) for encoder in encoders]
@@ -104,6 +107,10 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         if config.evaluation.bootstrap and ranks.first:
             with working(waiting, f"intervals of {name}{of}"):
                 entry = {**entry, **uncertainty(outcomes, config.evaluation.bootstrap, config.seed, catalog)}
+        if groups:
+            entry["seeds"] = over_seeds(metrics, groups, catalog)
+        if ranks.first:
+            probe = better_probe(probe, data, config.cost)
         result["data"][name] = entry
         best = {model: catalog.best_sources(own) for model, own in metrics.items()}
         found = Evaluated(models, data, embedded, outcomes, best, catalog)
@@ -114,6 +121,9 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         if others := _replaced(out / "metrics.json", encoders):
             print_line(console, f"{out / 'metrics.json'}: replaces the results of {others}; out=FOLDER keeps both")
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
+        if config.cost:
+            with working(waiting, "timing the models"):
+                result["cost"] = {encoder.name: measure_cost(encoder, probe) for encoder in encoders}
         write_json(out / "metrics.json", result)
         write_file(out / "metrics.md", markdown(result, catalog))
         console.print(comparison_table(result, catalog, console.width))
@@ -267,6 +277,7 @@ def _report(
         training=result["models"],
         bootstrap=config.evaluation.bootstrap,
         catalog=catalog,
+        cost=result.get("cost", {}),
     )
 
 

@@ -77,10 +77,10 @@ def overview(entry: Entry, catalog: Catalog = ALL) -> list[DotRow]:
     """
     groups = compare(entry, catalog)
     asked = [row.description.metric for group in groups for family in group.families for row in family.rows]
-    return _rows(entry, _main(entry, catalog), catalog) or _rows(entry, asked, catalog)
+    return _rows(entry, main_questions(entry, catalog), catalog) or _rows(entry, asked, catalog)
 
 
-def _main(entry: Entry, catalog: Catalog) -> list[str]:
+def main_questions(entry: Entry, catalog: Catalog) -> list[str]:
     """What was measured of the main questions, in order; of boxes by each model's best source."""
     names = dict.fromkeys(name for metrics in entry["models"].values() for name in metrics)
     regions = {name: region_name(name) for name in names}

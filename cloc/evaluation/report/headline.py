@@ -13,7 +13,7 @@ from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import Description, Lead
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import format_range, format_value, plain_number, plain_seconds, short_number
-from cloc.evaluation.report.metrics_file import Entry
+from cloc.evaluation.report.metrics_file import Entry, runs_of
 from cloc.evaluation.report.table import Interval, gap_words, make_gap
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -38,7 +38,8 @@ class Fact:
     interval: str = ""
 
 
-def _shown(model: str) -> str:
+def name_model(model: str) -> str:
+    """``clip`` and ``cloc`` as they are written in a sentence; other names stay."""
     return model.upper() if model.lower() in {"clip", "cloc"} else model
 
 
@@ -91,19 +92,19 @@ def _region_headline(
     prompted = [reading for reading in readings if reading[2] == "prompter"]
     with_prompter = {model for _, model, _ in prompted}
     value, model, source = (prompted or readings)[0]
-    subject = "The Prompter" if prompted else f"{_shown(model)} with {SOURCES.get(source, source)}"
+    subject = "The Prompter" if prompted else f"{name_model(model)} with {SOURCES.get(source, source)}"
     if len(with_prompter) > 1:
-        subject += f" of {_shown(model)}"
-    strangers = [reading for reading in readings if reading[1] not in (with_prompter or {model})]
+        subject += f" of {name_model(model)}"
+    strangers = [reading for reading in readings if reading[1] not in (with_prompter or runs_of(entry, model))]
     rivals = strangers or [reading for reading in readings if reading[1:] != (model, source)]
     lead = own.shown.lead or Lead(0, f"reaches {{}} in “{own.family}”")
     said = f"{subject} {lead.sentence.format(format_value(value, own.percent))}"
     gap = ""
     if rivals:
         rival = rivals[0]
-        owner = f"{_shown(rival[1])} source" if strangers else "other source"
+        owner = f"{name_model(rival[1])} source" if strangers else "other source"
         said += f"; the best {owner} {lead.rival.format(format_value(rival[0], own.percent))}"
-        rival_name = f"{_shown(rival[1])} with {SOURCES.get(rival[2], rival[2])}"
+        rival_name = f"{name_model(rival[1])} with {SOURCES.get(rival[2], rival[2])}"
         paired = _paired(entry, measure, (model, source), rival[1:], catalog)
         gap = _gap(value, rival[0], rival_name, own, paired)
     return Headline(said + ".", f"{gap} {_chance(entry, own)}".strip())
@@ -144,6 +145,17 @@ def headline(entry: Entry, catalog: Catalog = ALL) -> Headline:
     return Headline("Nothing was measured.", "")
 
 
+def lead_metric(entry: Entry, catalog: Catalog = ALL) -> str:
+    """The metric that a set is judged by: its own where it was measured, else the first that opens its page."""
+    for metric in _leads(entry, catalog):
+        own, measure = catalog.describe(metric), metric.removeprefix(BEST)
+        if measure != metric and _readings(entry["models"], own, measure):
+            return metric
+        if any(finite(metrics, metric) is not None for metrics in entry["models"].values()):
+            return metric
+    return ""
+
+
 def _leads(entry: Entry, catalog: Catalog) -> list[str]:
     """Metrics that may open the page, the best first: the set's own, then regions, a Prompter's before all."""
     names = list(dict.fromkeys(name for metrics in entry["models"].values() for name in metrics))
@@ -160,17 +172,18 @@ def _metric_headline(entry: Entry, own: Description, ranked: list[tuple[float, s
     generic = f"reaches {{}} in “{own.words}”" if own.family else f"reaches {{}} in {own.label}"
     value, best = ranked[0]
     verb = own.shown.lead.sentence if own.shown.lead else generic
-    said = f"{_shown(best)} {verb.format(format_value(value, own.percent))}"
-    rest = [f"{_shown(model)} {format_value(other, own.percent)}" for other, model in ranked[1:2]]
+    said = f"{name_model(best)} {verb.format(format_value(value, own.percent))}"
+    strangers = [(other, model) for other, model in ranked[1:] if model not in runs_of(entry, best)]
+    rest = [f"{name_model(model)} {format_value(other, own.percent)}" for other, model in strangers[:1]]
     gap = ""
     if rest:
-        other, rival = ranked[1]
+        other, rival = strangers[0]
         first = next(iter(entry["models"]))
         differences = entry.get("differences", {})
         paired = differences.get(rival, {}).get(own.metric) if best == first else None
         if rival == first and (turned := differences.get(best, {}).get(own.metric)):
             paired = [-turned[0], -turned[2], -turned[1]]
-        gap = _gap(value, other, _shown(rival), own, paired)
+        gap = _gap(value, other, name_model(rival), own, paired)
     return Headline("; ".join([said, *rest]) + ".", gap)
 
 

@@ -20,6 +20,62 @@ class Uncertainty(TypedDict, total=False):
     best_sources: Mapping[str, Mapping[str, str]]
 
 
+class Spread(TypedDict):
+    """A metric over several runs: its mean, the standard error of that, and the single values."""
+
+    mean: float
+    error: float
+    values: list[float]
+
+
+class Recipe(TypedDict):
+    """Runs that differ in their seed alone: their ``models`` and ``seeds``, and metric → spread."""
+
+    models: list[str]
+    seeds: list[int]
+    metrics: dict[str, Spread]
+
+
+class Seeds(TypedDict):
+    """Recipes of several runs on a set.
+
+    Attributes:
+        groups: recipe → its runs and their metrics.
+        differences: other recipe → metric → [that of the first model less the other, low, high] of 95 %.
+    """
+
+    groups: dict[str, Recipe]
+    differences: dict[str, dict[str, list[float]]]
+
+
+class Cost(TypedDict, total=False):
+    """What a model costs on one machine; times are medians, warm.
+
+    Attributes:
+        device: the GPU or processor; ``threads`` of the latter.
+        precision: of the weights.
+        parameters: of the model; ``parameters_of`` its parts.
+        data: the set that it was timed on; ``pictures``, ``boxes``, ``phrases`` and ``repeats`` say how much of it.
+        picture_ms: milliseconds from a decoded picture to its embedding, in a batch of ``pictures``.
+        boxes_per_second: source → boxes, of pictures that the tower has seen.
+        phrases_per_second: phrases grounded, of the same.
+    """
+
+    device: str
+    threads: int
+    precision: str
+    parameters: int
+    parameters_of: dict[str, int]
+    data: str
+    pictures: int
+    boxes: int
+    phrases: int
+    repeats: int
+    picture_ms: float
+    boxes_per_second: dict[str, float]
+    phrases_per_second: float
+
+
 class Entry(Uncertainty):
     """One set.
 
@@ -30,6 +86,7 @@ class Entry(Uncertainty):
         notes: what a reader of the result should know of the set.
         lead: the metric of the set's own protocol.
         class_texts: templates.
+        seeds: recipes of several runs, where there are any.
     """
 
     models: Mapping[str, Mapping[str, float]]
@@ -38,6 +95,7 @@ class Entry(Uncertainty):
     notes: NotRequired[Sequence[str]]
     lead: NotRequired[str]
     class_texts: NotRequired[Sequence[str]]
+    seeds: NotRequired[Seeds]
 
 
 class MetricsFile(TypedDict):
@@ -48,9 +106,17 @@ class MetricsFile(TypedDict):
         command: that made it.
         bootstrap: ``samples``, ``level`` and ``seed`` of the resampling.
         models: model → fact of its training → value.
+        cost: model → what it costs.
     """
 
     data: dict[str, Entry]
     command: NotRequired[str]
     bootstrap: NotRequired[Mapping[str, float]]
     models: NotRequired[dict[str, dict[str, str | float]]]
+    cost: NotRequired[dict[str, Cost]]
+
+
+def runs_of(entry: Entry, model: str) -> set[str]:
+    """A model and the runs of its recipe: none of them is a rival of it."""
+    groups = entry["seeds"]["groups"].values() if "seeds" in entry else ()
+    return {model, *(run for own in groups if model in own["models"] for run in own["models"])}

@@ -2,7 +2,7 @@
 
 The last step of ``evaluation``: ``compare.py`` gathers a ``ReportData`` and calls ``write_report``. The page exists for
 two readers: the researcher who compares numbers, and the newcomer who wants to see what a model says about a picture.
-It needs no network, no script and no other file::
+It needs no network, no script and no other file; its tables also lie beside it, as CSV and LaTeX::
 
     write_report(ReportData(title="CLOC and CLIP on OpenMoji scenes", …), Path("runs/demo/report"))
 """
@@ -10,6 +10,7 @@ It needs no network, no script and no other file::
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cloc.evaluation.metrics.regions import SOURCE_MEANING, SOURCES
 from cloc.evaluation.report import headline
 from cloc.evaluation.report.charts import Line, curve_chart, scatter_chart
 from cloc.evaluation.report.dot_plot import dot_chart, overview
+from cloc.evaluation.report.exported_tables import ExportedTable, comparison, file_name, unique
 from cloc.evaluation.report.formats import format_value, plain_number, plain_seconds
 from cloc.evaluation.report.picture_drawing import (
     DASHES,
@@ -33,11 +35,21 @@ from cloc.evaluation.report.picture_drawing import (
     overlay,
 )
 from cloc.evaluation.report.report_data import Case, DatasetReport, Heat, ReportData
+from cloc.evaluation.report.summary_tables import (
+    cost_line,
+    cost_table,
+    cost_words,
+    seeds_table,
+    sets_table,
+    training_table,
+)
 from cloc.evaluation.report.table import Group, absences, apart, cell_words, compare, gap_words
+from cloc.evaluation.report.terms import Explainer
+from cloc.evaluation.report.verdict import SetLine, Verdict, over_sets, seeds_sentence, set_line, verdict
 from cloc.files import make_folder, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-PICTURE_BUDGET = 2_300_000  # characters of data URIs; leaves room for heat maps, text and SVG below 3 MB
+PICTURE_BUDGET = 2_100_000  # characters of data URIs; leaves room for heat maps, tables, text and SVG below 3 MB
 PICTURE_STEPS = ((560, 80), (460, 76), (380, 70), (300, 60))  # (long side in pixels, JPEG quality), tried in order
 
 
@@ -149,11 +161,19 @@ def _dataset(entry: DatasetReport, budget: int, catalog: Catalog) -> dict[str, A
     encoded = _encode(cases, budget)
     groups = compare(entry.entry, catalog)
     classes = entry.classes
+    tables = [
+        comparison(
+            file_name(entry.name, group.title), f"{group.title}, {entry.name}", list(entry.models), group.families
+        )
+        for group in groups
+    ]
     return {
         "entry": entry,
         "models": list(entry.models),
         "overview": dot_chart(overview(entry.entry, catalog)),
         "groups": groups,
+        "tables": tables,
+        "seeds": seeds_table(entry.name, entry.entry, catalog),
         "apart": apart(entry.entry, catalog),
         "absences": absences(groups),
         "typical": _card(entry.typical, encoded[id(entry.typical)]) if entry.typical and encoded else None,
@@ -171,6 +191,8 @@ def _dataset(entry: DatasetReport, budget: int, catalog: Catalog) -> dict[str, A
         "classes": classes,
         "scatter": _scatter(entry),
         "class_ends": _class_ends(entry),
+        "verdict": verdict(entry.entry, catalog).sentence,
+        "seeds_said": seeds_sentence(entry.entry, catalog),
         "sizes": [(split.title, chart) for split in entry.sizes if (chart := dot_chart(split.rows)) is not None],
     }
 
@@ -226,9 +248,34 @@ def _curves(data: ReportData, styles: dict[str, int]) -> list[dict[str, Any]]:
     return sorted(charts, key=lambda chart: chart["loss"])
 
 
+def _opening(data: ReportData) -> tuple[str, list[SetLine]]:
+    """The verdict over all sets, and what each of several says by its own measure."""
+    found: list[Verdict] = [verdict(entry.entry, data.catalog) for entry in data.data]
+    if not found:
+        return "Nothing was measured.", []
+    if len(found) == 1:
+        return found[0].sentence, []
+    lines = [set_line(entry.name, entry.entry, data.catalog) for entry in data.data]
+    return over_sets(found[0].first, next((own.rival for own in found if own.rival), ""), lines), lines
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A rendered page, and the tables that it shows."""
+
+    text: str
+    tables: list[ExportedTable]
+
+
 def render(data: ReportData) -> str:
     """Renders the page as HTML text."""
+    return lay_out(data).text
+
+
+def lay_out(data: ReportData) -> Page:
+    """Renders the page and gathers its tables."""
     styles = _styles(data)
+    explain = Explainer()
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -236,6 +283,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["explain"] = explain
     environment.globals |= {
         "style": lambda label: styles.get(_owner(label), 0) % 6,
         "how": _how,
@@ -245,31 +293,60 @@ def render(data: ReportData) -> str:
         "gap_words": gap_words,
         "source_meaning": SOURCE_MEANING,
         "decides": _decides,
+        "glossary": explain.glossary,
     }
     first = data.data[0] if data.data else None
+    said, lines = _opening(data)
+    parts = _parts(data, styles, lines)
     measured = {name for entry in data.data for own in entry.models.values() for name in own}
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         report=data,
+        verdict=said,
         headlines=[headline.headline(entry.entry, data.catalog) for entry in data.data],
         facts=headline.key_facts(first.entry, data.catalog) if first else [],
         trained=headline.trained(data.training),
+        cost_said=cost_line(data.cost),
+        cost_words=cost_words(data.cost),
         prompted=any(name.startswith("region/prompter/") for name in measured),
-        sets=[_dataset(entry, PICTURE_BUDGET // len(data.data), data.catalog) for entry in data.data],
-        curves=_curves(data, styles),
-        training_keys=list(dict.fromkeys(key for facts in data.training.values() for key in facts)),
+        **parts,
     )
+    return Page(text, parts["tables"])
+
+
+def _parts(data: ReportData, styles: dict[str, int], lines: list[SetLine]) -> dict[str, Any]:
+    """The parts of the page that hold tables, and all of these with file names that differ."""
+    sets = [_dataset(entry, PICTURE_BUDGET // len(data.data), data.catalog) for entry in data.data]
+    parts = {
+        "sets": sets,
+        "glance": sets_table(next(iter(data.data[0].models), ""), lines) if lines else None,
+        "cost": cost_table(data.cost),
+        "training": training_table(data.training),
+        "curves": _curves(data, styles),
+    }
+    whole = [parts["glance"], parts["cost"], *(own["seeds"] for own in sets), parts["training"]]
+    tables = unique([*filter(None, whole), *(table for own in sets for table in own["tables"])])
+    named = iter(tables)
+    for holder, key in [(parts, "glance"), (parts, "cost"), *((own, "seeds") for own in sets), (parts, "training")]:
+        holder[key] = next(named) if holder[key] is not None else None
+    for own in sets:
+        own["tables"] = [next(named) for _ in own["tables"]]
+    return {**parts, "tables": tables}
 
 
 def write_report(data: ReportData, folder: Path) -> Path:
-    """Writes the report as one self-contained page of at most about 3 MB.
+    """Writes the report as one self-contained page of at most about 3 MB, and its tables beside it.
 
     Args:
         data: what to show; empty lists are stated on the page.
-        folder: where ``index.html`` goes; made where it is missing.
+        folder: where ``index.html`` and the folder ``tables`` go; made where it is missing.
 
     Returns:
         The path of the page.
     """
-    page = make_folder(folder.parent, folder.name) / "index.html"
-    write_file(page, render(data).encode(errors="replace"))
+    page, found = make_folder(folder.parent, folder.name) / "index.html", lay_out(data)
+    tables = make_folder(folder, "tables")
+    for table in found.tables:
+        write_file(tables / f"{table.name}.csv", table.csv.encode(errors="replace"))
+        write_file(tables / f"{table.name}.tex", table.latex.encode(errors="replace"))
+    write_file(page, found.text.encode(errors="replace"))
     return page

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cloc.evaluation.metrics.catalog import ALL, Catalog
-from cloc.evaluation.report.metrics_file import Entry
+from cloc.evaluation.report.metrics_file import Cost, Entry
 from cloc.evaluation.report.picture_drawing import Box
 from cloc.evaluation.report.splits import Classes, Split
 
@@ -154,6 +154,7 @@ class ReportData:
         training: model → fact → value (samples seen, training seconds, parameters, …).
         bootstrap: resamples behind the intervals; 0 where there are none.
         catalog: metrics, which say of themselves how they are shown.
+        cost: model → what it costs.
     """
 
     title: str
@@ -165,3 +166,4 @@ class ReportData:
     training: dict[str, dict[str, str | float]] = field(default_factory=dict)
     bootstrap: int = 0
     catalog: Catalog = ALL
+    cost: Mapping[str, Cost] = field(default_factory=dict)

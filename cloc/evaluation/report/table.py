@@ -21,7 +21,7 @@ from cloc.evaluation.metrics.catalog import ALL, Catalog, finite
 from cloc.evaluation.metrics.metric import OTHER, Description
 from cloc.evaluation.metrics.regions import BEST, SOURCES, region_name
 from cloc.evaluation.report.formats import MISSING, format_gap, format_range, format_value, more_digits
-from cloc.evaluation.report.metrics_file import Entry, MetricsFile
+from cloc.evaluation.report.metrics_file import Entry, MetricsFile, runs_of
 
 Interval = tuple[float, float]
 WITH_INTERVALS = 3  # models up to which the terminal has room for intervals
@@ -171,7 +171,8 @@ def make_row(entry: Entry, metric: str, best: Mapping[str, Mapping[str, str]], c
 def _row_gap(entry: Entry, own: Description, values: Mapping[str, float | None]) -> Gap:
     """The first model less the best other, with the paired interval where it is known."""
     first = next(iter(values), None)
-    rivals = {model: value for model, value in values.items() if model != first and value is not None}
+    own_runs = runs_of(entry, first or "")
+    rivals = {model: value for model, value in values.items() if model not in own_runs and value is not None}
     value = None if first is None else values[first]
     if value is None or not rivals:
         return Gap()
