@@ -128,7 +128,12 @@ def _check_train(config: TrainConfig) -> None:
     _check_measured(config)
     model = config.model
     for part, node in (("image", model.image), ("text", model.text)):
-        resolve(node, f"model.{part}")
+        if "_target_" not in node and config.base is None:
+            raise ConfigError(
+                f"model.{part} names no class: model=base takes it from base=MODEL; give that, or another model"
+            )
+        if "_target_" in node:  # else it is that of the base
+            resolve(node, f"model.{part}")
     for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
         if choice is not None:
             resolve(choice, f"model.{part}")
