@@ -306,7 +306,7 @@ class TrainConfig(RunConfig):
     open_clip or of a Hugging Face CLIP or SigLIP, an export, a run. Both towers, their sizes, tokenizer, pixel
     statistics, temperature and weights are its own; with ``model=base``. See docs/finetuning.md."""
     init_from: Path | None = None
-    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh. Its towers must be
+    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh. Its towers are
     those that ``model`` names."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
