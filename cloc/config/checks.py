@@ -121,6 +121,8 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
 
 def _check_train(config: TrainConfig) -> None:
     _check_view(config.data)
+    if config.base is None and not (config.model.image and config.model.text):
+        raise ConfigError("model names no towers: model=base takes them from base=MODEL; give that, or another model")
     terms = terms_of(config.loss)
     check_needs(config, terms)
     check_negatives(config, terms)
@@ -128,11 +130,7 @@ def _check_train(config: TrainConfig) -> None:
     _check_measured(config)
     model = config.model
     for part, node in (("image", model.image), ("text", model.text)):
-        if "_target_" not in node and config.base is None:
-            raise ConfigError(
-                f"model.{part} names no class: model=base takes it from base=MODEL; give that, or another model"
-            )
-        if "_target_" in node:  # else it is that of the base
+        if "_target_" in node or config.base is None:  # else it is that of the base
             resolve(node, f"model.{part}")
     for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
         if choice is not None:

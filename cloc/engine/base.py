@@ -65,9 +65,9 @@ def follow(composed: DictConfig) -> DictConfig:
 
 
 def _check_free(name: str, part: str, node: Mapping[str, Any]) -> None:
-    wrong = next((key for key in node if key not in FREE[part]), None)
-    if wrong == "_target_":
+    if "_target_" in node:
         raise ConfigError(f"base={name} brings both towers, and model.{part} names one; choose model=base")
+    wrong = next((key for key in node if key not in FREE[part]), None)
     if wrong is not None:
         raise ConfigError(
             f"model.{part}.{wrong}={node[wrong]}: base={name} says it; beside a base model.{part} takes "

@@ -173,14 +173,11 @@ class Task(lightning.LightningModule):
 
     @classmethod
     def check_chosen(cls, config: Any, chosen: Mapping[str, str]) -> list[str]:
-        """Refuse a metric that no measurement of this run will give, before it begins.
+        """Refuse a metric that no measurement of this run will give; returns what to say of names that may be right.
 
         Args:
             config: of the class ``schema``, validated.
             chosen: ``evaluation.best``, ``objective`` → the name that the key gives.
-
-        Returns:
-            What to say of names that may be right.
 
         Raises:
             ConfigError: names the key.
@@ -357,8 +354,7 @@ class Task(lightning.LightningModule):
     def regroup(self, state: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's stored state in the groups of this configuration; ``stored`` is that which it was made with.
 
-        Raises:
-            ValueError: see :func:`cloc.engine.optim.rearranged`.
+        Raises ValueError as :func:`cloc.engine.optim.rearranged` does.
         """
         return rearranged(state, self.model, optim_config(stored), self.config.optim)
 

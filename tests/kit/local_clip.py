@@ -1,4 +1,4 @@
-"""Small CLIPs that lie on this machine, as a user's own would: random ones for quick tests, a trained one for slow ones.
+"""Small CLIPs that lie on this machine, as a user's own would: random ones, and a trained one for slow tests.
 
 :func:`trained_clip` is made once a test session and process; a test that changes the folder takes a copy.
 """
@@ -76,7 +76,7 @@ def random_open_clip(folder: Path, name: str = "toy-base", **config: Any) -> Pat
     folder.mkdir(parents=True)
     (folder / f"{name}.json").write_text(json.dumps(model))
     open_clip.add_model_config(folder / f"{name}.json")
-    built: Any = shaken(open_clip.create_model(name, force_custom_text=True))
+    built: Any = shaken(open_clip.create_model(name))
     built.logit_scale.data.fill_(3.0)
     state = {key: value.clone().contiguous() for key, value in built.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
@@ -126,7 +126,9 @@ def scenes(folder: Path, train: int = 2_000, test: int = 400) -> Path:
     learned = list(drawn.samples("train", train))
     write_shards(learned, folder / "train")
     write_shards(drawn.samples("test", test), folder / "test")
-    texts = [text for one in learned for text in (*one.captions, *(name for box in one.regions for name in box.phrases))]
+    texts = [
+        text for one in learned for text in (*one.captions, *(name for box in one.regions for name in box.phrases))
+    ]
     write_word_tokenizer(texts, folder / "tokenizer")
     return folder
 

@@ -6,6 +6,7 @@ cloc's own goes through ``cloc.loading`` instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -130,7 +131,7 @@ def _telling(name: str, place: Path | None) -> Any:
     except (ConfigError, FolderError) as error:
         said = str(error)
         for part in TOWERS if place is not None else ():
-            said = said.replace(f"model.{part}.pretrained={place}", f"base={name}")
+            said = re.sub(f"^model.{part}.pretrained={re.escape(str(place))}", f"base={name}", said)
         raise ConfigError(said if said.startswith(f"base={name}") else f"base={name}: {said}") from error
 
 
@@ -139,12 +140,14 @@ def _of_name(name: str) -> dict[str, Any]:
     import open_clip
 
     architecture, _, weights = name.removeprefix(PREFIX).partition(":")
+    config = open_clip.get_model_config(architecture)
+    if config is not None:  # an unknown one is told below
+        _check_text(config)
     try:
         check_named_weights(architecture, weights, name)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"base={error}") from error
-    config = open_clip.get_model_config(architecture) or {}
-    _check_text(config)
+    assert config is not None
     text = {"_target_": TEXT, "name": architecture, "pretrained": weights, "context_length": None}
     image = {"_target_": IMAGE, "name": architecture, "pretrained": weights, "image_size": _side(config["vision_cfg"])}
     text["tokenizer"] = config["text_cfg"].get("hf_tokenizer_name", "open_clip")
