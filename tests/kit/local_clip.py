@@ -107,12 +107,11 @@ CLIP = [
     "loss=clip",
     "model.prompter=null",
     "model.grounding=null",
+    "model=vit_b16",
     "model.joint_dim=64",
-    "model.image._target_=cloc.models.image.OpenClipTower",
-    "model.image.name=ViT-B-16",
-    "model.image.options={width: 64, layers: 3, head_width: 32, patch_size: 8, mlp_ratio: 3.0}",
-    "~model.image.conv_stem",
-    "~model.image.zero_init",
+    "model.image.image_size=64",
+    "+model.image.options={width: 64, layers: 3, head_width: 32, patch_size: 8, mlp_ratio: 3.0}",
+    "model.text.context_length=32",
     "trainer.threads=1",
     "data.workers=0",
     "trainer.checkpoint_minutes=0",
@@ -140,8 +139,8 @@ def trained_clip() -> Path:
 
     folder = scenes(Path(mkdtemp(prefix="cloc-local-clip-")))
     text = "{width: 64, heads: 2, layers: 2, vocab_size: 512, pool_type: eos, eos_id: 3}"
-    own = [f"data.train={folder / 'train'}", f"run_dir={folder / 'run'}", f"model.text.options={text}"]
-    own += [f"+model.text.tokenizer={folder / 'tokenizer'}", "+model.text.context_length=32"]
+    own = [f"data.train={folder / 'train'}", f"run_dir={folder / 'run'}", f"+model.text.options={text}"]
+    own += [f"model.text.tokenizer={folder / 'tokenizer'}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("train", [*CLIP, *own])
     train(composed)
