@@ -75,7 +75,7 @@ def test_image_level_is_kept_and_regions_are_gained(clip: Path, tuned: Path, tmp
     """The paired interval of text-to-image recall does not lie below zero; boxes are named far better than before."""
     found = measured(tuned, clip, tmp_path)
     gaps = found["differences"]["hf"]
-    for name in ("retrieval/text_to_image_R@10", "retrieval/image_to_text_R@10"):
+    for name in ("image_text/text_to_image_R@10", "image_text/image_to_text_R@10"):
         assert gaps[name][2] >= 0, (name, gaps[name])
     ours, theirs = found["models"]["run"], found["models"]["hf"]
     best = max(value for name, value in theirs.items() if name.startswith("region/") and name.endswith("/top1"))
