@@ -136,6 +136,10 @@ class Batch:
         stats: counters of the data worker (skips by reason, truncated texts, …).
         negatives: ``[B,M,K]`` int64 index into ``phrases`` of each region's hard negatives, −1 for none; None where
             ``data.negatives`` is 0.
+        teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
+            follows there where a term asks for a teacher, else None.
+        teacher_text: ``[B,D]`` of each caption.
+        teacher_phrase: ``[P,D]`` of each distinct phrase; None also for a model without Prompter.
     """
 
     images: Tensor = per_picture()
@@ -154,6 +158,9 @@ class Batch:
     cursor: int = per_batch()
     stats: dict[str, float] = per_batch(default_factory=dict)
     negatives: Tensor | None = per_picture(into_phrases=True, default=None)
+    teacher_image: Tensor | None = per_picture(default=None)
+    teacher_text: Tensor | None = per_picture(default=None)
+    teacher_phrase: Tensor | None = per_phrase(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled, all but the pictures travels by value.

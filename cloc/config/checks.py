@@ -121,6 +121,8 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
 
 def _check_train(config: TrainConfig) -> None:
     _check_view(config.data)
+    if config.base is None and not (config.model.image and config.model.text):
+        raise ConfigError("model names no towers: model=base takes them from base=MODEL; give that, or another model")
     terms = terms_of(config.loss)
     check_needs(config, terms)
     check_negatives(config, terms)
@@ -128,7 +130,8 @@ def _check_train(config: TrainConfig) -> None:
     _check_measured(config)
     model = config.model
     for part, node in (("image", model.image), ("text", model.text)):
-        resolve(node, f"model.{part}")
+        if "_target_" in node or config.base is None:  # else it is that of the base
+            resolve(node, f"model.{part}")
     for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
         if choice is not None:
             resolve(choice, f"model.{part}")
