@@ -6,12 +6,15 @@ all, and writes a manifest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.data.convert.formats.files import need_folder
 from cloc.data.convert.formats.registry import holds, register
 from cloc.data.convert.records import Record, RecordSource, TarSlice
+from cloc.data.shards.compressed import compressed_tars, told_of_folder
+from cloc.data.shards.index import tar_names
 from cloc.data.shards.keys import Keys
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
 from cloc.data.shards.tars import open_tar, split_name
@@ -30,7 +33,10 @@ def open_grit(source: Path) -> RecordSource:
     Raises:
         FileNotFoundError: there is no ``.tar`` in it.
     """
-    paths = tuple(sorted(need_folder(source, "format 'grit' reads a folder of img2dataset's shards").glob("*.tar")))
+    folder = need_folder(source, "format 'grit' reads a folder of img2dataset's shards")
+    paths = tuple(folder / name for name in tar_names(folder))
+    if not paths and compressed_tars(os.listdir(folder)):
+        raise FileNotFoundError(told_of_folder(str(folder), os.listdir(folder)))
     if not paths:
         raise FileNotFoundError(
             f"{source}: holds no .tar; download GRIT's pictures with img2dataset --output_format webdataset"
