@@ -101,13 +101,18 @@ def write_pages(app: Any) -> None:
 
 
 def add_navigation(app: Any, docname: str, source: list[str]) -> None:
-    """Give the index what it needs for the side bar: the pages of its tables, in their order, and the API."""
+    """Give the index what it needs for the side bar: the pages of its tables, in their order, notebooks and the API.
+
+    Links to notebooks lead to the pages made of them.
+    """
+    source[0] = source[0].replace(".ipynb)", ".md)")
     if docname != root_doc:
         return
     names: dict[str, list[str]] = {"Pages": []}
     for link in re.findall(r"^\| \[[\w. ]+\]\(([\w./]+)\)", source[0], re.MULTILINE):
         page = (ROOT / "docs" / link).resolve().relative_to(ROOT).with_suffix("")
         names["Pages"].append(f"/{page}")
+    names["Notebooks"] = [f"/docs/notebooks/{path.stem}" for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
     names["API"] = [f"/docs/api/{slug(title)}" for title in AREAS]
     source[0] += "".join(_TOCTREE.format(caption=caption, names="\n".join(pages)) for caption, pages in names.items())
 

@@ -81,7 +81,9 @@ def test_a_macs_hidden_files_are_skipped_and_told(tmp_path: Path, caplog: pytest
     assert {key: value for key, value in whole(folder).items()} == {f"data/{key}": EXPECTED[key] for key in EXPECTED}
     (folder / "manifest.json").unlink()
     assert index(folder).manifest is not None
-    assert "9 members skipped" in caplog.text
+    assert caplog.text.count("9 members skipped") == 1
+    assert convert("grit", folder, tmp_path / "out").report.counts["samples"] == 3
+    assert caplog.text.count("9 members skipped") == 2
 
 
 def test_training_on_a_macs_tar_tells_what_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

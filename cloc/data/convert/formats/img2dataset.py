@@ -16,8 +16,9 @@ from cloc.data.convert.records import Record, RecordSource, TarSlice
 from cloc.data.shards.compressed import compressed_tars, told_of_folder
 from cloc.data.shards.index import tar_names
 from cloc.data.shards.keys import Keys
+from cloc.data.shards.scanning import tell_hidden
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
-from cloc.data.shards.tars import open_tar, split_name
+from cloc.data.shards.tars import is_hidden, open_tar, split_name
 
 
 @register("grit", "a folder of img2dataset's .tar shards", holds("*.tar"))
@@ -45,7 +46,7 @@ def open_grit(source: Path) -> RecordSource:
 
 
 def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
-    keys = Keys()
+    keys, hidden = Keys(), 0
     for path in paths:
         key, start, end = "", 0, 0
         try:
@@ -53,6 +54,7 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
             with file:
                 for member in walk_whole(read, size):
                     member_key, _ = split_name(member)
+                    hidden += member.regular and is_hidden(member.name)
                     if member_key and member_key != key:
                         if key:
                             yield _record(path, key, start, end, keys)
@@ -65,6 +67,7 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
         else:
             if key:
                 yield _record(path, key, start, end, keys)
+    tell_hidden(str(paths[0].parent), hidden)
 
 
 def _record(path: Path, key: str, start: int, end: int, keys: Keys) -> Record:
