@@ -49,4 +49,4 @@ def broken_links(site: Path) -> list[str]:
 
 if __name__ == "__main__":
     broken = broken_links(Path(sys.argv[1]))
-    sys.exit("\n".join(["links that lead nowhere:", *broken]) if broken else 0)
+    sys.exit("\n".join([f"{len(broken)} links that lead nowhere:", *broken[:20]]) if broken else 0)
