@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cloc.data.shards.compressed import kind_of, plain_name, told
+from cloc.data.shards.compressed import kind_of, told
 from cloc.data.shards.tar_headers import BLOCK, Read, walk_whole
 from cloc.data.shards.tars import ShardError, open_tar, split_name
 from cloc.files import discard, open_file, open_new
@@ -29,12 +29,13 @@ def rewrite(path: Path, folder: Path) -> Path:
 
     Args:
         path: a tar, compressed or not, whose members may lie in any order.
-        folder: where the new one is written; under the same name, without the ending of a compression.
+        folder: where the new one is written, under the same name, with ``.tar`` behind it where it ends in something
+            else: names of one folder stay different.
 
     Raises:
         ShardError: it cannot be unpacked, or is no whole tar.
     """
-    target = folder / plain_name(path.name)
+    target = folder / (path.name if path.suffix == ".tar" else f"{path.name}.tar")
     with open_file(path) as file:
         kind = kind_of(file.read(BLOCK))
     if not kind:

@@ -168,6 +168,13 @@ def test_a_cut_gzip_and_zstd_are_told_by_fix(tmp_path: Path) -> None:
     assert list(whole(tmp_path / "fixed")) == ["0003"]
 
 
+def test_tars_packed_twice_under_two_endings_are_both_written(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set" / "000.tar.gz", gzip.compress(tar_bytes(sample("a", 0))))
+    write(folder / "000.tgz", gzip.compress(tar_bytes(sample("b", 1))))
+    check(folder, fix=tmp_path / "fixed")
+    assert list(whole(tmp_path / "fixed")) == ["a", "b"]
+
+
 def test_a_packed_tar_beside_its_plain_one_is_no_fault(tmp_path: Path) -> None:
     folder = write(tmp_path / "set" / "000.tar", tar_bytes(THREE))
     write(folder / "000.tar.gz", gzip.compress(tar_bytes(THREE)))
