@@ -19,7 +19,7 @@ import numpy as np
 
 from cloc.config.secrets import public
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.compressed import kind_by_name, told_of_folder
+from cloc.data.shards.compressed import compressed_tars, kind_by_name, told_of_folder
 from cloc.data.shards.index import ALONE, Share, check_files, is_tar, load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, OpenOffsets, parse_manifest
 from cloc.data.shards.offsets import MIRRORS, NUMBER, OFFSETS_NAME, HeldOffsets, MappedOffsets, Offsets, RemoteOffsets
@@ -165,8 +165,10 @@ def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
         paths = []
     names = sorted(PurePosixPath(file).name for file in paths)
     tars = list(filter(is_tar, names))
-    if not tars:
+    if not tars and compressed_tars(names):
         raise FileNotFoundError(told_of_folder(shown, names))
+    if not tars:
+        raise FileNotFoundError(f"{shown}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
     return tars
 
 
