@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,5 +56,6 @@ def test_the_first_day_runs_from_end_to_end() -> None:
     )
     client.execute(env=environment)
     said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
-    assert "phrases found at IoU 0.5" in said
+    share = re.search(r"phrases found at IoU 0\.5: ([\d.]+)", said)
+    assert share and float(share[1]) > 0.2, said[-2000:]  # 0.43 where it was written; one box for all gets 0.03
     assert any("image/png" in out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", ()))
