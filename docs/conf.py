@@ -34,6 +34,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 100
 napoleon_use_ivar = True
+napoleon_use_rtype = False
 napoleon_numpy_docstring = False
 
 AREAS = {
