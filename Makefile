@@ -17,7 +17,8 @@ CONSTRAINTS := requirements/constraints.txt
 EXTRAS := train,eval,demo,transformers,tensorboard,export,dev
 PIP_ARGS ?=
 WORKERS ?= 2
-SLOW_EXTRAS := s3-test
+SLOW_EXTRAS := s3-test,docs
+SITE := site
 SLOW_STAMP := $(VENV)/.installed-slow
 DEMO_DATA := data/openmoji
 
@@ -27,7 +28,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 
 say = @printf '\033[1m==>\033[0m %s\n'
 
-.PHONY: help setup demo test test-slow lint format docs clean
+.PHONY: help setup demo test test-slow lint format docs site clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -94,9 +95,15 @@ format: $(STAMP) ## Sort imports, fix what can be fixed, format
 docs: $(STAMP) ## Write the key tables of docs/ from the schema
 	@$(PY) -m cloc.config.docs --write
 
+site: $(SLOW_STAMP) ## Build the documents with the API as pages in site/, strictly
+	$(say) "site: building the pages of docs/ and of docstrings; any warning ends it"
+	@$(PY) -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . $(SITE)
+	@$(PY) -m tests.kit.links $(SITE)
+	$(say) "site: done; open $(SITE)/index.html"
+
 clean: ## Remove .venv, caches and build products; keep data and runs
 	$(say) "clean: $(VENV), caches, build products"
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info data/.partial
+	@rm -rf $(VENV) build dist $(SITE) docs/api .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info data/.partial
 	@for folder in cloc benchmarks tests; do \
 		[ ! -d $$folder ] || find $$folder -name __pycache__ -type d -prune -exec rm -rf {} +; done
 	@rm -rf __pycache__

@@ -17,8 +17,8 @@ from tests.kit.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 INSTALLED_EXTRAS = ["train", "eval", "demo", "transformers", "tensorboard", "export", "dev"]
-SLOW_EXTRAS = ["s3-test"]
-TARGETS = ["help", "setup", "demo", "test", "test-slow", "lint", "format", "docs", "clean"]
+SLOW_EXTRAS = ["s3-test", "docs"]
+TARGETS = ["help", "setup", "demo", "test", "test-slow", "lint", "format", "docs", "site", "clean"]
 
 
 def pins() -> dict[str, str]:

@@ -101,6 +101,7 @@ def test_what_cannot_be_read_is_a_line(
 MISSING = {
     "data convert": ["coco", "nowhere", "out"],
     "data check": ["nowhere"],
+    "data split": ["nowhere", "out"],
     "data index": ["nowhere"],
     "data show": ["nowhere"],
     "data bench": ["nowhere"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,6 +89,40 @@ def data_check(
         print_next(*next_commands(found, train_on(str(folder))))
     if not found.ok:
         raise typer.Exit(1)
+
+
+@app.command(
+    "split",
+    epilog=epilog(
+        "python -m cloc data split data/all data/mine --val 0.1",
+        "python -m cloc data split data/all data/mine --val 0.05 --test 0.05 --seed 1 --workers 8",
+    ),
+)
+def data_split(
+    source: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: OUT/train, OUT/val, OUT/test.")],
+    val: Annotated[float, typer.Option(help="Share of the samples for validation.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the samples for a test set; none where 0.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.", min=1)] = 1,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples of every shard but the last.", min=1)] = 1000,
+    max_skip_share: Annotated[float, typer.Option(help="Share of samples that may be unusable.")] = 0.01,
+    max_drop_share: Annotated[float, typer.Option(help="Share of regions that may be unusable.")] = 0.1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+) -> None:
+    """Part shards into train, val and test by picture. Interrupted while writing, the same command continues.
+
+    Samples of the same picture stay together, also where it was resized or compressed anew.
+    """
+    from cloc.data.inspect.split import print_split, split
+
+    limits: dict[str, Any] = {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
+    limits |= {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
+    with continued():
+        done = split(source, out, val=val, test=test, seed=seed, workers=workers, **limits)
+    print_split(done)
+    train, held_out = str(out / "train"), str(out / "val")
+    print_next(shlex.join(["python", "-m", "cloc", "data", "check", train, "--against", held_out]), train_on(train))
 
 
 OverridesArgument = Annotated[

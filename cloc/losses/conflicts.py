@@ -34,8 +34,8 @@ def alike_texts(texts: Texts, threshold: float) -> Conflicts:
 def cosine_moments(text: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the cosines of all pairs of ``[K,D]`` texts, without making the pairs.
 
-    With m the mean text and t = m + d, a cosine is |m|² + m·dᵢ + m·dⱼ + dᵢ·dⱼ. Products of the parts vanish in a sum
-    over all i and j, so small differences of texts that are nearly the same are not lost among ones.
+    With m the mean text and t = m + d, a cosine is ``|m|² + m·dᵢ + m·dⱼ + dᵢ·dⱼ``. Products of the parts vanish in a
+    sum over all i and j, so small differences of texts that are nearly the same are not lost among ones.
     """
     count = len(text)
     pairs = max(1, count * (count - 1))

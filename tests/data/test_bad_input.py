@@ -179,7 +179,7 @@ def test_names_that_escape_are_refused(tmp_path: Path, name: str) -> None:
     [["a.png", "a.png"], ["a.png", "a.PNG"], ["a.png", "b.png", "a.json"], ["a.png", "a.json", "b.png", "a.png"]],
 )
 def test_duplicate_keys_in_a_shard_are_refused(tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(ShardError, match="comes twice"):
+    with pytest.raises(ShardError, match="comes twice|side by side"):
         index_shard(write_tar(tmp_path / "x.tar", [(name, PNG) for name in names]))
 
 

@@ -151,7 +151,8 @@ TARS: dict[str, tuple[list[tuple[str, bytes]], Any, str | None]] = {
     "empty file": (PAIR, lambda path: path.write_bytes(b""), "not a whole tar"),
     "name climbs out": ([*PAIR, ("../a.png", PNG)], None, "escapes"),
     "absolute name": ([*PAIR, ("/etc/a.png", PNG)], None, "escapes"),
-    "key comes twice": ([*PAIR, ("b.png", PNG), ("a.json", b"{}")], None, "comes twice"),
+    "key comes twice": ([*PAIR, ("b.png", PNG), *PAIR], None, "comes twice"),
+    "members apart": ([*PAIR, ("b.png", PNG), ("a.json", b"{}")], None, "do not lie side by side"),
     "member comes twice": ([*PAIR, ("a.PNG", PNG)], None, "comes twice"),
     "empty tar": ([], None, None),
 }

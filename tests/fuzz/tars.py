@@ -133,12 +133,14 @@ def read_all(reader: ShardReader) -> Members:
 
 
 def reference(path: Path) -> Members:
-    """All regular members of a tar by sample; where one comes twice nobody can know which is meant."""
+    """All regular members of a tar by sample, hidden ones aside; where one comes twice nobody knows which is meant."""
     samples: Members = {}
     try:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             for member in tar:
-                name = NAME.match(member.name)
+                *folders, base = member.name.split("/")
+                hidden = base.startswith(".") or "__MACOSX" in folders
+                name = None if hidden else NAME.match(member.name)
                 content = tar.extractfile(member) if name and member.isreg() else None
                 if content is None:
                     continue

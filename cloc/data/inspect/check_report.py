@@ -17,6 +17,7 @@ from cloc.data.inspect.check import Check
 from cloc.data.inspect.duplicates import repeated_captions, repeated_files, repeated_looks
 from cloc.data.inspect.tally import Bad
 from cloc.data.shards.manifest import MANIFEST_NAME
+from cloc.data.shards.scanning import hidden_told
 
 _WRITE_BOXES = "write x0, y0, x1, y1 in 0..1 under regions[].box, for instance by data convert with --boxes"
 _EXAMPLES = 5  # of each kind that the table names; the JSON names all
@@ -38,7 +39,7 @@ def print_check(result: Check, console: Console | None = None) -> None:
         print_line(console, f"wrote {result.fixed.samples:,} samples to {result.fixed.folder}, {left}")
     elif result.region_fault is not None and result.region_fault.misread:
         print_line(console, f"no copy mends the boxes; {_WRITE_BOXES}", "dim")
-    elif faults and result.usable:
+    elif faults and (result.usable or result.rewritable):
         print_line(console, "--fix OUT writes a copy without these", "dim")
     print_line(console, *(("ok", "bold green") if result.ok else ("not ok", "bold red")))
 
@@ -69,6 +70,12 @@ def _statistics(result: Check) -> Iterator[tuple[str, str]]:
     for word, counts in (("dropped", dropped(tally.mended)), ("mended", mended(tally.mended))):
         for reason, count in counts.items():
             yield f"{word}: {reason}", f"{count:,}"
+    if result.hidden:
+        yield "hidden files", hidden_told(result.hidden)
+    if tally.dots:
+        shown = ", ".join(tally.dotted) + (", …" if tally.dots > len(tally.dotted) else "")
+        unread = f"{tally.dots:,} {_plural('picture', tally.dots)} not read"
+        yield "second dot", f"{unread} ({shown}): a key ends at the first dot; rename samples"
     if result.shared is not None:
         shared = result.shared
         texts = f"{len(shared.captions):,} captions, {shared.phrases:,} distinct phrases"
@@ -146,6 +153,8 @@ def to_json(result: Check) -> dict[str, Any]:
             "phrases": shared.phrases,
             "not_compared": shared.not_compared,
         },
+        "hidden_members": result.hidden,
+        "second_dot": tally.dots,
         "manifest_written": result.manifest_written,
         "fixed": None if fixed is None else {"folder": str(fixed.folder), "samples": fixed.samples},
     }
@@ -189,7 +198,7 @@ def next_commands(found: Check, train: str) -> list[str]:
     if found.fixed is not None:
         return [shlex.join([*command, "check", str(found.fixed.folder)])]
     misread = found.region_fault is not None and found.region_fault.misread
-    if misread or not found.usable:
+    if misread or not (found.usable or found.rewritable):
         return []
     copy = found.folder.with_name(f"{found.folder.name}-fixed")
     against = [] if found.shared is None else ["--against", found.shared.folder]

@@ -227,3 +227,54 @@ def _groups(values: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(values, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
     return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
+
+
+def same_pictures(
+    prints: Fingerprints, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[np.ndarray]:
+    """Put the samples of one set that are the same picture together: what :func:`shared_pictures` finds, in chains.
+
+    Args:
+        prints: N samples.
+        progress: called with how many pieces of the gradient hashes are compared, of how many.
+
+    Returns:
+        Groups of numbers in 0..N−1, each ascending; a sample that is like no other is a group of its own.
+    """
+    above = np.arange(len(prints.keys))
+
+    def top(number: int) -> int:
+        while above[number] != number:
+            above[number] = number = int(above[above[number]])
+        return number
+
+    def join_all(numbers: np.ndarray) -> None:
+        first, *others = sorted({top(int(number)) for number in numbers})
+        above[others] = first
+
+    hashes, looks = _looks(prints)
+    for group in (*_groups(prints.files), *looks):
+        join_all(group)
+    for here, there in _near_within(hashes, progress):
+        join_all(np.array([looks[here][0], looks[there][0]]))
+    tops = np.array([top(number) for number in range(len(above))], np.int64)
+    order = np.argsort(tops, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(tops[order])) + 1) if len(order) else []
+
+
+def _near_within(hashes: np.ndarray, progress: Callable[[int, int], None]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of gradient hashes ``[N,2]`` that differ in few bits, some more than once.
+
+    Of one piece more than the bits that may differ, two such hashes have one in common: only those are compared.
+    """
+    bits = np.unpackbits(hashes.view(np.uint8).reshape(len(hashes), -1), axis=1)
+    pieces = np.array_split(bits, SAME_BITS + 1, axis=1)
+    for number, piece in enumerate(pieces):
+        values = piece @ (1 << np.arange(piece.shape[1]))
+        for bucket in _groups(values):
+            for start in range(0, len(bucket), rows := max(1, _CHUNK // len(bucket))):
+                block, rest = hashes[bucket[start : start + rows]], hashes[bucket[start:]]
+                different = np.bitwise_count(block[:, None] ^ rest[None]).sum(-1)
+                for a, b in zip(*np.nonzero(np.triu(different <= SAME_BITS, 1)), strict=True):
+                    yield int(bucket[start + a]), int(bucket[start + b])
+        progress(number + 1, len(pieces))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from cloc.data.drops import dropped_regions, has_room, show
 from cloc.data.inspect import duplicates
 from cloc.data.inspect.duplicates import Fingerprints
 from cloc.data.regions import count_regions, excerpt, raw_boxes
-from cloc.data.sample import encode_json, read_object
+from cloc.data.sample import IMAGE_EXTENSIONS, encode_json, read_object
 from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import each_sample
 from cloc.data.shards.tars import ShardInfo
 
 _NUMBER = re.compile(r"^sample \d+ ")  # counted from the beginning of the part
+_DOTTED = 5  # names that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Tally:
         words: number of words of each of these, as a histogram.
         areas: share of the picture that each box covers, 0..1.
         prints: fingerprints of the usable samples.
+        dotted: names of pictures behind a second dot (``0001.v2.jpg``), which belong to the sample of the first and
+            are not read; the first ones, and ``dots`` their number.
     """
 
     samples: int = 0
@@ -75,6 +78,8 @@ class Tally:
     words: Counter[int] = field(default_factory=Counter)
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     prints: Fingerprints = field(default_factory=Fingerprints)
+    dots: int = 0
+    dotted: list[str] = field(default_factory=list)
 
 
 def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
@@ -88,6 +93,7 @@ def tally_part(folder: Path, part: ShardInfo, first: int) -> Tally:
     for index, stored in enumerate(each_sample(reader), first):
         key = stored.key
         tally.keys += [key] if key else []
+        _count_dots(key, stored.members, tally)
         try:
             sample = stored.need()
             picture = decode_rgb(sample.image)
@@ -125,6 +131,8 @@ def join(parts: Sequence[Tally]) -> Tally:
         whole.bad += part.bad
         whole.given += part.given
         whole.crowds += part.crowds
+        whole.dots += part.dots
+        whole.dotted = (whole.dotted + part.dotted)[:_DOTTED]
         for reason, examples in part.examples.items():
             show(whole.examples, reason, examples)
         for name in ("mended", "boxes", "captions", "regions", "phrases", "words"):
@@ -133,6 +141,13 @@ def join(parts: Sequence[Tally]) -> Tally:
         whole.areas = np.concatenate([part.areas for part in parts])
         whole.prints = duplicates.join([part.prints for part in parts])
     return whole
+
+
+def _count_dots(key: str, members: Mapping[str, bytes], tally: Tally) -> None:
+    """Count the pictures whose names have a second dot: the key ends at the first one, so they are no samples."""
+    named = [f"{key}.{end}" for end in members if "." in end and end.rpartition(".")[2] in IMAGE_EXTENSIONS]
+    tally.dots += len(named)
+    tally.dotted = (tally.dotted + named)[:_DOTTED]
 
 
 def _count(sample: Sample, tally: Tally, areas: list[float]) -> None:

@@ -24,7 +24,7 @@ from cloc.data.shards.index import check_files, need_tars, tar_names, write_mani
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, parse_manifest, read_manifest_text, remedy_for
 from cloc.data.shards.offsets import MappedOffsets
 from cloc.data.shards.saved_table import load_table, save_table
-from cloc.data.shards.scanning import scan_shard
+from cloc.data.shards.scanning import scan_shard, tell_hidden
 from cloc.data.shards.shard_table import ShardTable
 from cloc.data.shards.tars import ShardError, ShardInfo, ShardReadError
 from cloc.files import discard, make_folder
@@ -183,24 +183,27 @@ def _index_part(folder: Path, part: Part, names: list[str], workers: int, consol
     if not rest and (folder / PARTS_NAME / part.file).is_file():
         return 0
     infos: list[ShardInfo] = []
+    skipped = 0
     try:
         with WorkerPool(workers) as pool, progress(console, f"indexing {folder.name}", len(rest), "shards") as bar:
-            for info, found, stamp in bar.each(pool.run(_scan, ((path,) for path in rest))):
+            for info, found, stamp, hidden in bar.each(pool.run(_scan, ((path,) for path in rest))):
                 infos.append(info)
                 categories |= found
                 stamps.append(stamp)
+                skipped += hidden
     finally:  # also of a part that a damaged shard or Ctrl-C has cut short
         if infos or not rest:
             table = ShardTable.joined([(done, ""), (ShardTable.of(infos), "")])
             manifest = Manifest(folder, table, tuple(sorted(categories)))
             save_table(manifest, make_folder(folder, PARTS_NAME), name=part.file, facts={"stamps": stamps})
+    tell_hidden(str(folder), skipped)
     return len(infos)
 
 
-def _scan(path: Path) -> tuple[ShardInfo, set[str], list[int]]:
+def _scan(path: Path) -> tuple[ShardInfo, set[str], list[int], int]:
     stamp = _stamp(path)
-    info, categories = scan_shard(path)
-    return replace(info, offsets=array("Q", info.offsets)), categories, stamp
+    found = scan_shard(path)
+    return replace(found.info, offsets=array("Q", found.info.offsets)), found.categories, stamp, found.hidden
 
 
 def _read_part(folder: Path, part: Part) -> tuple[ShardTable, set[str], list[list[int]]]:

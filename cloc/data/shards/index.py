@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cloc.console import progress, progress_console
+from cloc.data.shards.compressed import told_of_folder
 from cloc.data.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -67,9 +68,14 @@ def _read_manifest(path: Path, share: Share) -> Manifest:
 
 
 def tar_names(folder: Path) -> list[str]:
-    """Names of the tars of a folder, sorted, by one listing."""
+    """Names of the tars of a folder, sorted, by one listing; none that starts with a dot, as a Mac's ``._000.tar``."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.endswith(".tar"))
+        return sorted(filter(is_tar, (entry.name for entry in entries)))
+
+
+def is_tar(name: str) -> bool:
+    """Whether a file of a folder is one of its shards, by its name."""
+    return name.endswith(".tar") and not name.startswith(".")
 
 
 def check_files(manifest: Manifest, share: Share = ALONE) -> None:
@@ -110,7 +116,7 @@ def index_folder(
         FileNotFoundError: there is no ``.tar`` in the folder.
         ShardError: as ``index_shard``.
     """
-    from cloc.data.shards.scanning import scan_shard  # with PyTorch, which reading an index does not need
+    from cloc.data.shards.scanning import scan_shard, tell_hidden  # with PyTorch, which reading an index does not need
 
     names = need_tars(folder)
     scans = []
@@ -118,8 +124,9 @@ def index_folder(
         scans.append(scan_shard(folder / name))
         if told is not None:
             told(len(scans), len(names))
-    seen = set(categories) if categories is not None else set().union(*(found for _, found in scans))
-    return Manifest.of(folder, [info for info, _ in scans], sorted(seen))
+    tell_hidden(str(folder), sum(scan.hidden for scan in scans))
+    seen = set(categories) if categories is not None else set().union(*(scan.categories for scan in scans))
+    return Manifest.of(folder, [scan.info for scan in scans], sorted(seen))
 
 
 def need_tars(folder: Path) -> list[str]:
@@ -130,8 +137,7 @@ def need_tars(folder: Path) -> list[str]:
     """
     names = tar_names(folder)
     if not names:
-        inside = sorted(path.name for path in folder.iterdir())[:5]
-        raise FileNotFoundError(f"{folder}: holds no .tar, but {inside or 'nothing'}; name the folder of the shards")
+        raise FileNotFoundError(told_of_folder(str(folder), os.listdir(folder)))
     return names
 
 

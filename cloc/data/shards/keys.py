@@ -22,6 +22,17 @@ def safe_key(key: str) -> str:
     return _UNSAFE.sub("_", key)
 
 
+def free_key(key: str, used: set[str]) -> str:
+    """Return a key made safe that is not ``used`` yet, with a number behind it where it would be; note it there."""
+    safe = new = safe_key(key)
+    number = 1
+    while new in used:
+        number += 1
+        new = f"{safe}-{number}"
+    used.add(new)
+    return new
+
+
 class Keys:
     """Hands out safe keys, none twice. Grows with the number of records."""
 

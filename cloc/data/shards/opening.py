@@ -19,11 +19,12 @@ import numpy as np
 
 from cloc.config.secrets import public
 from cloc.data.shards.cache import ShardCache
-from cloc.data.shards.index import ALONE, Share, check_files, load_manifest
+from cloc.data.shards.compressed import compressed_tars, kind_by_name, told_of_folder
+from cloc.data.shards.index import ALONE, Share, check_files, is_tar, load_manifest
 from cloc.data.shards.manifest import MANIFEST_NAME, Manifest, OpenOffsets, parse_manifest
 from cloc.data.shards.offsets import MIRRORS, NUMBER, OFFSETS_NAME, HeldOffsets, MappedOffsets, Offsets, RemoteOffsets
 from cloc.data.shards.patterns import count_paths, expand, folders_of, shared_root
-from cloc.data.shards.scanning import scan_shard
+from cloc.data.shards.scanning import Scan, scan_shard, tell_hidden
 from cloc.data.shards.shard_table import ShardTable
 from cloc.data.shards.stores import (
     Access,
@@ -39,7 +40,7 @@ from cloc.data.shards.stores import (
 from cloc.data.shards.tars import ShardError, ShardInfo
 from cloc.files import host_lock, make_folder, write_json
 
-_INDEX_VERSION = 2  # of what scan_shard finds: indexes of another one are made anew
+_INDEX_VERSION = 3  # of what scan_shard finds: indexes of another one are made anew
 _READERS = 8  # shards that are fetched at a time while they are indexed
 _LOG = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def index_share(path: str, cache: ShardCache, share: Share) -> None:
 def _indexed_folder(path: str) -> Path | None:
     """The local folder that a path names, where it has a manifest or is not there at all; None for anything else."""
     filesystem(path)  # refuses what cannot be opened before braces multiply it
-    tars = split_query(path)[0].endswith(".tar")
+    place = split_query(path)[0]
+    tars = place.endswith(".tar") or (kind_by_name(place) and not Path(place).is_dir())
     if count_paths(path) > 1 or is_remote(path) or (tars and not Path(path).is_dir()):
         return None
     folder = Path(expand(path)[0].removeprefix("file://").removeprefix("local://"))
@@ -125,28 +127,30 @@ def _open_folder(url: str, names: list[str], cache: ShardCache, share: Share) ->
     scans = _scan_all(url, missing, cache)
     table = stored.shards
     if missing:
-        table = ShardTable.joined([(table, ""), (ShardTable.of(info for info, _ in scans), "")])
+        table = ShardTable.joined([(table, ""), (ShardTable.of(scan.info for scan in scans), "")])
     known = table.names()
     if names != known:
         numbers = {name: number for number, name in enumerate(known)}
         table = table.take([numbers[name] for name in names])
-    categories = set(stored.categories).union(*(found for _, found in scans))
+    categories = set(stored.categories).union(*(scan.categories for scan in scans))
     manifest = replace(stored, shards=table, categories=tuple(sorted(categories)))
     if not manifest.remote:  # remote ones are checked when they are fetched
         check_files(manifest, share)
     return manifest
 
 
-def _scan_all(url: str, names: list[str], cache: ShardCache) -> list[tuple[ShardInfo, set[str]]]:
+def _scan_all(url: str, names: list[str], cache: ShardCache) -> list[Scan]:
     """Indexes of some shards of a folder, 8 bytes an offset."""
     system, path = filesystem(url, cache.access)
 
-    def scan(name: str) -> tuple[ShardInfo, set[str]]:
-        info, categories = _scan(system, join_url(path, name), join_url(url, name), cache)
-        return replace(info, offsets=array("Q", info.offsets)), categories
+    def scan(name: str) -> Scan:
+        found = _scan(system, join_url(path, name), join_url(url, name), cache)
+        return found._replace(info=replace(found.info, offsets=array("Q", found.info.offsets)))
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(scan, names))
+        scans = list(pool.map(scan, names))
+    tell_hidden(public(url), sum(found.hidden for found in scans))
+    return scans
 
 
 def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
@@ -160,7 +164,9 @@ def _listing(system: Any, path: str, shown: str, access: Access) -> list[str]:
     except FileNotFoundError:
         paths = []
     names = sorted(PurePosixPath(file).name for file in paths)
-    tars = [name for name in names if name.endswith(".tar")]
+    tars = list(filter(is_tar, names))
+    if not tars and compressed_tars(names):
+        raise FileNotFoundError(told_of_folder(shown, names))
     if not tars:
         raise FileNotFoundError(f"{shown}: no {MANIFEST_NAME} and no .tar there, but {names[:5] or 'nothing'}")
     return tars
@@ -171,7 +177,7 @@ def _ls(system: Any, path: str) -> list[str]:
     return names
 
 
-def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInfo, set[str]]:
+def _scan(system: Any, path: str, url: str, cache: ShardCache) -> Scan:
     """Index of one shard, kept in the cache folder for the next time: until its size, date or tag changes."""
     shown, seconds = public(url), cache.access.timeout
     try:
@@ -193,24 +199,24 @@ def _scan(system: Any, path: str, url: str, cache: ShardCache) -> tuple[ShardInf
         if known is not None:
             return known
         if not is_remote(url):
-            info, categories = scan_shard(Path(path))
+            found = scan_shard(Path(path))
         elif size is None or size > cache.limit:
             raise ShardError(
                 f"{url}: {size} bytes do not fit into data.cache_bytes={cache.limit}, so it cannot be indexed "
                 f"here; put a {MANIFEST_NAME} beside it (python -m cloc data index), or raise the limit"
             )
         else:
-            info, categories = scan_shard(url, cache.open(url, size))
-            info = replace(info, name=PurePosixPath(split_query(path)[0]).name)
-        write_json(index, {"shard": info.to_json(), "categories": sorted(categories)}, indent=None)
-    return info, categories
+            found = scan_shard(url, cache.open(url, size))
+            found = found._replace(info=replace(found.info, name=PurePosixPath(split_query(path)[0]).name))
+        write_json(index, {"shard": found.info.to_json(), "categories": sorted(found.categories)}, indent=None)
+    return found
 
 
-def _read_index(index: Path) -> tuple[ShardInfo, set[str]] | None:
+def _read_index(index: Path) -> Scan | None:
     """What :func:`_scan` wrote; None where there is nothing, or nothing whole."""
     try:
         record = json.loads(index.read_text(encoding="utf-8"))
-        return ShardInfo.from_json(record["shard"]), set(record["categories"])
+        return Scan(ShardInfo.from_json(record["shard"]), set(record["categories"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

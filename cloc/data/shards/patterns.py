@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from cloc.config.secrets import public
+from cloc.data.shards.compressed import kind_by_name, told
 from cloc.data.shards.retries import store_of
 from cloc.data.shards.stores import is_remote, split_query
 from cloc.data.shards.tars import ShardError
@@ -26,10 +27,17 @@ _RANGE = re.compile(r"(-?\d{1,18}|[^\W\d_])\.\.(-?\d{1,18}|[^\W\d_])(?:\.\.(-?\d
 
 
 def folders_of(path: str) -> dict[str, list[str]]:
-    """The folders that a path names, each with the names of its shards; no name for all that it holds."""
+    """The folders that a path names, each with the names of its shards; no name for all that it holds.
+
+    Raises:
+        ShardError: it names a compressed tar.
+    """
     wanted: dict[str, list[str]] = {}
     for entry in expand(path):
         place, query = split_query(entry)
+        kind = kind_by_name(place)
+        if kind and not os.path.isdir(place):
+            raise ShardError(f"{entry}: {told(kind)}")
         parent, _, name = place.rpartition("/") if place.endswith(".tar") else (place.rstrip("/"), "", "")
         wanted.setdefault((parent or ".") + query, []).extend([name] if name else [])
     return wanted

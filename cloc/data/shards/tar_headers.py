@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from cloc.data.shards.compressed import kind_of, told
+
 BLOCK = tarfile.BLOCKSIZE
 
 _CHUNK = 2**20  # bytes of zeros that are skipped at a time
@@ -30,6 +32,10 @@ class HeaderError(ValueError):
     def __init__(self, text: str, member: Member | None = None) -> None:
         super().__init__(text)
         self.member = member
+
+
+class CompressedError(HeaderError):
+    """The bytes are those of a compressed file."""
 
 
 class Member(NamedTuple):
@@ -150,6 +156,8 @@ def _read_header(block: bytes, position: int) -> _Header:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
+        if position == 0 and (kind := kind_of(block)):
+            raise CompressedError(told(kind)) from error
         raise HeaderError(f"damaged at byte {position}: no tar header ({error})") from error
     if header.size < 0 or header.issparse() or header.type == tarfile.GNUTYPE_SPARSE:
         seen = f"a size of {header.size}" if header.size < 0 else "a sparse member"

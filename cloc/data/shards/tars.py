@@ -170,8 +170,14 @@ def sample_members(read: Read, size: int) -> Iterator[SampleMember]:
 
 def split_name(member: Member) -> tuple[str, str]:
     """Key and extension, in lower case, of a sample's file; empty for a member that is none."""
-    name = _MEMBER_NAME.match(member.name) if member.regular else None
+    name = _MEMBER_NAME.match(member.name) if member.regular and not is_hidden(member.name) else None
     return (name[1], name[2].lower()) if name else ("", "")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a member is a file that systems keep beside the user's (``._NAME`` and ``__MACOSX/`` of a Mac)."""
+    *folders, base = name.rstrip("/").split("/")
+    return base.startswith(".") and base not in (".", "..") or "__MACOSX" in folders
 
 
 def open_tar(path: Path) -> tuple[OpenFile, Read, int]:

@@ -6,15 +6,19 @@ all, and writes a manifest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from cloc.data.convert.formats.files import need_folder
 from cloc.data.convert.formats.registry import holds, register
 from cloc.data.convert.records import Record, RecordSource, TarSlice
+from cloc.data.shards.compressed import compressed_tars, told_of_folder
+from cloc.data.shards.index import tar_names
 from cloc.data.shards.keys import Keys
+from cloc.data.shards.scanning import tell_hidden
 from cloc.data.shards.tar_headers import HeaderError, walk_whole
-from cloc.data.shards.tars import open_tar, split_name
+from cloc.data.shards.tars import is_hidden, open_tar, split_name
 
 
 @register("grit", "a folder of img2dataset's .tar shards", holds("*.tar"))
@@ -30,7 +34,10 @@ def open_grit(source: Path) -> RecordSource:
     Raises:
         FileNotFoundError: there is no ``.tar`` in it.
     """
-    paths = tuple(sorted(need_folder(source, "format 'grit' reads a folder of img2dataset's shards").glob("*.tar")))
+    folder = need_folder(source, "format 'grit' reads a folder of img2dataset's shards")
+    paths = tuple(folder / name for name in tar_names(folder))
+    if not paths and compressed_tars(os.listdir(folder)):
+        raise FileNotFoundError(told_of_folder(str(folder), os.listdir(folder)))
     if not paths:
         raise FileNotFoundError(
             f"{source}: holds no .tar; download GRIT's pictures with img2dataset --output_format webdataset"
@@ -39,7 +46,7 @@ def open_grit(source: Path) -> RecordSource:
 
 
 def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
-    keys = Keys()
+    keys, hidden = Keys(), 0
     for path in paths:
         key, start, end = "", 0, 0
         try:
@@ -47,6 +54,7 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
             with file:
                 for member in walk_whole(read, size):
                     member_key, _ = split_name(member)
+                    hidden += member.regular and is_hidden(member.name)
                     if member_key and member_key != key:
                         if key:
                             yield _record(path, key, start, end, keys)
@@ -59,6 +67,7 @@ def _records(paths: tuple[Path, ...]) -> Iterator[Record]:
         else:
             if key:
                 yield _record(path, key, start, end, keys)
+    tell_hidden(str(paths[0].parent), hidden)
 
 
 def _record(path: Path, key: str, start: int, end: int, keys: Keys) -> Record:
