@@ -63,6 +63,12 @@ def data_convert(
     samples_per_shard: Annotated[int, typer.Option(help="Records of every shard but the last.")] = 1000,
     max_skip_share: Annotated[float, typer.Option(help="Share of records that may be left out.")] = 0.01,
     max_drop_share: Annotated[float, typer.Option(help="Share of regions that may be dropped.")] = 0.1,
+    reencode: Annotated[
+        str, typer.Option(help="BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC: auto (PNG or JPEG), png, jpeg, or never.")
+    ] = "auto",
+    orientation: Annotated[
+        str, typer.Option(help="Where EXIF turns a picture, boxes are of it upright, raw, or stated (see docs).")
+    ] = "upright",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards of OUT.")] = False,
 ) -> None:
     """Write a data set as shards with a manifest. Interrupted, the same command continues."""
@@ -76,6 +82,7 @@ def data_convert(
 
     common: dict[str, Any] = {"samples_per_shard": samples_per_shard, "overwrite": overwrite}
     common |= {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
+    common |= {"reencode": reencode, "orientation": orientation}
     with continued():
         done = convert(format, paths[0] if needed == 2 else None, paths[-1], workers=workers, **common, **context.obj)
     for folder in [str(manifest.folder) for manifest in done.manifests[:1]]:  # openmoji writes several

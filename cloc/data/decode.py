@@ -84,6 +84,25 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def picture_format(data: bytes) -> str | None:
+    """Return which of ``FORMATS`` (or ``MPO``, several JPEGs in one) the bytes begin as; None for anything else."""
+    try:
+        with _opened(data) as picture:
+            return picture.format
+    except BadSample:
+        return None
+
+
+def orientation_of(data: bytes) -> int:
+    """Return how EXIF turns the picture when it is decoded, 1..8 (Exif 2.32, tag 274); 1 where nothing says so."""
+    try:
+        with _opened(data) as picture:
+            value = picture.getexif().get(Base.Orientation)
+    except BadSample:
+        return 1
+    return int(value) if value in _TURNED else 1
+
+
 def pillow_rgb(picture: Image.Image) -> Tensor:
     """Pillow image of any mode → upright RGB ``[3,H,W]`` uint8; transparent pixels become white."""
     picture = ImageOps.exif_transpose(picture)

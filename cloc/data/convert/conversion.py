@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from cloc import __version__
 from cloc.console import print_line, print_rows, progress, working
 from cloc.data.convert.formats.registry import DrawnSource, Format, find_format, guess_format
 from cloc.data.convert.limits import Limits
-from cloc.data.convert.records import Record, RecordSource, build_samples
+from cloc.data.convert.picture_bytes import ORIENTATIONS, REENCODE, UPRIGHT
+from cloc.data.convert.records import Recipe, Record, RecordSource, build_samples
 from cloc.data.drops import MAX_DROP_SHARE, check_share, dropped, mended
 from cloc.data.jobs.report import Report
 from cloc.data.jobs.resumable_jobs import Job, Task
@@ -61,6 +62,8 @@ def convert(
     overwrite: bool = False,
     max_skip_share: float = 0.01,
     max_drop_share: float = MAX_DROP_SHARE,
+    reencode: str = "auto",
+    orientation: str = UPRIGHT,
     console: Console | None = None,
     **options: Any,
 ) -> Conversion:
@@ -78,6 +81,8 @@ def convert(
         max_skip_share: share of the records that may be left out, 0..1.
         max_drop_share: share of the regions that may be dropped from the other records, 0..1; see
             ``drops.region_fault``.
+        reencode: what becomes of pictures of a format that shards do not hold, one of ``REENCODE``.
+        orientation: what boxes are of where EXIF turns the picture, one of ``ORIENTATIONS``.
         console: where progress and the table go; standard error and standard output where None.
         **options: what else the format takes: see its function in ``formats``.
 
@@ -93,8 +98,11 @@ def convert(
     started = time.perf_counter()
     check_share("max_skip_share", max_skip_share)
     check_share("max_drop_share", max_drop_share)
+    _check_choice("reencode", reencode, REENCODE)
+    _check_choice("orientation", orientation, ORIENTATIONS)
     chosen = guess_format(Path(source or "")) if format == AUTO else find_format(format)
     identity = {"format": chosen.name, "cloc": __version__, "samples_per_shard": samples_per_shard}
+    identity |= {"reencode": reencode, "orientation": orientation}
     plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}
     identity |= {"options": {name: str(value) for name, value in plain.items()}}
     if chosen.draws:
@@ -111,7 +119,8 @@ def convert(
         limits = Limits(opened, max_skip_share, max_drop_share, frozenset(chosen.options))
         limits.check_start()
         job = Job(Path(out), identity | _fingerprint(Path(source), opened), overwrite=overwrite)
-        done = _convert_source(opened, job, samples_per_shard, workers, limits, console)
+        recipe = replace(opened.recipe, reencode=reencode, orientation=orientation)
+        done = _convert_source(opened, recipe, job, samples_per_shard, workers, limits, console)
     job.close()
     done.seconds = time.perf_counter() - started
     print_conversion(done, result)
@@ -144,17 +153,28 @@ def _read_and_written(done: Conversion) -> Iterator[tuple[str, str]]:
     ):
         for reason, count in counts.items():
             yield f"{word}: {reason}", f"{count:,}"
+    if report.given["background"]:
+        yield "nothing to learn from", f"{report.given['background']:,}"
+    for what, count in report.pictures.most_common():
+        yield f"pictures: {what}", f"{count:,}"
     yield "samples/s", f"{done.made / max(done.seconds, 1e-9):,.0f}"
 
 
 def _convert_source(
-    source: RecordSource, job: Job, samples_per_shard: int, workers: int, limits: Limits, console: Console
+    source: RecordSource,
+    recipe: Recipe,
+    job: Job,
+    samples_per_shard: int,
+    workers: int,
+    limits: Limits,
+    console: Console,
 ) -> Conversion:
     chunks = iter(partial(_next_chunk, iter(source.records), samples_per_shard), ())
-    tasks = (Task(partial(build_samples, chunk, source.recipe)) for chunk in chunks)
+    tasks = (Task(partial(build_samples, chunk, recipe)) for chunk in chunks)
     done = _run(job, tasks, source.total, source.name, workers, console, check=limits.check)
     done.report.mended.update(source.mended)
-    done.notes = (*source.notes, *limits.notes(done.report))
+    found = source.finder.notes() if source.finder is not None else ()
+    done.notes = (*source.notes, *found, *limits.notes(done.report))
     done.manifests = job.place(source.categories)
     return done
 
@@ -182,7 +202,7 @@ def _run(
 
         def advance(part: Report, earlier: bool) -> None:
             report.add(part)
-            records = part.counts["samples"] + part.skipped.total()
+            records = part.counts["samples"] + part.skipped.total() + part.given["background"]
             done.made += 0 if earlier else part.counts["samples"]
             bar.advance(records, worked=0 if earlier else records)
             check(report, False)
@@ -192,7 +212,9 @@ def _run(
         job.run(tasks, workers=workers, on_shard=advance)
     check(report, True)
     if not report.counts["samples"]:
-        raise ShardError(f"{job.out}: there was no sample to write; check the source")
+        background = report.given["background"]
+        why = f": all {background:,} pictures have neither box nor caption" if background else ""
+        raise ShardError(f"{job.out}: there was no sample to write{why}; check the source")
     _refuse_imbalance(job, report)
     return done
 
@@ -216,6 +238,11 @@ def _open(format: Format, source: Path, options: Mapping[str, Any], console: Con
         raise ValueError(f"{source}: not {format.reads}, as published ({type(error).__name__}: {error})") from error
     assert isinstance(opened, RecordSource), "a format that does not draw"
     return opened
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(choices)} is needed")
 
 
 def _fingerprint(source: Path, opened: RecordSource) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class Limits:
 
     def notes(self, report: Report) -> Iterator[str]:
         """Yield what is allowed and hardly meant, a line each."""
+        background, records = report.given["background"], report.given["records"]
+        if 2 * background > records:
+            seen = f"warning: {background:,} of {records:,} pictures have neither box nor caption"
+            yield f"{seen}; if they should, look whether the annotations belong to these pictures"
         if report.counts["crowds"] and not report.counts["regions"]:
             seen = f"warning: all {report.counts['crowds']:,} regions are marked as groups (crowd)"
             wrong = "if each is a single thing, "
@@ -77,9 +81,9 @@ class Limits:
             yield f"{seen}, which are not trained on and not measured; {wrong}{remedy}"
 
     def _check_records(self, report: Report) -> None:
-        """Of all records or of those seen, whichever is more."""
+        """Of all records that hold anything, or of those seen, whichever is more."""
         skipped = report.skipped.total()
-        seen = max(self.source.total or 0, report.counts["samples"] + skipped)
+        seen = max((self.source.total or 0) - report.given["background"], report.counts["samples"] + skipped)
         if skipped <= self.max_skip_share * seen:
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.skipped.most_common())

@@ -17,12 +17,13 @@ from typing import Any
 
 from cloc.contracts import BadSample, Sample
 from cloc.data.boxes import NORMALIZED, is_number, normalize_box, observe, to_float
-from cloc.data.decode import upright_size
+from cloc.data.convert.picture_bytes import RAW, SIDEWAYS, STATED, Picture, Prepared, prepare, read_picture, turn_box
+from cloc.data.convert.pictures import PictureFinder
+from cloc.data.decode import orientation_of
 from cloc.data.jobs.report import Report
 from cloc.data.regions import count_regions, raw_boxes
 from cloc.data.sample import (
     IMAGE_EXTENSIONS,
-    MAX_MEMBER_BYTES,
     count_captions,
     encode_json,
     parse_object,
@@ -52,14 +53,15 @@ class Record:
     Attributes:
         where: how an error names it, for instance ``set.jsonl line 7``.
         key: unique within the source, fit for a tar.
-        picture: the picture's file, or the sample's bytes in a tar.
+        picture: the picture's file, the sample's bytes in a tar, or anything small that can be pickled and read
+            (``picture_bytes.Picture``).
         annotations: what ``RecordSource.parse`` takes.
         fault: reason and detail where the record is already known to be unusable.
     """
 
     where: str
     key: str = ""
-    picture: Path | TarSlice | None = None
+    picture: Path | TarSlice | Picture | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
     fault: tuple[str, str] | None = None
 
@@ -78,12 +80,16 @@ class Recipe:
         boxes: what the boxes of that object are, one of ``BOX_KINDS``. In pixels they are of the picture's stated
             size, or of its own where none is stated.
         ignore_crowd_flag: take groups for ordinary regions.
+        reencode: one of ``picture_bytes.REENCODE``.
+        orientation: one of ``picture_bytes.ORIENTATIONS``.
     """
 
     source: str
     parse: Parse | None = None
     boxes: str = NORMALIZED
     ignore_crowd_flag: bool = False
+    reencode: str = "auto"
+    orientation: str = "upright"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class RecordSource:
         mended: what was already dropped or mended while the source was opened, by reason.
         annotations: how many annotations of its pictures the source counted when it was opened.
         notes: what a user should know of how the source is read, a line each.
+        finder: what found the pictures of the records; how it did so is told at the end.
     """
 
     name: str
@@ -113,6 +120,7 @@ class RecordSource:
     ignore_crowd_flag: bool = False
     annotations: int = 0
     notes: tuple[str, ...] = ()
+    finder: PictureFinder | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -130,56 +138,100 @@ def build_samples(records: Iterable[Record], recipe: Recipe, report: Report) -> 
     """
     for record in records:
         report.given["records"] += 1
-        given: Counter[str] = Counter()
+        one = Report()
         try:
             build = _build_from_tar if isinstance(record.picture, TarSlice) else _build
-            sample, mended, annotations = build(record, recipe, given, report.boxes)
+            built = build(record, recipe, one)
         except BadSample as error:
             report.skip(error, record.where)
-            report.lost.update(given)
+            report.lost.update(one.given)
         else:
-            report.mend(mended, record.where, annotations)
-            yield sample
-        report.given.update(given)
+            if built is None:
+                one.given["background"] += 1
+            else:
+                sample, mended, annotations = built
+                report.mend(mended, record.where, annotations)
+                report.pictures.update(one.pictures)
+                yield sample
+        report.boxes.update(one.boxes)
+        report.given.update(one.given)
 
 
-_Built = tuple[Sample, Counter[str], Mapping[str, Any]]  # and the shard's JSON object that it was read from
+# A sample, what was dropped or mended, and the shard's JSON object that it was read from; None for a background picture
+_Built = tuple[Sample, Counter[str], Mapping[str, Any]] | None
 
 
-def _build(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[str]) -> _Built:
+def _build(record: Record, recipe: Recipe, report: Report) -> _Built:
     if record.fault is not None:
         raise BadSample(*record.fault)
     mended: Counter[str] = Counter()
     annotations = _parse(record, recipe, mended)
-    given.update(captions=count_captions(annotations), regions=count_regions(annotations) + mended["box_joined"])
-    assert isinstance(record.picture, Path), "a record without a picture says why"  # its fault
-    extension, image = _read_picture(record.picture)
-    size = _check_picture(image, str(record.picture))
+    captions, regions = count_captions(annotations), count_regions(annotations) + mended["box_joined"]
+    report.given.update(captions=captions, regions=regions)
+    if not captions and not regions:
+        return None
+    assert record.picture is not None and not isinstance(record.picture, TarSlice), "it says why"  # its fault
+    extension, image = read_picture(record.picture)
+    where = str(record.picture) if isinstance(record.picture, Path) else record.where
+    prepared, orientation = _prepare(extension, image, recipe, where, report)
+    size = _drawn_on(prepared.size, orientation)
     stated = stated_size(annotations.get("width"), annotations.get("height"))
-    observe(raw_boxes(annotations), stated or size, recipe.boxes, boxes)
+    observe(raw_boxes(annotations), stated or size, recipe.boxes, report.boxes)
     annotations = normalize_regions(annotations, recipe.boxes, stated or size)
-    sample, more = parse_object(annotations, image, extension, record.key, recipe.source)
-    return _finish(sample, stated, size, record.where), mended + more, annotations
+    sample, more = parse_object(annotations, prepared.image, prepared.extension, record.key, recipe.source)
+    return _finish(sample, stated, prepared, orientation, recipe, record.where, report), mended + more, annotations
 
 
-def _build_from_tar(record: Record, recipe: Recipe, given: Counter[str], boxes: Counter[str]) -> _Built:
+def _build_from_tar(record: Record, recipe: Recipe, report: Report) -> _Built:
     assert isinstance(record.picture, TarSlice), "other pictures are files"
     members = _read_members(record.picture)
     annotations = read_object(members["json"], record.key) if "json" in members else {}
     captions = count_captions(annotations, members.get("txt"), record.key)
-    given.update(captions=captions, regions=count_regions(annotations))
+    regions = count_regions(annotations)
+    report.given.update(captions=captions, regions=regions)
+    if not captions and not regions and not members.keys().isdisjoint(IMAGE_EXTENSIONS):
+        return None
     sample, mended = parse_sample(members, record.key, recipe.source)
-    size = _check_picture(sample.image, record.where)
-    observe(raw_boxes(annotations), size, recipe.boxes, boxes)
+    prepared, orientation = _prepare(sample.extension, sample.image, recipe, record.where, report)
+    sample = replace(sample, image=prepared.image, extension=prepared.extension)
+    observe(raw_boxes(annotations), _drawn_on(prepared.size, orientation), recipe.boxes, report.boxes)
     stated = stated_size(sample.extra.get("original_width"), sample.extra.get("original_height"))
-    return _finish(sample, stated, size, record.where), mended, annotations
+    return _finish(sample, stated, prepared, orientation, recipe, record.where, report), mended, annotations
 
 
-def _finish(sample: Sample, stated: tuple[float, float] | None, size: tuple[int, int], where: str) -> Sample:
+def _prepare(extension: str, image: bytes, recipe: Recipe, where: str, report: Report) -> tuple[Prepared, int]:
+    """Make of a picture what a shard holds; say by how much its boxes are to be turned, as EXIF's orientation."""
+    try:
+        prepared = prepare(extension, image, recipe.reencode)
+    except BadSample as error:
+        raise BadSample(error.reason, f"{where}: {error.detail}") from error
+    if prepared.reencoded:
+        report.pictures[f"encoded anew: {prepared.reencoded}"] += 1
+    return prepared, orientation_of(image) if recipe.orientation == RAW else 1
+
+
+def _drawn_on(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """The size of the picture that boxes were drawn on, of its upright size and what turns them."""
+    return size[::-1] if orientation in SIDEWAYS else size
+
+
+def _finish(
+    sample: Sample,
+    stated: tuple[float, float] | None,
+    prepared: Prepared,
+    orientation: int,
+    recipe: Recipe,
+    where: str,
+    report: Report,
+) -> Sample:
     if sample.regions and stated:
-        _check_shape(stated, size, where)
+        _check_shape(stated, _drawn_on(prepared.size, orientation), recipe.orientation, where)
+    if sample.regions and orientation != 1:
+        regions = tuple(replace(region, box=turn_box(region.box, orientation)) for region in sample.regions)
+        sample = replace(sample, regions=regions)
+        report.pictures["boxes turned with the picture"] += 1
     encode_json(sample)  # or says why it cannot be written
-    return replace(sample, width=size[0], height=size[1])
+    return replace(sample, width=prepared.size[0], height=prepared.size[1])
 
 
 def _parse(record: Record, recipe: Recipe, counts: Counter[str]) -> dict[str, Any]:
@@ -236,43 +288,26 @@ def _read_members(where: TarSlice) -> dict[str, bytes]:
         raise BadSample("unreadable_shard", f"{where.path} at byte {where.start:,}: {error}") from error
 
 
-def _read_picture(path: Path) -> tuple[str, bytes]:
-    """Return the file name extension and the bytes of a picture's file."""
-    extension = path.suffix[1:].lower()
-    if extension not in IMAGE_EXTENSIONS:
-        raise BadSample("no_image", f"{path}: the name ends in none of {IMAGE_EXTENSIONS}")
-    try:
-        with open_file(path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_MEMBER_BYTES:
-                raise BadSample("giant_member", f"{path}: the limit is {MAX_MEMBER_BYTES:,} bytes")
-            return extension, file.read()
-    except BadSample:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise BadSample("image_unreadable", f"{path}: {error}") from error
-
-
-def _check_picture(image: bytes, where: str) -> tuple[int, int]:
-    """Decode the picture as training does; return the upright width and height."""
-    try:
-        return upright_size(image)
-    except BadSample as error:
-        raise BadSample(error.reason, f"{where}: {error.detail}") from error
-
-
 def stated_size(width: Any, height: Any) -> tuple[float, float] | None:
     """Return the size of a picture as JSON states it; None where a side is unknown, which 0 and null stand for."""
     across, down = (to_float(side) if is_number(side) else 0.0 for side in (width, height))
     return (across, down) if 0 < across < math.inf and 0 < down < math.inf else None
 
 
-def _check_shape(stated: tuple[float, float], size: tuple[int, int], where: str) -> None:
-    """Refuse boxes of another shape of picture: they belong to the upright one, after EXIF orientation."""
+def _check_shape(stated: tuple[float, float], size: tuple[int, int], orientation: str, where: str) -> None:
+    """Refuse boxes of another shape of picture than they are said to be drawn on."""
     width, height = stated
     aspect, tolerance = size[0] / size[1], _SAME_ASPECT + 1 / min(*size, width, height)
     if abs(width / height / aspect - 1) <= tolerance:
         return
-    seen = f"{where}: the picture is {size[0]}×{size[1]} when upright, its boxes are of {width:g}×{height:g}"
-    if abs(height / width / aspect - 1) <= tolerance:
-        raise BadSample("orientation_conflict", f"{seen}; turn them")
+    on_its_side = abs(height / width / aspect - 1) <= tolerance
+    if on_its_side and orientation == STATED:
+        return
+    kind = "as stored" if orientation == RAW else "when upright"
+    seen = f"{where}: the picture is {size[0]}×{size[1]} {kind}, its boxes are of {width:g}×{height:g}"
+    if on_its_side and orientation == RAW:
+        raise BadSample("orientation_conflict", f"{seen}; --orientation upright takes them as they are")
+    if on_its_side:
+        remedy = "--orientation raw turns boxes of the pixels as stored, --orientation stated takes Label Studio's"
+        raise BadSample("orientation_conflict", f"{seen}; {remedy}")
     raise BadSample("shape_conflict", f"{seen}; give the pictures that were annotated")

@@ -12,7 +12,7 @@ from cloc.data.drops import dropped_regions, has_room, show
 from cloc.data.regions import REGION_LOSSES, excerpt
 from cloc.data.sample import CAPTION_LOSSES
 
-_COUNTERS = ("given", "counts", "skipped", "lost", "mended", "boxes")
+_COUNTERS = ("given", "counts", "skipped", "lost", "mended", "boxes", "pictures")
 
 
 @dataclass(slots=True)
@@ -20,12 +20,14 @@ class Report:
     """What a conversion read, wrote and left out.
 
     Attributes:
-        given: records, captions and regions of the source, groups among the regions.
+        given: records, captions and regions of the source, groups among the regions; ``background``: records that hold
+            neither caption nor region, of which there is nothing to write.
         counts: samples, captions, regions, crowds (groups, which are not among the regions) and phrases written.
         skipped: whole records left out, by reason.
         lost: captions and regions of the records left out.
         mended: captions and regions dropped or mended within kept records, by reason; ``drops`` parts the two.
         boxes: what the boxes can be, the evidence of ``boxes.observe``.
+        pictures: what was done to pictures that are kept: encoded anew, boxes turned with them.
         examples: where the first records of each reason were, with what was wrong.
     """
 
@@ -35,6 +37,7 @@ class Report:
     lost: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
     boxes: Counter[str] = field(default_factory=Counter)
+    pictures: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, error: BadSample, where: str) -> None:
@@ -70,7 +73,7 @@ class Report:
     def imbalance(self) -> str:
         """Say which counts of the source are not accounted for; empty where all are."""
         losses = {"captions": CAPTION_LOSSES, "regions": REGION_LOSSES}
-        accounted = {"records": self.counts["samples"] + self.skipped.total()}
+        accounted = {"records": self.counts["samples"] + self.skipped.total() + self.given["background"]}
         for unit, reasons in losses.items():
             accounted[unit] = self.counts[unit] + self.lost[unit] + sum(self.mended[reason] for reason in reasons)
         accounted["regions"] += self.counts["crowds"]

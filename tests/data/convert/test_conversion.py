@@ -78,12 +78,12 @@ def test_jsonl_counts_what_it_leaves_out(tmp_path: Path) -> None:
         {"image": "good.jpg"},
     ]
     lines = write_lines(tmp_path / "set.jsonl", good, *bad_lines)
-    with pytest.raises(ValueError, match=r"7 of 8 records.*bad_json 1.*line 2.*--max-skip-share"):
+    with pytest.raises(ValueError, match=r"6 of 8 records.*bad_json 1.*line 2.*--max-skip-share"):
         convert("jsonl", lines, tmp_path / "out", console=QUIET)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [UNFINISHED_NAME]
     report = convert("jsonl", lines, tmp_path / "out", max_skip_share=0.9, console=QUIET).report
-    reasons = {"bad_json": 1, "bad_text": 1, "image_unreadable": 1, "corrupt_image": 1, "no_image": 2}
-    assert report.skipped == {**reasons, "no_caption_and_no_region": 1}
+    reasons = {"bad_json": 1, "bad_text": 1, "image_unreadable": 2, "corrupt_image": 1, "no_image": 1}
+    assert report.skipped == reasons and report.given["background"] == 1
     assert "line 5" in report.examples["corrupt_image"][0] and "cut.jpg" in report.examples["corrupt_image"][0]
 
 
@@ -150,7 +150,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = {"max_skip_share": 0.5, "max_drop_share": 0.5}
     report = convert("coco", make_coco(tmp_path / "in"), tmp_path / "out", console=QUIET, **shares).report
     assert capsys.readouterr().out == ""
-    assert report.skipped == {"image_unreadable": 1} and report.mended == {"box_empty": 1}
+    assert report.given["background"] == 1 and report.mended == {"box_empty": 1}
     samples = read_samples(tmp_path / "out")
     first = samples["000000000009"]
     assert [(region.box, region.phrases, region.crowd) for region in first.regions] == [

@@ -112,6 +112,7 @@ def test_the_command_line_passes_on_what_was_given_and_nothing_else(monkeypatch:
     assert run(command_line.app, ["data", "convert", *words]).exit_code == 0
     assert run(command_line.app, ["data", "convert", "coco", "in", "out", "--ignore-crowd-flag"]).exit_code == 0
     common = {"samples_per_shard": 1000, "overwrite": False, "max_skip_share": 0.01, "max_drop_share": 0.1}
+    common |= {"reencode": "auto", "orientation": "upright"}
     first, second = calls
     given = {"train": 0, "sprite": (3, 5), "relation_sets": 7}
     assert first == (("openmoji", None, Path("out")), {"workers": 2, **common, **given})
