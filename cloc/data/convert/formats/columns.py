@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -319,8 +318,3 @@ def _number(value: Any) -> Any:
         return float(value)
     except ValueError:
         return value
-
-
-def as_text(value: Any) -> str:
-    """Return a value as a key for grouping."""
-    return value if isinstance(value, str) else json.dumps(value, default=repr)

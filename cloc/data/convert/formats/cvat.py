@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cloc.data.convert.formats.listing import pick_splits
+from cloc.data.convert.formats.listing import pick_splits, picture_stem
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.shapes import box_around, turned
 from cloc.data.convert.formats.xml_files import root_tag, xml_items
+from cloc.data.convert.pictures import MissingPicture, PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.shards.keys import Keys
 
@@ -58,20 +59,22 @@ def open_cvat(
         raise ValueError(f"{path}: holds no <image>{tracks}")
     picked = pick_splits(subsets, split, path)
     root = images or next((place for place in (path.parent / "images",) if place.is_dir()), path.parent)
+    finder = PictureFinder(root)
     labels = sorted({(item.findtext("name") or "").strip() for item in xml_items(path, "label")} - {""})
     return RecordSource(
         "_".join([path.resolve().parent.name, *(picked if len(subsets) > 1 else ())]),
         (path,),
-        _records(path, set(picked), root),
+        _records(path, set(picked), finder),
         sum(subsets[name] for name in picked),
         tuple(labels) or None,
         cvat_object,
         boxes="xyxy_pixels",
         ignore_crowd_flag=ignore_crowd_flag,
+        finder=finder,
     )
 
 
-def _records(path: Path, picked: set[str], root: Path) -> Iterator[Record]:
+def _records(path: Path, picked: set[str], finder: PictureFinder) -> Iterator[Record]:
     keys = Keys()
     for item in xml_items(path, "image"):
         name, subset = item.get("name", ""), item.get("subset") or _NO_SPLIT
@@ -81,15 +84,13 @@ def _records(path: Path, picked: set[str], root: Path) -> Iterator[Record]:
         if not name:
             yield Record(where, fault=("no_image", f"{where}: the image has no name"))
             continue
-        yield Record(
-            where, keys.unique(Path(name.replace("\\", "/")).stem), _place(root, name, subset), {"image": item}
-        )
+        yield Record(where, keys.unique(picture_stem(name)), _find(finder, name, subset), {"image": item})
 
 
-def _place(root: Path, name: str, subset: str) -> Path:
+def _find(finder: PictureFinder, name: str, subset: str) -> Path | MissingPicture:
     """CVAT puts subsets into folders of their own, and does not say so in the names."""
-    within = root / subset / name
-    return within if within.is_file() else root / name
+    found = finder.find(f"{subset}/{name}") if subset != _NO_SPLIT else finder.find(name)
+    return finder.find(name) if isinstance(found, MissingPicture) else found
 
 
 def cvat_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

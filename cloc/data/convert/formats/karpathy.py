@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cloc.data.convert.formats.files import json_objects
-from cloc.data.convert.formats.listing import ALL, pick_splits
+from cloc.data.convert.formats.listing import ALL, pick_splits, picture_stem
+from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.registry import register
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
 from cloc.data.shards.keys import Keys
@@ -23,11 +25,8 @@ _PATTERN = "dataset_*.json"
 def _is_karpathy(source: Path) -> bool:
     if source.is_dir():
         return any(_is_karpathy(path) for path in source.glob(_PATTERN))
-    if not source.is_file() or source.suffix.lower() != ".json":
-        return False
-    with source.open("rb") as file:
-        head = file.read(2**14)
-    return b'"images"' in head and b'"sentences"' in head and b'"raw"' in head
+    seen = peek_json(source) if source.suffix.lower() == ".json" else None
+    return seen is not None and "sentences" in seen.item("images")
 
 
 @register(
@@ -50,7 +49,8 @@ def open_karpathy(source: Path, *, split: str = "test", images: Path | None = No
     picked = pick_splits(counts, split, f"{path} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})")
     total = sum(counts[name] for name in picked)
     name = "_".join([path.stem.removeprefix("dataset_"), *(picked if split != ALL else ())])
-    return RecordSource(name, (path,), _records(path, set(picked), images or path.parent), total)
+    finder = PictureFinder(images or path.parent)
+    return RecordSource(name, (path,), _records(path, set(picked), finder), total, finder=finder)
 
 
 def _file_of(source: Path) -> Path:
@@ -63,7 +63,7 @@ def _file_of(source: Path) -> Path:
     return found[0]
 
 
-def _records(path: Path, picked: set[str], root: Path) -> Iterator[Record]:
+def _records(path: Path, picked: set[str], finder: PictureFinder) -> Iterator[Record]:
     keys = Keys()
     for place, item in enumerate(json_objects(path, "images.item")):
         if str(item.get("split")) not in picked:
@@ -76,7 +76,8 @@ def _records(path: Path, picked: set[str], root: Path) -> Iterator[Record]:
             yield Record(where, fault=("bad_annotation", f"{where}: sentences is {shown(sentences)}, a list is needed"))
         else:
             captions = [one.get("raw") if isinstance(one, dict) else one for one in sentences]
-            yield Record(where, keys.unique(Path(name).stem), root / folder / name, _annotations(item, captions))
+            picture = finder.find(f"{folder}/{name}" if folder else name)
+            yield Record(where, keys.unique(picture_stem(name)), picture, _annotations(item, captions))
 
 
 def _annotations(item: dict[str, Any], captions: list[Any]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from cloc.contracts import BadSample
 from cloc.data.boxes import is_number
 from cloc.data.convert.formats.files import json_objects, need_file
-from cloc.data.convert.formats.listing import PictureFolder
+from cloc.data.convert.formats.listing import picture_stem
+from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.shapes import box_around, turned
-from cloc.data.convert.records import Record, RecordSource
+from cloc.data.convert.pictures import MissingPicture, PictureFinder
+from cloc.data.convert.records import Record, RecordSource, stated_size
 from cloc.data.json_values import shown
 from cloc.data.shards.keys import Keys
 
@@ -29,12 +31,12 @@ _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "
 
 
 def _is_label_studio(source: Path) -> bool:
-    if not source.is_file() or source.suffix.lower() != ".json":
+    seen = peek_json(source) if source.suffix.lower() == ".json" else None
+    if seen is None or not seen.is_list:
         return False
-    with source.open("rb") as file:
-        head = file.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    tasks = b'"data"' in head and (b'"annotations"' in head or b'"predictions"' in head)
-    return head.startswith(b"[") and b'"original_width"' in head and (tasks or b"labels" in head)
+    keys = seen.item()
+    tasks = "data" in keys and not keys.isdisjoint(("annotations", "predictions"))
+    return tasks or {"annotation_id", "annotator"} <= keys  # the latter of JSON_MIN
 
 
 @register("label_studio", "a .json export of Label Studio (JSON or JSON_MIN)", _is_label_studio)
@@ -54,14 +56,14 @@ def open_label_studio(source: Path, *, images: Path | None = None) -> RecordSour
     """
     need_file(source, "format 'label_studio' reads one .json file")
     total = sum(1 for _ in json_objects(source, "item"))
-    pictures = PictureFolder.below(images or source.parent)
-    records = _records(source, pictures)
-    notes = pictures.told(".json")
-    return RecordSource(source.stem, (source,), records, total, parse=label_studio_object, boxes="xyxy_percent",
-                        notes=notes)  # fmt: skip
+    finder = PictureFinder(images or source.parent)
+    records = _records(source, finder)
+    return RecordSource(
+        source.stem, (source,), records, total, parse=label_studio_object, boxes="xyxy_percent", finder=finder
+    )
 
 
-def _records(source: Path, pictures: PictureFolder) -> Iterator[Record]:
+def _records(source: Path, finder: PictureFinder) -> Iterator[Record]:
     keys = Keys()
     for place, item in enumerate(json_objects(source, "item")):
         where = f"{source.name} task {item.get('id', place)}"
@@ -69,13 +71,9 @@ def _records(source: Path, pictures: PictureFolder) -> Iterator[Record]:
         name = _picture_name(data if isinstance(data, dict) else {})
         if name is None:
             yield Record(where, fault=("no_image", f"{where}: no path of a picture in its data"))
-            continue
-        found = _find(name, pictures)
-        if len(found) != 1:
-            seen = f"{len(found)} pictures" if found else "no picture"
-            yield Record(where, fault=("image_unreadable", f"{pictures.folder}: {seen} of the name {name!r}"))
         else:
-            yield Record(where, keys.unique(found[0].stem), found[0], {"task": item})
+            picture = _find(name, finder)
+            yield Record(where, keys.unique(picture_stem(name)), picture, {"task": item})
 
 
 def _picture_name(data: Mapping[str, Any]) -> str | None:
@@ -90,10 +88,13 @@ def _picture_name(data: Mapping[str, Any]) -> str | None:
     return unquote((parse_qs(url.query).get("d") or [url.path])[0]).lstrip("/")
 
 
-def _find(name: str, pictures: PictureFolder) -> list[Path]:
-    stem = name.rpartition(".")[0] or name
-    folder, _, last = stem.rpartition("/")
-    return pictures.of(stem) or pictures.of(_UPLOADED.sub("", last))
+def _find(name: str, finder: PictureFinder) -> Path | MissingPicture:
+    """An uploaded picture may lie there under the name that it had before."""
+    found = finder.find(name)
+    folder, _, last = name.rpartition("/")
+    if isinstance(found, MissingPicture) and _UPLOADED.match(last):
+        return finder.find(_UPLOADED.sub("", last))
+    return found
 
 
 def label_studio_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:
@@ -151,8 +152,8 @@ def _has_shape(value: Mapping[str, Any]) -> bool:
 
 
 def _size(results: list[dict[str, Any]]) -> tuple[float, float]:
-    sides = [(one.get("original_width"), one.get("original_height")) for one in results]
-    return next(((w, h) for w, h in sides if is_number(w) and is_number(h) and w > 0 and h > 0), (100.0, 100.0))
+    sides = (stated_size(one.get("original_width"), one.get("original_height")) for one in results)
+    return next((size for size in sides if size is not None), (100.0, 100.0))
 
 
 def _region(group: list[dict[str, Any]], size: tuple[float, float], counts: Counter[str]) -> dict[str, Any]:

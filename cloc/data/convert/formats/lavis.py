@@ -13,22 +13,23 @@ from typing import Any
 
 from cloc.data.convert.formats.files import json_objects, need_file
 from cloc.data.convert.formats.grouping import grouped
+from cloc.data.convert.formats.listing import picture_stem
+from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.registry import register
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
 from cloc.data.shards.keys import Keys
 
 _PICTURE = ("image", "image_path", "file_name", "filename", "filepath", "img", "img_path")
+_OTHERS = {"data", "annotations", "conversations"}  # of tasks of Label Studio, of dialogs
 _CAPTION = ("caption", "captions", "text", "title", "sentence", "sentences")
 
 
 def _is_lavis(source: Path) -> bool:
-    if not source.is_file() or source.suffix.lower() != ".json":
-        return False
-    with source.open("rb") as file:
-        head = file.read(2**12).removeprefix(b"\xef\xbb\xbf").translate(None, b" \r\n\t")
-    pictures, captions = ([f'"{name}":'.encode() for name in names] for names in (_PICTURE, _CAPTION))
-    return head.startswith(b"[{") and all(any(name in head for name in names) for names in (pictures, captions))
+    seen = peek_json(source) if source.suffix.lower() == ".json" else None
+    keys = seen.item() if seen is not None and seen.is_list else frozenset()
+    return not keys.isdisjoint(_PICTURE) and not keys.isdisjoint(_CAPTION) and not keys & _OTHERS
 
 
 @register("lavis", "a .json list of {image, caption}, as ALBEF, BLIP and LAVIS have it", _is_lavis)
@@ -54,7 +55,8 @@ def open_lavis(source: Path, *, images: Path | None = None) -> RecordSource:
             seen = ", ".join(first) or "nothing"
             raise ValueError(f"{source}: its items have no {what} ({', '.join(names)}), but {seen}; rename the key")
     total, groups = grouped(partial(_rows, source))
-    return RecordSource(source.stem, (source,), _records(groups, images or source.parent, source.name), total)
+    finder = PictureFinder(images or source.parent)
+    return RecordSource(source.stem, (source,), _records(groups, finder, source.name), total, finder=finder)
 
 
 def _rows(source: Path) -> Iterator[tuple[str, tuple[int, Any, dict[str, Any]]]]:
@@ -63,7 +65,7 @@ def _rows(source: Path) -> Iterator[tuple[str, tuple[int, Any, dict[str, Any]]]]
         yield (name if isinstance(name, str) else f"item {place}"), (place, name, item)
 
 
-def _records(groups: Iterator[tuple[str, list[Any]]], root: Path, file: str) -> Iterator[Record]:
+def _records(groups: Iterator[tuple[str, list[Any]]], finder: PictureFinder, file: str) -> Iterator[Record]:
     keys = Keys()
     for name, rows in groups:
         place, given, item = rows[0]
@@ -73,8 +75,7 @@ def _records(groups: Iterator[tuple[str, list[Any]]], root: Path, file: str) -> 
             continue
         texts = [text for _, _, one in rows for text in _texts(_first(one, _CAPTION))]
         kept = {key: item[key] for key in ("image_id", "id") if key in item}
-        path = root / name
-        yield Record(where, keys.unique(Path(name.replace("\\", "/")).stem), path, kept | {"captions": texts})
+        yield Record(where, keys.unique(picture_stem(name)), finder.find(name), kept | {"captions": texts})
 
 
 def _first(item: dict[str, Any], names: tuple[str, ...]) -> Any:

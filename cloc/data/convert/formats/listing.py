@@ -15,8 +15,8 @@ import yaml
 from cloc.contracts import BadSample
 from cloc.data.boxes import to_float
 from cloc.data.convert.formats.plain_text import read_lines, read_text
+from cloc.data.convert.picture_bytes import PICTURE_SUFFIXES
 from cloc.data.json_values import parse_json, shown
-from cloc.data.sample import IMAGE_EXTENSIONS
 
 ALL = "all"
 """In place of a split: all of them."""
@@ -45,7 +45,7 @@ class PictureFolder:
         """List all files below a folder; those whose name starts with a dot aside."""
         found = cls(folder)
         for path in files_below(folder):
-            if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
+            if path.suffix.lower() in PICTURE_SUFFIXES:
                 found.pictures[_stem(path.relative_to(folder).as_posix())].append(path)
                 found._by_name[_stem(path.name)].append(path)
             else:
@@ -82,7 +82,13 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def has_picture(folder: Path) -> bool:
     """Tell whether a picture lies in a folder itself."""
-    return folder.is_dir() and any(path.suffix[1:].lower() in IMAGE_EXTENSIONS for path in folder.iterdir())
+    return folder.is_dir() and any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir())
+
+
+def picture_stem(name: str) -> str:
+    """Return the name of a picture without folders, of any system, and without its extension; for a key."""
+    last = name.replace("\\", "/").rpartition("/")[2].partition("?")[0]
+    return last.rpartition(".")[0] or last
 
 
 def _stem(path: str) -> str:

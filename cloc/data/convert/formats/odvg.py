@@ -14,9 +14,10 @@ from typing import Any
 from cloc.contracts import BadSample
 from cloc.data.boxes import check_kind, is_box
 from cloc.data.convert.formats.files import need_file
-from cloc.data.convert.formats.listing import ClassNames, read_classes
-from cloc.data.convert.formats.plain_text import first_line
+from cloc.data.convert.formats.listing import ClassNames, picture_stem, read_classes
+from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.registry import register
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.grit import cut
 from cloc.data.json_values import shown
@@ -29,10 +30,13 @@ _MAPS = "*label_map*.json"
 
 def is_odvg(source: Path) -> bool:
     """Tell whether the first line of a file is ODVG's; only its keys are looked at."""
-    if not source.is_file() or source.suffix.lower() not in (".jsonl", ".json", ".odvg"):
-        return False
-    head = first_line(source).replace(" ", "")
-    return head.startswith("{") and '"filename":' in head and any(f'"{kind}":' in head for kind in _KINDS)
+    seen = peek_json(source) if source.suffix.lower() in (".jsonl", ".json", ".odvg") else None
+    return (
+        seen is not None
+        and not seen.is_list
+        and not {"filename", "file_name"}.isdisjoint(seen.keys)
+        and (not set(_KINDS).isdisjoint(seen.keys))
+    )
 
 
 @register("odvg", "a .jsonl file of Grounding DINO: filename, and detection or grounding", is_odvg)
@@ -66,11 +70,18 @@ def open_odvg(
     with source.open("rb") as lines:
         total = sum(1 for line in lines if line.strip())
     files = (source,) if path is None else (source, path)
+    finder = PictureFinder(images or source.parent)
     return RecordSource(
-        source.stem, files, _records(source, images or source.parent, names), total,
-        names.categories if names is not None else None, odvg_object, boxes=check_kind(boxes),
+        source.stem,
+        files,
+        _records(source, finder, names),
+        total,
+        names.categories if names is not None else None,
+        odvg_object,
+        boxes=check_kind(boxes),
         ignore_crowd_flag=ignore_crowd_flag,
-    )  # fmt: skip
+        finder=finder,
+    )
 
 
 def _label_map(source: Path) -> Path | None:
@@ -82,7 +93,7 @@ def _label_map(source: Path) -> Path | None:
     return next(iter(own or found), None)
 
 
-def _records(source: Path, root: Path, names: ClassNames | None) -> Iterator[Record]:
+def _records(source: Path, finder: PictureFinder, names: ClassNames | None) -> Iterator[Record]:
     keys = Keys()
     with source.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -99,7 +110,7 @@ def _records(source: Path, root: Path, names: ClassNames | None) -> Iterator[Rec
                 yield Record(where, fault=("no_image", f"{where}: filename is {shown(name)}, a text is needed"))
                 continue
             annotations = {"item": item, "classes": names, "where": where}
-            yield Record(where, keys.unique(Path(name.replace("\\", "/")).stem), root / name, annotations)
+            yield Record(where, keys.unique(picture_stem(name)), finder.find(name), annotations)
 
 
 def odvg_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

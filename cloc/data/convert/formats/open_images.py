@@ -13,9 +13,10 @@ from typing import Any
 
 from cloc.data.convert.formats.files import need_file
 from cloc.data.convert.formats.grouping import grouped
-from cloc.data.convert.formats.listing import PictureFolder, pick_splits
+from cloc.data.convert.formats.listing import pick_splits
 from cloc.data.convert.formats.plain_text import csv_rows, first_line
 from cloc.data.convert.formats.registry import register
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.shards.keys import Keys
 
@@ -87,20 +88,18 @@ def open_open_images(
     lost: Counter[str] = Counter()
     total, groups = grouped(partial(_rows, path, lost))
     negatives = lost["verified_negative"]
-    pictures = PictureFolder.below(_pictures_folder(folder, path, name, images))
-    spare = sum(map(len, pictures.pictures.values()))
-    notes = [f"{spare - total:,} pictures have no row in {path.name}, and are not read"] if spare > total else []
+    finder = PictureFinder(_pictures_folder(folder, path, name, images))
     return RecordSource(
         f"open_images_{name}",
         (path, listed),
-        _records(groups, names, pictures),
+        _records(groups, names, finder),
         total,
         tuple(sorted(set(names.values()))),
         open_images_object,
         {"verified_negative": negatives} if negatives else {},
         boxes="xyxy_normalized",
         ignore_crowd_flag=ignore_crowd_flag,
-        notes=(*notes, *pictures.told(".csv")),
+        finder=finder,
     )
 
 
@@ -149,22 +148,18 @@ def _number(text: str) -> Any:
 
 
 def _records(
-    groups: Iterator[tuple[str, list[Any]]], names: Mapping[str, str], pictures: PictureFolder
+    groups: Iterator[tuple[str, list[Any]]], names: Mapping[str, str], finder: PictureFinder
 ) -> Iterator[Record]:
     keys = Keys()
     for number, rows in groups:
-        found = pictures.of(number)
         where = f"image {number}, line {rows[0][0]}"
-        if not found:
-            yield Record(where, fault=("image_unreadable", f"{pictures.folder}: no picture {number}.jpg"))
-            continue
         unnamed = next(((line, label) for line, _, label, _ in rows if label not in names), None)
         if unnamed is not None:
             detail = f"line {unnamed[0]}: label {unnamed[1]!r} has no name; the list has {len(names):,} names"
             yield Record(where, fault=("class_without_name", f"{detail}; name the right one with --classes"))
             continue
         boxes = [(box, names[label], group) for _, box, label, group in rows]
-        yield Record(where, keys.unique(number), found[0], {"boxes": boxes, "number": number})
+        yield Record(where, keys.unique(number), finder.find(f"{number}.jpg"), {"boxes": boxes, "number": number})
 
 
 def open_images_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

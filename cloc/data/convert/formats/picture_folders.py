@@ -12,8 +12,9 @@ from cloc.data.convert.formats.files import need_folder
 from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits
 from cloc.data.convert.formats.plain_text import read_text
 from cloc.data.convert.formats.registry import register
+from cloc.data.convert.picture_bytes import PICTURE_SUFFIXES
 from cloc.data.convert.records import Record, RecordSource
-from cloc.data.sample import IMAGE_EXTENSIONS, read_object
+from cloc.data.sample import read_object
 from cloc.data.shards.keys import Keys
 
 _TEXTS = (".txt", ".caption")
@@ -33,7 +34,7 @@ def _folders(source: Path) -> list[Path]:
 
 def _beside(folder: Path) -> bool:
     """Whether one of the first pictures of a folder has a text beside it that is more than numbers."""
-    pictures = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_EXTENSIONS)[:_LOOKED_AT]
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)[:_LOOKED_AT]
     return any(_says_something(path.with_suffix(suffix)) for path in pictures for suffix in _TEXTS)
 
 
@@ -78,9 +79,7 @@ def open_image_text(source: Path, *, split: str | None = None, whole_file: bool 
     picked = pick_splits([path.name for path in _folders(source)], split, source) if split is not None else [""]
     folders = [PictureFolder.below(source / name) for name in picked]
     if not any(found.pictures for found in folders):
-        raise FileNotFoundError(
-            f"{source}: no picture ({', '.join(IMAGE_EXTENSIONS)}); name the folder that holds them"
-        )
+        raise FileNotFoundError(f"{source}: no picture; name the folder that holds them")
     pairs = [pair for found in folders for pair in _pairs(found)]
     notes = tuple(note for found in folders for note in found.told(*_TEXTS))
     name = "_".join(filter(None, (source.resolve().name, *picked)))

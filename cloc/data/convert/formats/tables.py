@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cloc.data.boxes import check_kind
-from cloc.data.convert.formats.columns import Chosen, Columns, as_text, guess_columns, table_object
+from cloc.data.convert.formats.columns import Chosen, Columns, guess_columns, table_object
 from cloc.data.convert.formats.files import need_file
 from cloc.data.convert.formats.grouping import grouped
-from cloc.data.convert.formats.listing import files_below, pick_splits, read_classes
+from cloc.data.convert.formats.listing import files_below, pick_splits, picture_stem, read_classes
 from cloc.data.convert.formats.plain_text import delimiter_of, first_line
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.row_files import ARROW, PARQUET, AnyFile, ArrowFile, CsvFile, JsonlFile
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import parse_json, shown
 from cloc.data.shards.keys import Keys
@@ -255,16 +256,18 @@ def _open(
     rows = partial(_rows, files, columns)
     total, groups = _grouped(files, rows, columns)
     known = sorted({name for one in columns.classes.values() for name in one.names.values()}) if columns.boxes else []
+    finder = PictureFinder(root)
     return RecordSource(
         title,
         (*paths, *([classes] if classes is not None else [])),
-        _records(groups, root, options),
+        _records(groups, finder, options),
         total,
         tuple(known) or None,
         table_object,
         boxes=kind,
         ignore_crowd_flag=ignore_crowd_flag,
         notes=(columns.told,),
+        finder=finder,
     )
 
 
@@ -287,7 +290,9 @@ def _grouped(
     return grouped(rows)
 
 
-def _records(groups: Iterator[tuple[str, list[Any]]], root: Path, options: dict[str, Any]) -> Iterator[Record]:
+def _records(
+    groups: Iterator[tuple[str, list[Any]]], finder: PictureFinder, options: dict[str, Any]
+) -> Iterator[Record]:
     keys = Keys()
     for _, rows in groups:
         where, row, cell = rows[0]
@@ -303,5 +308,5 @@ def _records(groups: Iterator[tuple[str, list[Any]]], root: Path, options: dict[
             continue
         cells = [{key: value for key, value in one.items() if key != columns.picture} for _, one, _ in rows]
         annotations = {"rows": cells, "where": where, **options}
-        key = Path(name.replace("\\", "/")).stem or as_text(where.rpartition(" row ")[2])
-        yield Record(where, keys.unique(key), cell or root / name, annotations)
+        key = picture_stem(name) or where.rpartition(" row ")[2]
+        yield Record(where, keys.unique(key), cell or finder.find(name), annotations)

@@ -20,12 +20,14 @@ from cloc.data.convert.formats.listing import (
     files_below,
     has_picture,
     pick_splits,
+    picture_stem,
     read_classes,
     read_yaml,
 )
 from cloc.data.convert.formats.plain_text import first_line, read_lines
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.shapes import Point, box_around
+from cloc.data.convert.pictures import MissingPicture, PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.shards.keys import Keys
 
@@ -100,7 +102,7 @@ def open_yolo(
                          "give a file with a name a line: --classes FILE")  # fmt: skip
     picked = pick_splits(layout.splits, split, source)
     given = [entry for name in picked for entry in layout.splits[name]] if images is None else [images]
-    listed, notes = _Listed(folder), []
+    listed = _Listed(folder, PictureFinder(*([images] if images is not None else []), folder))
     for entry in given:
         listed.add(entry)
     notes = [note for one in listed.folders for note in one.told(".txt", ".cache", ".yaml", ".json", ".names")]
@@ -111,6 +113,7 @@ def open_yolo(
     return RecordSource(
         title, files or (folder,), records, total, names.categories, yolo_object, boxes="cxcywh_normalized",
         notes=tuple(notes),
+        finder=listed.finder,
     )  # fmt: skip
 
 
@@ -193,7 +196,8 @@ class _Listed:
     """Pictures with their label files, and label files without a picture."""
 
     root: Path
-    pictures: dict[Path, Path | None] = field(default_factory=dict)
+    finder: PictureFinder
+    pictures: dict[str, tuple[Path | MissingPicture, Path | None]] = field(default_factory=dict)
     lonely: list[Path] = field(default_factory=list)
     folders: list[PictureFolder] = field(default_factory=list)
 
@@ -203,29 +207,18 @@ class _Listed:
             self._add_folder(PictureFolder.below(entry))
         elif entry.is_file():
             for line in read_lines(entry):
-                path = _listed_path(line.replace("\\", "/"), entry, self.root)
-                self.pictures[path] = _label_of(path, self.root)
+                path = self.finder.find(line)
+                self.pictures[line] = (path, _label_of(path, self.root) if isinstance(path, Path) else None)
         else:
             raise FileNotFoundError(f"{entry}: no such folder or list of pictures; name the folder with --images")
 
     def _add_folder(self, found: PictureFolder) -> None:
         self.folders.append(found)
-        used = set()
         for path in found.paths():
-            label = _label_of(path, self.root)
-            self.pictures[path] = label
-            used.add(label)
-        labels = _swapped(found.folder, self.root)
-        texts = (path for path in files_below(labels) if path.suffix.lower() == ".txt")
+            self.pictures[str(path)] = (path, _label_of(path, self.root))
+        used = {label for _, label in self.pictures.values()}
+        texts = (path for path in files_below(_swapped(found.folder, self.root)) if path.suffix.lower() == ".txt")
         self.lonely += [path for path in texts if path not in used and _is_label(first_line(path))]
-
-
-def _listed_path(line: str, entry: Path, root: Path) -> Path:
-    """A picture of a list: relative to the list or to the source, by as much of its tail as is there."""
-    path = Path(line)
-    tails = [Path(*path.parts[place:]) for place in range(len(path.parts))]
-    tried = [base / tail for tail in tails for base in (entry.parent, root)]
-    return next((place for place in tried if place.is_file()), tried[0])
 
 
 def _label_of(picture: Path, root: Path) -> Path | None:
@@ -246,9 +239,10 @@ def _swapped(path: Path, root: Path) -> Path:
 
 def _records(listed: _Listed, names: ClassNames, keypoints: bool) -> Iterator[Record]:
     keys = Keys()
-    for picture, label in listed.pictures.items():
+    for name, (picture, label) in listed.pictures.items():
         annotations = {"labels": label, "classes": names, "keypoints": keypoints}
-        yield Record(picture.name, keys.unique(picture.stem), picture, annotations)
+        fault = (picture.reason, picture.detail) if isinstance(picture, MissingPicture) else None
+        yield Record(picture_stem(name), keys.unique(picture_stem(name)), picture, annotations, fault)
     for label in listed.lonely:
         yield Record(label.name, fault=("no_image", f"{label}: labels of no picture; restore it, or remove them"))
 
@@ -265,7 +259,7 @@ def yolo_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[st
         BadSample: ``class_without_name``.
     """
     path: Path | None = annotations["labels"]
-    regions = []
+    regions: list[dict[str, Any] | None] = []
     for number, line in enumerate(read_lines(path) if path is not None else (), 1):
         words, where = line.split(), f"{path} line {number}"
         try:
