@@ -55,34 +55,39 @@ class PictureFinder:
     Args:
         folders: looked through in turn. A file that is found in none of them by its whole name is looked for by the
             end of its name in the first one, then in the second one, and so on.
+        as_written: further folders, in which only files that are found by their whole name are taken.
         outside: take paths that lead out of the folders, where they are there. For sources that may name any file.
 
     Attributes:
         found: how many names were found, by how; ``as written`` is not counted.
     """
 
-    def __init__(self, *folders: Path, outside: bool = False) -> None:
+    def __init__(self, *folders: Path, as_written: tuple[Path, ...] = (), outside: bool = False) -> None:
         self.folders = folders
+        self.as_written = as_written
         self.outside = outside
         self.found: Counter[str] = Counter()
-        self._tops = [Path(os.path.abspath(folder)).parts for folder in folders]
+        self._tops = [(folder, Path(os.path.abspath(folder)).parts) for folder in (*folders, *as_written)]
         self._indexes: dict[Path, _Index] = {}
         self._exact: set[int] = set()
         self._guessed: dict[Path, Parts] = {}
 
-    def find(self, name: str) -> Path | MissingPicture:
+    def find(self, *names: str) -> Path | MissingPicture:
         """Return the file of a picture.
 
         Args:
-            name: its path as the annotation has it: relative to a folder, absolute, of another machine, or a URL.
+            names: its path as the annotation has it: relative to a folder, absolute, of another machine, or a URL; and
+                what it may be called besides. All are tried as they are written, then the first is looked for.
 
         Returns:
             The file, or what says when it is read that there is none (``image_unreadable``), or that it can be several
             (``picture_ambiguous``).
         """
-        path = self._as_written(name)
-        if path is not None:
-            return self._take(path, _parts(name))
+        name = names[0]
+        for number, other in enumerate(names):
+            path = self._as_written(other)
+            if path is not None:
+                return self._take(path, _parts(name), "another name that the source has for them" if number else "")
         for spelling in dict.fromkeys((name, *_spellings(name))):
             parts = _parts(spelling)
             for how, search in (("end of the path", _Index.by_name), ("another extension", _Index.by_stem)):
@@ -104,7 +109,7 @@ class PictureFinder:
             yield f"{count:,} pictures were found by {how}"
 
     def _as_written(self, name: str) -> Path | None:
-        for folder, top in zip(self.folders, self._tops, strict=True):
+        for folder, top in self._tops:
             path = folder / name
             if os.path.isfile(path) and (self.outside or _is_below(name, path, top)):
                 return path

@@ -6,17 +6,20 @@ Beside COCO's own fields these are read: texts of a box (``caption`` and its lik
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cloc.data.boxes import check_kind
-from cloc.data.convert.formats.files import as_json, json_objects, need_file, need_folder
+from cloc.data.convert.formats.coco_files import find_coco, find_pictures, recognizes_coco
+from cloc.data.convert.formats.files import as_json, json_objects, named_file
 from cloc.data.convert.formats.ids import Kind, collect, id_of, refuse_other_numbers, same_picture
 from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.drops import WITHOUT_IMAGE
 from cloc.data.grit import cut
@@ -31,6 +34,7 @@ TEXT_KEYS = (
 """Keys of an annotation that hold texts of its box, or of the picture where it has none: a text, or a list of texts or
 of RefCOCO's sentences."""
 
+_OBJECTS365_FOLDER = "images/v"  # of file_name, where the downloads have the folders patchN alone
 _NO_PARENT = (None, "", "none", "None")
 
 
@@ -94,85 +98,92 @@ class CocoFiles:
 
 
 @register(
-    "coco",
-    "a folder with annotations/instances_SPLIT.json, captions_SPLIT.json or both, and SPLIT/",
-    holds("annotations/instances_*.json", "annotations/captions_*.json"),
+    "coco", "a JSON file of COCO's, or a folder with annotations/instances_SPLIT.json or one of them", recognizes_coco
 )
 def open_coco(
     source: Path,
     *,
-    split: str = "val2017",
+    split: str | None = None,
     images: Path | None = None,
     boxes: str = COCO_BOXES,
     ignore_crowd_flag: bool = False,
 ) -> RecordSource:
-    """Open COCO's standard layout: ``annotations/{instances,captions}_SPLIT.json`` and the pictures in ``SPLIT/``.
+    """Open COCO's JSON under any name: a file, or a folder that holds one.
 
     A box's phrases are its own texts, then the name of its category; in grounding files the words of the picture's
-    caption that it points at. Crowd flags are kept, masks are not read. One of the two files may be missing.
+    caption that it points at. Crowd flags are kept, masks are not read. ``instances_SPLIT.json`` and
+    ``captions_SPLIT.json`` of a folder are read together; one of the two may be missing.
 
     Args:
-        source: folder that holds ``annotations`` and the pictures.
-        split: name of the picture folder.
-        images: folder of the pictures, where it is not ``SPLIT`` in the source.
+        source: the file, or a folder that holds it, or ``annotations`` or folders of splits with one each.
+        split: which file of a folder: SPLIT of its name, or the folder that it is in; val2017, or the only one, else.
+        images: folder of the pictures, where they are neither beside the file nor in SPLIT, images or data.
         boxes: order and unit of the boxes: xyxy, xywh, cxcywh or yxyx, _, and normalized, percent, thousand or pixels.
         ignore_crowd_flag: take groups (iscrowd) for ordinary regions.
 
     Raises:
-        FileNotFoundError: there is neither annotation file, or no picture folder.
-        ValueError: an id stands for two pictures or two classes, or the two files number their pictures differently.
+        FileNotFoundError: there is no annotation file, or no picture folder.
+        ValueError: there are several files; an id stands for two pictures or two classes, or two files number their
+            pictures differently.
     """
-    folder = source / "annotations"
-    paths = [folder / f"instances_{split}.json", folder / f"captions_{split}.json"]
-    files = [path for path in paths if path.is_file()]
-    if not files:
-        raise FileNotFoundError(f"{paths[0]}: no such file, nor {paths[1].name}; name a split with --split")
-    root = need_folder(
-        images or source / split, "name the folder of the pictures with --images, or a split with --split"
-    )
-    return _open(f"coco_{split}", files, root, str, check_kind(boxes), ignore_crowd_flag)
+    found = find_coco(source, split)
+    coco = read_coco(found.files)
+    names = [name for image in itertools.islice(coco.images.values(), 100) if (name := file_name(image)) is not None]
+    finder = find_pictures(found, names, images)
+    title = f"coco_{found.split}" if found.split else found.files[0].stem
+    return open_annotations(title, found.files, coco, finder, check_kind(boxes), ignore_crowd_flag)
 
 
 @register(
     "lvis",
-    "a folder with lvis_v1_SPLIT.json and the pictures of COCO in train2017/ and val2017/",
-    holds("lvis_v1_*.json", "annotations/lvis_v1_*.json"),
+    "lvis_v1_SPLIT.json, or a folder with it, and the pictures of COCO in train2017/ and val2017/",
+    lambda source: source.name.startswith("lvis_v1_") or holds("lvis_v1_*.json", "annotations/lvis_v1_*.json")(source),
 )
-def open_lvis(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
+def open_lvis(source: Path, *, split: str | None = None, images: Path | None = None) -> RecordSource:
     """Open LVIS v1: ``lvis_v1_SPLIT.json`` and COCO's pictures, ``train2017/`` and ``val2017/``.
 
     A category's name and its synonyms are the phrases, with spaces for underscores.
 
     Args:
-        source: folder of the JSON file, or of ``annotations/`` that holds it.
-        split: ``train``, ``val``, or another part of the file's name.
+        source: the JSON file, its folder, or the folder of ``annotations/`` that holds it.
+        split: train, val, minival_inserted_image_name, or another part of the file's name; val, or the only one, else.
         images: folder of ``train2017/`` and ``val2017/``, where it is not the source.
 
     Raises:
         FileNotFoundError: there is no such annotation file.
-        ValueError: an id stands for two pictures or two classes.
+        ValueError: there are several; an id stands for two pictures or two classes.
     """
-    name = f"lvis_v1_{split}.json"
-    path = source / "annotations" / name
-    path = path if path.is_file() else need_file(source / name, "name a split with --split")
-    return _open(f"lvis_{split}", [path], images or source, lambda name: name.replace("_", " "))
+    path = named_file(source, "lvis_v1_{}.json", split, "val")
+    root = images or (path.parent if source.is_file() else source)
+    title = f"lvis_{path.stem.removeprefix('lvis_v1_')}"
+    coco = read_coco([path], lambda name: name.replace("_", " "))
+    return open_annotations(title, [path], coco, PictureFinder(root))
 
 
-def _open(
+def open_annotations(
     name: str,
-    files: list[Path],
-    root: Path,
-    readable: Callable[[str], str],
+    files: Sequence[Path],
+    coco: CocoFiles,
+    finder: PictureFinder,
     boxes: str = COCO_BOXES,
     ignore_crowd_flag: bool = False,
 ) -> RecordSource:
-    coco = read_coco(files, readable)
+    """Return the source of what COCO-like files hold.
+
+    Args:
+        name: of the source.
+        files: which were read.
+        coco: what they hold.
+        finder: finds the pictures.
+        boxes: order and unit of the boxes.
+        ignore_crowd_flag: take groups for ordinary regions.
+    """
     above = ", ".join(map(repr, coco.roots))
     notes = (f"no class, since it has no box and only stands above the classes: {above}",) if above else ()
     return RecordSource(
         name,
         tuple(files),
-        _records(coco, root),
+        _records(coco, finder),
         len(coco.images),
         coco.categories or None,
         coco_object,
@@ -181,15 +192,19 @@ def _open(
         ignore_crowd_flag,
         coco.annotations,
         notes,
+        finder,
     )
 
 
-def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> CocoFiles:
+def read_coco(
+    files: Sequence[Path], readable: Callable[[str], str] = str, synonyms: Callable[[str], list[str]] | None = None
+) -> CocoFiles:
     """Read all but the masks of one or two files of the same pictures.
 
     Args:
         files: COCO's JSON.
-        readable: makes a phrase of a category's name.
+        readable: makes a phrase of a category's name, which is the class too.
+        synonyms: makes the phrases of a category's name, where that is none itself.
 
     Raises:
         ValueError: an id stands for two pictures or two classes, or two files number their pictures differently; a
@@ -212,8 +227,9 @@ def read_coco(files: Sequence[Path], readable: Callable[[str], str] = str) -> Co
     for number, item in categories.items():
         if number not in roots and not placeholder:
             coco.names[number] = readable(item["name"])
-            synonyms = [coco.names[number], *map(readable, _synonyms(item, number, files))]
-            coco.phrases[number] = list(dict.fromkeys(synonyms))
+            own = [coco.names[number]] if synonyms is None else synonyms(coco.names[number])
+            phrases = [*own, *map(readable, _synonyms(item, number, files))]
+            coco.phrases[number] = list(dict.fromkeys(phrases))
     coco.categories = tuple(sorted(set(coco.names.values())))
     coco.roots = tuple(sorted({str(categories[number]["name"]) for number in roots} - set(coco.categories)))
     return coco
@@ -269,14 +285,26 @@ def _texts(item: Mapping[str, Any]) -> list[Any]:
     return [text for text in texts if text is not None]
 
 
-def _records(coco: CocoFiles, root: Path) -> Iterator[Record]:
+def _records(coco: CocoFiles, finder: PictureFinder) -> Iterator[Record]:
     keys = Keys()
     for number, image in coco.images.items():
-        path = file_name(image)
-        if path is None:
+        names = list(_names(image))
+        if not names:
             yield Record(f"image {number}", fault=("bad_annotation", "neither file_name nor coco_url"))
             continue
-        yield Record(f"image {number}", keys.unique(Path(path).stem), root / path, coco.of(number))
+        key = keys.unique(PureWindowsPath(names[0]).stem)  # whose separators are both
+        yield Record(f"image {number}", key, finder.find(*names), coco.of(number))
+
+
+def _names(image: Mapping[str, Any]) -> Iterator[str]:
+    """The names by which a picture is looked for; where its own has no folder, COCO's folders have it too."""
+    name, of_url = file_name(image), file_name({"coco_url": image.get("coco_url")})
+    yield from () if name is None else (name,)
+    if name is not None and "/" not in name and of_url is not None and of_url != name:
+        yield of_url
+    if name is not None and name.startswith(_OBJECTS365_FOLDER):
+        parts = name.split("/")
+        yield from ("/".join(parts[-2:]), parts[-1])
 
 
 def coco_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

@@ -39,6 +39,36 @@ def need_folder(path: Path, remedy: str) -> Path:
     return path
 
 
+def named_file(source: Path, pattern: str, split: str | None, default: str) -> Path:
+    """Return the annotation file of a split.
+
+    Args:
+        source: the file itself, its folder, or the folder of ``annotations/`` that holds it.
+        pattern: of the file's name, ``{}`` for the split.
+        split: which one; None for the default, or the only one.
+        default: of the splits.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several, and neither is the default.
+    """
+    if source.is_file():
+        return source
+    for folder in (source / "annotations", source):
+        if (path := folder / pattern.format(split or default)).is_file():
+            return path
+    found = sorted(path for folder in ("annotations", ".") for path in source.glob(f"{folder}/{pattern.format('*')}"))
+    if split is None and len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found)
+    if split is None and found:
+        raise ValueError(f"{source}: holds {names}; name one as SOURCE, or its split with --split")
+    there = f"there is {names}" if found else f"{pattern.format('SPLIT')} is needed"
+    raise FileNotFoundError(
+        f"{source / pattern.format(split or default)}: no such file; {there}; name a split with --split"
+    )
+
+
 def json_items(path: Path, prefix: str) -> Iterator[Any]:
     """Yield the items of one list of a JSON file; memory holds one at a time.
 

@@ -43,7 +43,7 @@ def collect(by_id: dict[str, Item], items: Iterable[Item], path: Path, kind: Kin
     """Add items by their ids.
 
     Args:
-        by_id: receives them; what it holds already stays.
+        by_id: receives them; what it holds already stays, and gets what only the later entry says.
         items: of one list of a file.
         path: the file.
         kind: what they are.
@@ -64,15 +64,23 @@ def collect(by_id: dict[str, Item], items: Iterable[Item], path: Path, kind: Kin
             both = f"{kind.what} {kind.key} {number} stands for {kind.name(known)!r} and for {kind.name(item)!r}"
             remedy = f"nobody can know whose its annotations are; give each {kind.what} an id of its own, there too"
             raise ValueError(f"{path}: {both}; {remedy}")
+        if known is not item:
+            known.update({name: value for name, value in item.items() if _is_unknown(known, name)})
+
+
+def _is_unknown(item: Item, name: str) -> bool:
+    """Whether an entry does not say something; 0 is no side of a picture."""
+    return item.get(name) in (None, "") or (name in ("width", "height") and not item[name])
 
 
 def same_picture(first: Item, second: Item, path_of: Callable[[Item], str | None]) -> bool:
-    """Tell whether two entries are of one file and size; one path may name more of its folders than the other."""
-    sizes = [(item.get("width"), item.get("height")) for item in (first, second)]
+    """Tell whether two entries are of one file and size, as far as both say; one path may have more folders."""
+    sizes = [(item.get("width") or None, item.get("height") or None) for item in (first, second)]
     paths = [PurePosixPath(path_of(item) or "").parts for item in (first, second)]
     length = min(map(len, paths))
     stated = all(side is not None for size in sizes for side in size)
-    return (sizes[0] == sizes[1] or not stated) and paths[0][-length:] == paths[1][-length:]
+    same_path = not length or paths[0][-length:] == paths[1][-length:]
+    return (sizes[0] == sizes[1] or not stated) and same_path
 
 
 def refuse_other_numbers(first: dict[str, Item], second: dict[str, Item], paths: tuple[Path, Path], kind: Kind) -> None:

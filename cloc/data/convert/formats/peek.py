@@ -69,9 +69,7 @@ def peek_text(path: Path) -> str:
 
 
 def entries(folder: Path, *suffixes: str) -> list[Path]:
-    """The files of a folder whose names end in one of the suffixes (in small letters), in order; those behind the first
-    ``MAX_LISTED`` entries aside.
-    """
+    """The files of a folder by the ends of their names (in small letters); at most ``MAX_LISTED`` are looked at."""
     try:
         with os.scandir(folder) as listed:
             names = [entry.name for entry in itertools.islice(listed, MAX_LISTED) if entry.is_file()]
