@@ -73,7 +73,8 @@ def _records(source: Path, finder: PictureFinder) -> Iterator[Record]:
             yield Record(where, fault=("no_image", f"{where}: no path of a picture in its data"))
         else:
             picture = _find(name, finder)
-            yield Record(where, keys.unique(picture_stem(name)), picture, {"task": item})
+            key = picture.stem if isinstance(picture, Path) else picture_stem(name)
+            yield Record(where, keys.unique(key), picture, {"task": item})
 
 
 def _picture_name(data: Mapping[str, Any]) -> str | None:

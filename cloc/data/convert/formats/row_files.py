@@ -16,6 +16,7 @@ from typing import Any
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.listing import ClassNames
 from cloc.data.convert.formats.plain_text import csv_rows
+from cloc.data.convert.picture_bytes import read_picture
 from cloc.data.sample import MAX_MEMBER_BYTES, read_object
 
 Row = dict[str, Any]
@@ -51,6 +52,8 @@ class Cell:
         except (OSError, ValueError, IndexError) as error:  # ArrowInvalid is a ValueError
             raise BadSample("image_unreadable", f"{self.path}: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
+            return read_picture(self.path.parent / value["path"])
         if not isinstance(data, bytes) or not data:
             raise BadSample(
                 "no_image", f"{self.path} row {self.row} of group {self.group}: no bytes in {self.column!r}"

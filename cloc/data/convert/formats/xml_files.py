@@ -5,6 +5,7 @@ The standard library's expat with two handlers of our own: it refuses what ``def
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -20,7 +21,7 @@ class _Parser:
     def __init__(self, where: Path | str, wanted: str | None = None) -> None:
         self.where, self.wanted = where, wanted
         self.builder = TreeBuilder()
-        self.depth = 0
+        self.depth, self.root = 0, ""
         self.open: list[Element] = []
         self.found: list[Element] = []
         self.expat = expat.ParserCreate()
@@ -37,7 +38,7 @@ class _Parser:
             raise ValueError(f"{self.where}: not XML, or cut off: {error}") from error
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
-        self.depth += 1
+        self.root, self.depth = self.root or tag, self.depth + 1
         if self.depth > _MAX_DEPTH:
             raise ValueError(f"{self.where}: elements nested deeper than {_MAX_DEPTH}")
         self.open.append(self.builder.start(tag, attributes))
@@ -90,9 +91,6 @@ def xml_items(path: Path, tag: str) -> Iterator[Element]:
 def root_tag(path: Path) -> str:
     """Return the tag of the document's root, of its first bytes alone; empty where it is no XML."""
     parser = _Parser(path)
-    with path.open("rb") as file:
-        try:
-            parser.feed(file.read(_CHUNK), False)
-        except ValueError:
-            pass
-    return parser.open[0].tag if parser.open else ""
+    with path.open("rb") as file, contextlib.suppress(ValueError):
+        parser.feed(file.read(_CHUNK), False)
+    return parser.root
