@@ -1,8 +1,11 @@
-"""Sources that somebody else's tool wrote: pyarrow and pandas, and where they are installed datasets, supervision, datumaro."""
+"""Sources of other people's tools: pyarrow and pandas; where they are installed datasets, supervision, datumaro."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +84,32 @@ def test_csv_of_pandas_and_a_metadata_file(tmp_path: Path) -> None:
     compare(Miniature(tmp_path / "in", {"classes": classes}, captions=FIRST), tmp_path / "out")
 
 
+WITH_DATASETS = """
+import json, pathlib, sys
+import datasets
+out, rows = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+labels = datasets.List(datasets.ClassLabel(names=["dog", "red bus"]))
+boxes = datasets.List(datasets.List(datasets.Value("float32"), length=4))
+features = {"image": datasets.Image(), "caption": datasets.Value("string")}
+features |= {"objects": {"bbox": boxes, "categories": labels}}
+made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+made.save_to_disk(str(out / "saved"))
+datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(out / "several"))
+(out / "hub/data").mkdir(parents=True)
+made.to_parquet(str(out / "hub/data/train-00000-of-00001.parquet"))
+"""
+
+
 @pytest.mark.slow
 def test_datasets_save_to_disk_and_to_parquet(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    labels = datasets.List(datasets.ClassLabel(names=list(CLASSES)))
-    boxes = datasets.List(datasets.List(datasets.Value("float32"), length=4))
-    features = {"image": datasets.Image(), "caption": datasets.Value("string")}
-    features |= {"objects": {"bbox": boxes, "categories": labels}}
-    made = datasets.Dataset.from_list(rows(), features=datasets.Features(features))
-    made.save_to_disk(str(tmp_path / "saved"))
-    regions = {str(place): given for place, given in enumerate(as_regions().values())}
-    captions = {str(place): given for place, given in enumerate(FIRST.values())}
-    compare(Miniature(tmp_path / "saved", {}, regions, captions), tmp_path / "out")
-    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(tmp_path / "several"))
-    compare(Miniature(tmp_path / "several", {"split": "test"}, regions, captions), tmp_path / "out2")
-    (tmp_path / "hub/data").mkdir(parents=True)
-    made.to_parquet(str(tmp_path / "hub/data/train-00000-of-00001.parquet"))
+    pytest.importorskip("datasets")
+    pictures(tmp_path / "pictures")
+    given = [row | {"image": str(tmp_path / f"pictures/{name}.jpg")} for name, row in zip(PIXELS, rows(), strict=True)]
+    arguments = [sys.executable, "-c", WITH_DATASETS, str(tmp_path), json.dumps(given)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path / "cache")}
+    subprocess.run(arguments, check=True, env=environment)
+    compare(Miniature(tmp_path / "saved", captions=FIRST), tmp_path / "out")
+    compare(Miniature(tmp_path / "several", {"split": "test"}, captions=FIRST), tmp_path / "out2")
     compare(Miniature(tmp_path / "hub", captions=FIRST), tmp_path / "out3")
 
 
@@ -143,13 +156,14 @@ def test_datumaro_writes(format: str, tmp_path: Path) -> None:
     items = [
         DatasetItem(
             id=name,
-            subset="train",
+            subset=subset,
             media=Image.from_bytes(jpeg((WIDTH, HEIGHT))),
             annotations=[
                 Bbox(x0, y0, x1 - x0, y1 - y0, label=CLASSES.index(label)) for label, (x0, y0, x1, y1) in boxes
             ],
         )
         for name, boxes in PIXELS.items()
+        for subset in (("train", "val") if format == "yolo_ultralytics" else ("train",))
     ]
     made = Dataset.from_iterable(items, categories=list(CLASSES), media_type=Image)
     made.export(str(tmp_path / "in"), format, save_media=True)

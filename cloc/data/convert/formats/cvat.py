@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from cloc.data.convert.formats.listing import pick_splits, picture_stem
+from cloc.data.convert.formats.peek import entries
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.shapes import box_around, turned
 from cloc.data.convert.formats.xml_files import root_tag, xml_items
@@ -24,8 +25,17 @@ _NO_SPLIT = "default"
 
 
 def _is_cvat(source: Path) -> bool:
-    path = source / "annotations.xml" if source.is_dir() else source
-    return path.is_file() and path.suffix.lower() == ".xml" and root_tag(path) == "annotations"
+    return bool(_files(source))
+
+
+def _files(source: Path) -> list[Path]:
+    """CVAT's file; of a folder the one that is called so, else all, as other tools write one for each subset."""
+    if source.is_file():
+        return [source] if source.suffix.lower() == ".xml" and root_tag(source) == "annotations" else []
+    named = source / "annotations.xml"
+    return [
+        path for path in ([named] if named.is_file() else entries(source, ".xml")) if root_tag(path) == "annotations"
+    ]
 
 
 @register("cvat", "annotations.xml of CVAT for images 1.1, or a folder of it and images/", _is_cvat)
@@ -46,13 +56,15 @@ def open_cvat(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not CVAT's XML; there is no such split, or several and none named.
+        ValueError: there are several files; there is no such split, or several and none named.
     """
-    path = source / "annotations.xml" if source.is_dir() else source
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; export the task as 'CVAT for images 1.1'")
-    if root_tag(path) != "annotations":
-        raise ValueError(f"{path}: the root is not <annotations>; export the task as 'CVAT for images 1.1'")
+    found = _files(source)
+    if not found:
+        raise FileNotFoundError(f"{source}: no XML file of CVAT; export the task as 'CVAT for images 1.1'")
+    path = found[0]
+    if len(found) > 1:
+        listed = ", ".join(one.name for one in found)
+        raise ValueError(f"{source}: holds {listed}; name one of them as SOURCE, with --images {source / 'images'}")
     subsets = Counter(item.get("subset") or _NO_SPLIT for item in xml_items(path, "image"))
     if not subsets:
         tracks = "; it has tracks of a video: export them as images" if any(xml_items(path, "track")) else ""

@@ -159,12 +159,30 @@ class ArrowFile:
                 count = file.metadata.row_group(group).num_rows
                 yield group, table if columns else _rows_without_cells(count)
             return
-        plain = [name for name in columns if name in file.schema.names]
         for group, batch in enumerate(file.to_batches()):
-            yield group, batch.select(plain) if plain else _rows_without_cells(batch.num_rows)
+            yield group, _picked(batch, columns)
 
 
 AnyFile = CsvFile | JsonlFile | ArrowFile
+
+
+def _picked(batch: Any, columns: list[str]) -> Any:
+    """The columns of a batch; ``NAME.path`` is a field of one."""
+    import pyarrow
+
+    cells = {}
+    for name in columns:
+        whole, _, inner = name.rpartition(".")
+        within = name not in batch.schema.names and whole in batch.schema.names
+        cells[whole if within else name] = _paths(batch.column(whole), inner) if within else batch.column(name)
+    return pyarrow.table(cells) if cells else _rows_without_cells(batch.num_rows)
+
+
+def _paths(column: Any, inner: str) -> Any:
+    """A column with this field of it alone, the bytes beside it left where they are."""
+    import pyarrow
+
+    return pyarrow.StructArray.from_arrays([column.field(inner)], [inner])
 
 
 def _rows_without_cells(count: int) -> Any:
