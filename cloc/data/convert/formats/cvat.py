@@ -67,7 +67,8 @@ def open_cvat(
         raise ValueError(f"{source}: holds {listed}; name one of them as SOURCE, with --images {source / 'images'}")
     subsets = Counter(item.get("subset") or _NO_SPLIT for item in xml_items(path, "image"))
     if not subsets:
-        tracks = "; it has tracks of a video: export them as images" if any(xml_items(path, "track")) else ""
+        of_video = next(xml_items(path, "track"), None) is not None
+        tracks = "; it has tracks of a video: export them as images" if of_video else ""
         raise ValueError(f"{path}: holds no <image>{tracks}")
     picked = pick_splits(subsets, split, path)
     root = images or next((place for place in (path.parent / "images",) if place.is_dir()), path.parent)

@@ -88,7 +88,7 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
         except UnicodeError as error:
-            raise ValueError(_not_text(f"{path} near line {reader.line_num + 1}", error)) from error
+            raise ValueError(_not_text(_bad_line(path) or path, error)) from error
         except csv.Error as error:
             raise ValueError(f"{path} line {reader.line_num}: no table of {delimiter!r}: {error}") from error
 
@@ -97,10 +97,21 @@ def _encoding(data: bytes) -> str:
     return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
 
 
+def _bad_line(path: Path) -> str:
+    """The first line of a file that is no UTF-8, which a buffering reader does not know."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{path} line {number}"
+    return ""
+
+
 def _not_text(where: Path | str, error: UnicodeError) -> str:
     if not isinstance(error, UnicodeDecodeError):
         return f"{where}: {error}"
     byte = error.object[error.start]
     likely = f"Windows-1252 has {bytes([byte]).decode('cp1252', 'replace')!r} there"
     remedy = "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8, if it is that)"
-    return f"{where}: not UTF-8: byte 0x{byte:02x} at {error.start:,}; {likely}; {remedy}"
+    return f"{where}: not UTF-8: byte 0x{byte:02x}; {likely}; {remedy}"
