@@ -100,7 +100,7 @@ def orientation_of(data: bytes) -> int:
             value = picture.getexif().get(Base.Orientation)
     except BadSample:
         return 1
-    return int(value) if value in _TURNED else 1
+    return next((turned for turned in _TURNED if value == turned), 1)
 
 
 def pillow_rgb(picture: Image.Image) -> Tensor:

@@ -72,7 +72,7 @@ def convert(
     A conversion that was interrupted continues behind its last finished shard when it is called again.
 
     Args:
-        format: a name in ``FORMATS``, or ``auto``: the one that the names of the source's files tell.
+        format: a name in ``FORMATS``, or ``auto``: the one that the source's files tell, which is said.
         source: file or folder that the format reads; None for one that draws.
         out: folder to write.
         samples_per_shard: records of every shard but the last; those left out make it shorter.
@@ -101,6 +101,8 @@ def convert(
     _check_choice("reencode", reencode, REENCODE)
     _check_choice("orientation", orientation, ORIENTATIONS)
     chosen = guess_format(Path(source or "")) if format == AUTO else find_format(format)
+    if format == AUTO:
+        print_line(result, f"{source}: format {chosen.name!r}, {chosen.reads}")
     identity = {"format": chosen.name, "cloc": __version__, "samples_per_shard": samples_per_shard}
     identity |= {"reencode": reencode, "orientation": orientation}
     plain = {name: value.resolve() if isinstance(value, Path) else value for name, value in sorted(options.items())}

@@ -6,6 +6,7 @@ the folders of a source and never outside of them; what was not found as it is w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -88,7 +89,7 @@ class PictureFinder:
             path = self._as_written(other)
             if path is not None:
                 return self._take(path, _parts(name), "another name that the source has for them" if number else "")
-        for spelling in dict.fromkeys((name, *_spellings(name))):
+        for spelling in dict.fromkeys(_spellings(name)):
             parts = _parts(spelling)
             for how, search in (("end of the path", _Index.by_name), ("another extension", _Index.by_stem)):
                 for folder in self.folders if parts else ():
@@ -223,23 +224,26 @@ def _parts(name: str) -> Parts:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """What a name can be besides a path: a URL, or percent-encoded."""
-    if _SCHEME.match(name) or "?" in name:
-        try:
+    """What a name can be: a URL, a path, or percent-encoded."""
+    if _is_url(name):
+        with contextlib.suppress(ValueError):
             url = urlsplit(name)
-        except ValueError:
-            return
-        yield from parse_qs(url.query).get(_LOCAL_FILES, ())
-        yield unquote(url.path)
+            yield from parse_qs(url.query).get(_LOCAL_FILES, ())
+            yield unquote(url.path)
+    yield name
     if "%" in name:
         yield unquote(name)
+
+
+def _is_url(name: str) -> bool:
+    return bool(_SCHEME.match(name)) or "?" in name
 
 
 def _how(name: str, spelling: str, parts: Parts, path: str, how: str) -> str:
     """How a file was found, for the count: the smallest step that leads from the name to it."""
     own = tuple(path.split(os.sep))
     if spelling != name:
-        return "the path within a URL" if _SCHEME.match(name) or "?" in name else "percent-decoding"
+        return "the path within a URL" if _is_url(name) else "percent-decoding"
     if own == parts:
         return "backslashes as separators" if "\\" in name else "their path without what leads upward"
     if len(own) != len(parts) or how != "end of the path":

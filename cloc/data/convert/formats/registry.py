@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloc.data.convert.formats.peek import entries, peek_json, peek_text
 from cloc.data.convert.records import RecordSource
 from cloc.data.jobs.resumable_jobs import Task
 from cloc.data.shards.manifest import Manifest
+
+_SHOWN, _SHOWN_TEXT = 8, 40  # suffixes or keys, and letters, of what a message says that a source shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def find_format(name: str) -> Format:
 
 
 def guess_format(source: Path) -> Format:
-    """Return the format that a source is of, by the names of its files; nothing is opened.
+    """Return the format that a source is of, by the names of its files and what these begin with.
 
     Raises:
         FileNotFoundError: there is no source.
@@ -139,7 +143,21 @@ def guess_format(source: Path) -> Format:
         names = " or ".join(one.name for one in fitting)
         raise ValueError(f"{source}: may be {names}; name the format instead of auto")
     known = "; ".join(f"{one.name}: {one.reads}" for one in FORMATS.values() if not one.draws)
-    raise ValueError(f"{source}: of no format that is known by its files; {known}")
+    raise ValueError(f"{source}: of no format that is known by its files ({_seen(source)}); looked for {known}")
+
+
+def _seen(source: Path) -> str:
+    """What a source shows: what a file begins with, or how many files of a folder end in what."""
+    if source.is_dir():
+        found = Counter(path.suffix.lower() or path.name for path in entries(source, ""))
+        files = [f"{count:,} {suffix}" for suffix, count in found.most_common(_SHOWN)]
+        return ", ".join(files) if files else "no file in it"
+    shown = peek_json(source) if source.suffix.lower() in (".json", ".jsonl") else None
+    if shown is None:
+        return f"a file that begins {peek_text(source)[:_SHOWN_TEXT]!r}"
+    names = sorted(shown.item()) if shown.is_list else shown.keys
+    listed = ", ".join(names[:_SHOWN]) or "no key"
+    return f"JSON, a list of objects with {listed}" if shown.is_list else f"JSON with {listed}"
 
 
 def all_options() -> list[Option]:
