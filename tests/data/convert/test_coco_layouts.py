@@ -14,7 +14,7 @@ from cloc.contracts import Region
 from cloc.data.convert.conversion import convert
 from cloc.data.convert.formats.peek import HEAD_BYTES, JsonPeek, entries, peek_json, peek_text
 from cloc.data.convert.formats.registry import guess_format
-from tests.kit.sources import box, image, jpeg, read_samples, write, write_coco
+from tests.kit.sources import HEIGHT, WIDTH, box, image, jpeg, read_samples, write, write_coco
 
 QUIET = Console(quiet=True)
 HALF = (0.0, 0.0, 0.5, 1.0)
@@ -73,6 +73,38 @@ def supervision(root: Path) -> Path:
     return root
 
 
+def written_by_supervision(root: Path) -> Path:
+    """``DetectionDataset.as_coco`` of supervision."""
+    sv = pytest.importorskip("supervision")
+    numpy = pytest.importorskip("numpy")
+    picture = str(write(root / "source/a.jpg", jpeg()))
+    found = sv.Detections(xyxy=numpy.array([[0.0, 0.0, WIDTH / 2, HEIGHT]]), class_id=numpy.array([0]))
+    data = sv.DetectionDataset(classes=["bus"], images=[picture], annotations={picture: found})
+    data.as_coco(images_directory_path=str(root / "set/images"), annotations_path=str(root / "set/annotations.json"))
+    return root / "set"
+
+
+def written_by_datumaro(root: Path) -> Path:
+    """All tasks of the format ``coco`` of datumaro 1.13: instances, captions, image_info, stuff."""
+    pytest.importorskip("datumaro")
+    from datumaro.components import annotation, dataset, dataset_base, media
+
+    labels = {annotation.AnnotationType.label: annotation.LabelCategories.from_iterable(["bus"])}
+    pixels = media.Image.from_bytes(data=jpeg(), ext=".jpg")
+    marks = [annotation.Bbox(0, 0, WIDTH / 2, HEIGHT, label=0, id=1), annotation.Caption("a street", id=2)]
+    item = dataset_base.DatasetItem(id="a", subset="train", media=pixels, annotations=marks)
+    dataset.Dataset.from_iterable([item], categories=labels).export(str(root / "set"), "coco", save_media=True)
+    return root / "set"
+
+
+def coco_tasks(root: Path) -> Path:
+    """What COCO's own download and datumaro put beside the boxes of a split is passed over."""
+    coco(root / "annotations/instances_train.json", ["a.jpg"], ["images/train/a.jpg"], root)
+    for name in ("image_info_train", "stuff_train", "person_keypoints_train"):
+        coco(root / f"annotations/{name}.json", ["a.jpg"], [])
+    return root
+
+
 def caption_first(root: Path) -> Path:
     """Large files are known by what they begin with."""
     boxes = [box(number, number % 2) for number in range(6000)]
@@ -84,17 +116,29 @@ def caption_first(root: Path) -> Path:
     return root
 
 
-LAYOUTS = [roboflow, cvat, cvat_subset, fiftyone, label_studio, datumaro, supervision]
+LAYOUTS = [roboflow, cvat, cvat_subset, fiftyone, label_studio, datumaro, supervision, coco_tasks]
+WRITTEN = [written_by_supervision, written_by_datumaro]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("as_file", [False, True])
 def test_layouts_come_back_box_for_box(tmp_path: Path, layout: Any, as_file: bool) -> None:
     source = layout(tmp_path / "in")
-    source = next(path for path in source.rglob("*.json")) if as_file else source
+    source = (
+        next(path for path in sorted(source.rglob("*.json")) if path.name != "image_info_train.json")
+        if as_file
+        else source
+    )
     done = convert("auto", source, tmp_path / "out", console=QUIET)
     assert [sample.regions for sample in read_samples(tmp_path / "out").values()] == [(BUS,)]
     assert done.report.skipped == {} and done.manifests[0].categories == ("bus",)
+
+
+@pytest.mark.parametrize("writer", WRITTEN)
+def test_what_other_tools_write_comes_back_box_for_box(tmp_path: Path, writer: Any) -> None:
+    done = convert("auto", writer(tmp_path), tmp_path / "out", console=QUIET)
+    assert [sample.regions for sample in read_samples(tmp_path / "out").values()] == [(BUS,)]
+    assert done.report.skipped == {} and done.notes == ()
 
 
 def test_the_beginning_is_enough(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ STANDARD_SPLIT = "val2017"
 _PAIRED = ("instances_", "captions_")
 _OTHERS = ("lvis_v", "zhiyuan_obj", "sample_2020")  # have formats of their own
 _NO_SPLIT = ("annotations", "coco", "default", "instances", "labels", "result", "captions")
+_OF_SPLITS = ("_annotations.coco.json", "labels.json")  # ends of names, in SPLIT/
 _ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
 _PLACES = ("{split}", "images/{split}", "{split}/images", "images", "data", ".")
 _MAX_FILES, _MAX_FOLDERS, _SAMPLED = 50, 50, 20
@@ -77,8 +78,9 @@ def find_coco(source: Path, split: str | None) -> CocoSet:
         return standard
     found = _sets(source)
     fitting = [one for one in found if split is None or split in (one.split, *_words(one.files[0]))]
-    if len(fitting) == 1:
-        return fitting[0]
+    own = [one for one in fitting if one.files[0].name.startswith(_PAIRED)]  # beside keypoints, stuff, panoptic
+    if len(fitting) == 1 or len(own) == 1:
+        return (own or fitting)[0]
     names = ", ".join(str(file.relative_to(source)) for one in fitting or found for file in one.files)
     if not found:
         where = f"{source / 'annotations'}/instances_{split or STANDARD_SPLIT}.json"
@@ -130,17 +132,19 @@ def _standard(source: Path, split: str) -> CocoSet:
 
 
 def _coco_files(source: Path) -> Iterator[Path]:
-    """COCO-like files of a folder and of the folders in it, ``annotations`` first."""
+    """COCO-like files of a folder, of ``annotations`` in it, and of splits as Roboflow and FiftyOne name them.
+
+    Any other folder in it may be another data set.
+    """
     try:
         with os.scandir(source) as listed:
-            names = [one.name for one in itertools.islice(listed, 10 * _MAX_FOLDERS) if one.is_dir()]
+            names = sorted(one.name for one in itertools.islice(listed, 10 * _MAX_FOLDERS) if one.is_dir())
     except OSError:
         return
-    folders = sorted(
-        (name for name in names if not name.startswith(".")), key=lambda name: (name != "annotations", name)
-    )
-    for folder in (source, *(source / name for name in folders[:_MAX_FOLDERS])):
-        yield from filter(is_coco, entries(folder, ".json")[:_MAX_FILES])
+    yield from filter(is_coco, entries(source, ".json")[:_MAX_FILES])
+    for name in names[:_MAX_FOLDERS]:
+        suffixes = (".json",) if name.lower() in _ANNOTATION_FOLDERS else _OF_SPLITS
+        yield from filter(is_coco, entries(source / name, *suffixes)[:_MAX_FILES])
 
 
 def _sets(source: Path) -> list[CocoSet]:
