@@ -30,7 +30,7 @@ def run(source: Path, format: str = "auto", **options: Any) -> tuple[Conversion,
 
 
 def refused(source: Path, words: str, format: str = "auto", **options: Any) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=words) as raised:
+    with pytest.raises((ValueError, FileNotFoundError, ShardError), match=words) as raised:
         convert(format, source, source.parent / "out", console=QUIET, **options)
     assert "\n" not in str(raised.value)
 
@@ -41,6 +41,10 @@ def test_a_class_number_without_a_name(tmp_path: Path) -> None:
     refused(source, r"class_without_name.*two\.txt line 2: class '7' has no name; classes\.txt has 2 names \(0 to 1\)")
     done, samples = run(source)
     assert done.report.skipped == {"class_without_name": 1} and set(samples) == {"one"}
+    write(source / "two.txt", "7 0.5 0.5 0.25 0.25\n")
+    refused(source, "class_without_name", overwrite=True)
+    write(source / "two.txt", "1 0.5 0.5 0.25 0.25\n")
+    refused(source, "an unfinished conversion of another source or options")  # a label that was mended is another one
     (source / "classes.txt").unlink()
     refused(source, "no list of class names.*--classes FILE")
     refused(source, "no such file; a list of class names", classes=source / "absent.txt")

@@ -76,7 +76,8 @@ def test_every_format_says_what_it_is_and_stands_in_the_docs() -> None:
     assert options["sprite"].type == tuple[int, int] and "(15 29)" in options["sprite"].help
     assert options["ignore_crowd_flag"].type is bool
     assert options["ignore_crowd_flag"].help.startswith("coco, huggingface, imagefolder, jsonl, ")
-    assert options["split"].help.startswith("coco (val2017): name of the picture folder. flickr30k_entities (val): ")
+    assert options["split"].help.startswith("coco: which file of a folder: ")
+    assert "flickr30k_entities (val): train, val or test." in options["split"].help
 
 
 def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may be coco or lvis; name the format"):
         guess_format(sources["coco"])
     with pytest.raises(ValueError, match="of no format.*jsonl: a .jsonl file"):
-        convert("auto", tmp_path, tmp_path / "out", console=QUIET)
+        convert("auto", write(tmp_path / "bare/notes.docx", "x").parent, tmp_path / "out", console=QUIET)
     with pytest.raises(FileNotFoundError, match="no such source"):
         convert("auto", tmp_path / "absent", tmp_path / "out", console=QUIET)
 

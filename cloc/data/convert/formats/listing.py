@@ -23,6 +23,7 @@ ALL = "all"
 
 _SAME_SPLIT = ({"val", "valid", "validation"}, {"train", "training"}, {"test", "testing"})
 _MOST_NAMED = 8
+_MOST_WATCHED = 2_000
 
 
 @dataclass(slots=True)
@@ -78,6 +79,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(parent, name)
+
+
+def watched(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return the files by whose change a source is another one: all of them, or the folders of very many."""
+    files = tuple(dict.fromkeys(paths))
+    return files if len(files) <= _MOST_WATCHED else tuple(dict.fromkeys(path.parent for path in files))
 
 
 def has_picture(folder: Path) -> bool:

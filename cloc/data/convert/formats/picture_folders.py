@@ -9,7 +9,7 @@ from typing import Any
 
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.files import need_folder
-from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits
+from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits, watched
 from cloc.data.convert.formats.plain_text import read_text
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.picture_bytes import PICTURE_SUFFIXES
@@ -84,7 +84,8 @@ def open_image_text(source: Path, *, split: str | None = None, whole_file: bool 
     notes = tuple(note for found in folders for note in found.told(*_TEXTS))
     name = "_".join(filter(None, (source.resolve().name, *picked)))
     records = _text_records(pairs, source, whole_file)
-    return RecordSource(name, (source,), records, len(pairs), parse=text_object, notes=notes)
+    files = (source, *watched(text for _, text in pairs if text is not None))
+    return RecordSource(name, files, records, len(pairs), parse=text_object, notes=notes)
 
 
 def _pairs(found: PictureFolder) -> list[tuple[Path | None, Path | None]]:

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import check_kind
-from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits
+from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits, watched
 from cloc.data.convert.formats.plain_text import read_lines
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.xml_files import parse_xml, root_tag
@@ -89,7 +89,7 @@ def open_voc(
     options = {"first": first, "difficult": difficult_as_crowd}
     return RecordSource(
         f"{source.resolve().name}{title}",
-        (*lists, *files) if len(files) <= _LOOKED_AT else (*lists, source),
+        (*lists, *watched(path for path in files if path.is_file())),
         _records(files, pictures, options),
         len(files),
         None,

@@ -23,6 +23,7 @@ from cloc.data.convert.formats.listing import (
     picture_stem,
     read_classes,
     read_yaml,
+    watched,
 )
 from cloc.data.convert.formats.plain_text import first_line, read_lines
 from cloc.data.convert.formats.registry import register
@@ -106,7 +107,8 @@ def open_yolo(
     for entry in given:
         listed.add(entry)
     notes = [note for one in listed.folders for note in one.told(".txt", ".cache", ".yaml", ".json", ".names")]
-    files = (*layout.files, *((classes,) if classes is not None else ()), *(path for path in given if path.is_file()))
+    lists = [path for path in (*layout.files, classes, *given) if path is not None and path.is_file()]
+    files = (*lists, *watched(label for _, label in listed.pictures.values() if label is not None))
     records = _records(listed, names, layout.keypoints)
     title = "_".join([folder.resolve().name, *(picked if len(layout.splits) > 1 else ())])
     total = len(listed.pictures) + len(listed.lonely)
