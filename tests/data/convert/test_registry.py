@@ -23,13 +23,13 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture
-def voc(monkeypatch: pytest.MonkeyPatch) -> None:
+def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format of a file of picture names, as a module of its own would register it."""
     monkeypatch.setattr(registry, "FORMATS", FORMATS.copy())
     command.format_options.cache_clear()
 
-    @register("voc", "a folder with names.txt", holds("names.txt"))
-    def open_voc(source: Path, *, caption: str = "a thing", images: Path | None = None) -> RecordSource:
+    @register("zoo", "a folder with names.txt", holds("names.txt"))
+    def open_zoo(source: Path, *, caption: str = "a thing", images: Path | None = None) -> RecordSource:
         """Open it.
 
         Args:
@@ -40,13 +40,13 @@ def voc(monkeypatch: pytest.MonkeyPatch) -> None:
         """
         names = (source / "names.txt").read_text().split()
         records = [Record(name, name, (images or source) / f"{name}.jpg", {"captions": [caption]}) for name in names]
-        return RecordSource("voc", (source / "names.txt",), records, len(names))
+        return RecordSource("zoo", (source / "names.txt",), records, len(names))
 
     yield
     command.format_options.cache_clear()
 
 
-@pytest.mark.usefixtures("voc")
+@pytest.mark.usefixtures("zoo")
 def test_a_new_format_needs_no_other_line(tmp_path: Path) -> None:
     source = tmp_path / "in"
     write(source / "names.txt", "one two")
@@ -61,9 +61,9 @@ def test_a_new_format_needs_no_other_line(tmp_path: Path) -> None:
         "two": ("a bus",),
     }
     told = re.sub(r"[│\s]+", " ", run(command_line.app, ["data", "convert", "--help"], terminal_width=200).output)
-    assert "visual_genome, voc; or auto" in told and "voc (a thing): what all pictures show, told to everybody." in told
-    with pytest.raises(ValueError, match="'voc' takes no split; it takes caption, images"):
-        convert("voc", source, tmp_path / "other", split="x", console=QUIET)
+    assert "voc, yolo, zoo; or auto" in told and "zoo (a thing): what all pictures show, told to everybody." in told
+    with pytest.raises(ValueError, match="'zoo' takes no split; it takes caption, images"):
+        convert("zoo", source, tmp_path / "other", split="x", console=QUIET)
 
 
 def test_every_format_says_what_it_is_and_stands_in_the_docs() -> None:
@@ -94,7 +94,7 @@ def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may be coco or lvis; name the format"):
         guess_format(sources["coco"])
     with pytest.raises(ValueError, match="of no format.*jsonl: a .jsonl file"):
-        convert("auto", tmp_path, tmp_path / "out", console=QUIET)
+        convert("auto", write(tmp_path / "bare/notes.docx", "x").parent, tmp_path / "out", console=QUIET)
     with pytest.raises(FileNotFoundError, match="no such source"):
         convert("auto", tmp_path / "absent", tmp_path / "out", console=QUIET)
 

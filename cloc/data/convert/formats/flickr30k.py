@@ -21,7 +21,7 @@ _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]/]*)*\s+([^\]]*)\]")  # chain id, ty
 @register(
     "flickr30k_entities",
     "a folder with Annotations/, Sentences/ and SPLIT.txt",
-    holds("Annotations/*.xml", "Sentences/*.txt"),
+    holds("Sentences/*.txt"),
 )
 def open_flickr30k_entities(source: Path, *, split: str = "val", images: Path | None = None) -> RecordSource:
     """Open ``Annotations/ID.xml``, ``Sentences/ID.txt`` and the split's list of ids.

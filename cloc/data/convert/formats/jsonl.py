@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import NORMALIZED, check_kind
+from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
@@ -14,7 +15,13 @@ from cloc.data.sample import read_object
 from cloc.data.shards.keys import Keys
 
 
-@register("jsonl", "a .jsonl file; pictures lie relative to it", lambda source: source.suffix.lower() == ".jsonl")
+def _is_jsonl(source: Path) -> bool:
+    """Lines that name no picture as Hugging Face's metadata and ODVG do."""
+    seen = peek_json(source) if source.suffix.lower() == ".jsonl" else None
+    return source.suffix.lower() == ".jsonl" and (seen is None or {"filename", "file_name"}.isdisjoint(seen.keys))
+
+
+@register("jsonl", "a .jsonl file; pictures lie relative to it", _is_jsonl)
 def open_jsonl(
     source: Path, *, images: Path | None = None, boxes: str = NORMALIZED, ignore_crowd_flag: bool = False
 ) -> RecordSource:

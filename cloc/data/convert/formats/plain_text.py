@@ -1,0 +1,117 @@
+"""Reads text files of other people's tools: their encodings, their ends of lines, tables of comma-separated values."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloc.data.sample import MAX_MEMBER_BYTES
+
+DELIMITERS = ",\t;|"
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode(data: bytes, where: Path | str) -> str:
+    """Return text that is UTF-8, or that says by a mark at its start that it is UTF-16, as Windows' editors write it.
+
+    Args:
+        data: the bytes.
+        where: what they are of, for the error.
+
+    Raises:
+        ValueError: it is neither; names the first byte and the encoding that it is likely of.
+    """
+    try:
+        return data.decode(_encoding(data))
+    except UnicodeError as error:
+        raise ValueError(_not_text(where, error)) from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, as :func:`decode` has it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or has more than 64 MiB.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_MEMBER_BYTES + 1)
+    if len(data) > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: more than {MAX_MEMBER_BYTES:,} bytes of text")
+    return decode(data, path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file that hold something, without the space around them."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file, cut after some thousand bytes; empty where it is no text."""
+    with path.open("rb") as file:
+        data = file.read(4096)
+    try:
+        lines = data.decode(_encoding(data), "ignore").splitlines()
+    except UnicodeError:
+        return ""
+    return lines[0] if lines and "\x00" not in lines[0] else ""
+
+
+def delimiter_of(header: str, path: Path | None = None) -> str:
+    """Return what stands between the columns of a header: the most frequent of ``, tab ; |``."""
+    if path is not None and path.suffix.lower() == ".tsv":
+        return "\t"
+    return max(DELIMITERS, key=lambda mark: (header.count(mark), -DELIMITERS.index(mark)))
+
+
+def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a table that hold something, each with the number of the line on which it ends.
+
+    Raises:
+        ValueError: the file is not UTF-8, or no table.
+    """
+    csv.field_size_limit(MAX_MEMBER_BYTES)
+    with path.open("rb") as file:
+        encoding = _encoding(file.read(4))
+    delimiter = delimiter or delimiter_of(first_line(path), path)
+    with path.open(encoding=encoding, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, row
+        except UnicodeError as error:
+            raise ValueError(_not_text(_bad_line(path) or path, error)) from error
+        except csv.Error as error:
+            raise ValueError(f"{path} line {reader.line_num}: no table of {delimiter!r}: {error}") from error
+
+
+def _encoding(data: bytes) -> str:
+    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+
+
+def _bad_line(path: Path) -> str:
+    """The first line of a file that is no UTF-8, which a buffering reader does not know."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{path} line {number}"
+    return ""
+
+
+def _not_text(where: Path | str, error: UnicodeError) -> str:
+    if not isinstance(error, UnicodeDecodeError):
+        return f"{where}: {error}"
+    byte = error.object[error.start]
+    likely = f"Windows-1252 has {bytes([byte]).decode('cp1252', 'replace')!r} there"
+    remedy = "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8, if it is that)"
+    return f"{where}: not UTF-8: byte 0x{byte:02x}; {likely}; {remedy}"
