@@ -1,8 +1,8 @@
 """Files of the token cache: what a frozen image tower has made of some consecutive samples of one shard.
 
-A block holds the patch tokens, the pooled embedding, the picture's place in its view and the annotations of each sample,
-as safetensors with a checksum. Its name is made of the shard's digest, its folder of the tower's and the view's
-(``cloc.engine.frozen``). So nothing is ever out of date, and the folder can be deleted at any time.
+A block holds of each sample the patch tokens, the pooled embedding, the picture's place in its view and the
+annotations, as safetensors with a checksum. Its name is made of the shard's digest, its folder of the tower's and the
+view's (``cloc.engine.frozen``). So nothing is ever out of date, and the folder can be deleted at any time.
 """
 
 from __future__ import annotations

@@ -71,6 +71,9 @@ class FrozenStream(Stream):
         block, row = self._held.find(source, place)
         return sample_of(block.record(row))
 
+    def look_ahead(self, source: Any, index: int, lane: int) -> None:
+        """No shard is read."""
+
     def decoder_of(self, sample: Sample) -> Callable[[], Tensor]:
         """None is asked for."""
         return lambda: torch.empty(0)

@@ -190,6 +190,10 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         number, place = self.locate(position, replacement)
         return self.sources[number].reader.read_sample(place, views=True)
 
+    def look_ahead(self, source: _Reading, index: int, lane: int) -> None:
+        """Fetch what this process will read next."""
+        source.look_ahead(index, lane)
+
     def decoder_of(self, sample: Sample) -> Callable[[], Tensor]:
         """What decodes a sample's picture.
 
@@ -216,7 +220,7 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         """Read the sample of a position, or the next of its substitutes that can be parsed."""
         number, lane, index = self.deal.locate(position)
         source = self.sources[number]
-        source.look_ahead(index, lane)
+        self.look_ahead(source, index, lane)
         for replacement in tries:
             source.skips.read += 1
             try:
