@@ -164,7 +164,12 @@ def build_stream(
         )
     check_shared_memory(buffers, workers)
     chooser = make_chooser(config.data, seen.size, seen.resize)
-    given = {"seed": config.seed, "rank": rank, "world_size": world, "max_skip_share": config.data.max_skip_share}
+    given: dict[str, Any] = {
+        "seed": config.seed,
+        "rank": rank,
+        "world_size": world,
+        "max_skip_share": config.data.max_skip_share,
+    }
     arguments = (data, Tokenizer.of(model.text), chooser, config.batch_size)
     if config.data.token_cache is not None:
         return FrozenStream(*arguments, **given, captions=captions)

@@ -124,7 +124,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 over the bytes of tensors, in the order of their names."""
     found = 0
     for _, value in sorted(tensors.items()):
-        found = zlib.crc32(memoryview(value.contiguous().view(torch.uint8).numpy()).cast("B"), found)
+        found = zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy().data, found)
     return found
 
 
@@ -141,7 +141,7 @@ class Block:
     """
 
     def __init__(self, place: BlockPlace) -> None:
-        with safe_open(place.file, "pt") as stored:  # type: ignore[no-untyped-call]  # safetensors has no types
+        with safe_open(place.file, "pt") as stored:
             self.metadata: dict[str, str] = stored.metadata() or {}
             self.tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}
         if missing := sorted(set(NAMES) - self.tensors.keys()):
