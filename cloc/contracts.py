@@ -142,6 +142,10 @@ class Batch:
         pooled: ``[B,D]`` unit norm, likewise.
         caption_embeddings: ``[B,D]`` unit norm of a frozen text tower; None where it runs, or no loss reads captions.
         phrase_embeddings: ``[P,D]`` likewise.
+        teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
+            follows there where a term asks for a teacher, else None.
+        teacher_text: ``[B,D]`` of each caption.
+        teacher_phrase: ``[P,D]`` of each distinct phrase; None also for a model without Prompter.
     """
 
     images: Tensor = per_picture()
@@ -165,6 +169,9 @@ class Batch:
     pooled: Tensor | None = per_picture(default=None)
     caption_embeddings: Tensor | None = per_picture(default=None)
     phrase_embeddings: Tensor | None = per_phrase(default=None)
+    teacher_image: Tensor | None = per_picture(default=None)
+    teacher_text: Tensor | None = per_picture(default=None)
+    teacher_phrase: Tensor | None = per_phrase(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled, all but the pictures travels by value.

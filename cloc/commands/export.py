@@ -20,7 +20,10 @@ PicturesOption = Annotated[
 ]
 AverageOption = Annotated[int, typer.Option(help="Mean over so many of the run's newest checkpoints.", metavar="N")]
 RawOption = Annotated[bool, typer.Option("--raw", help="The trained weights, not their moving average (trainer.ema).")]
-BaseOption = Annotated[Path | None, typer.Option(help="Model to blend with: (1 - alpha) · base + alpha · RUN.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Model to blend with: (1 - alpha) · base + alpha · RUN; by default what RUN started from."),
+]
 AlphaOption = Annotated[float | None, typer.Option(help="Share of RUN in the blend, in 0..1.")]
 UnfinishedOption = Annotated[bool, typer.Option("--unfinished", help="RUN need not have reached its budget.")]
 

@@ -121,6 +121,8 @@ def data_config(overrides: Sequence[str]) -> DataConfig:
 
 def _check_train(config: TrainConfig) -> None:
     _check_view(config.data)
+    if config.base is None and not (config.model.image and config.model.text):
+        raise ConfigError("model names no towers: model=base takes them from base=MODEL; give that, or another model")
     terms = terms_of(config.loss)
     check_needs(config, terms)
     check_negatives(config, terms)
@@ -129,7 +131,8 @@ def _check_train(config: TrainConfig) -> None:
     _check_measured(config)
     model = config.model
     for part, node in (("image", model.image), ("text", model.text)):
-        resolve(node, f"model.{part}")
+        if "_target_" in node or config.base is None:  # else it is that of the base
+            resolve(node, f"model.{part}")
     for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
         if choice is not None:
             resolve(choice, f"model.{part}")
@@ -141,6 +144,11 @@ def _check_frozen(config: TrainConfig) -> None:
     if model.frozen_towers and model.prompter is None:
         raise ConfigError(
             "model.frozen_towers=true with model.prompter=null: nothing would be trained; choose model/prompter=shared"
+        )
+    if model.frozen_towers and config.loss.get("distill"):
+        raise ConfigError(
+            f"loss.distill={config.loss['distill']} with model.frozen_towers=true: towers that stay as they are have "
+            "nothing to keep to; set loss.distill=0"
         )
     if data.token_cache is None:
         return

@@ -311,8 +311,13 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Everything that ``train.py`` takes for pretraining."""
 
+    base: Path | None = None
+    """Model that fine-tuning starts from, named once: ``open_clip:NAME:TAG_OR_FILE``, ``hf://OWNER/NAME``, a folder of
+    open_clip or of a Hugging Face CLIP or SigLIP, an export, a run. Both towers, their sizes, tokenizer, pixel
+    statistics, temperature and weights are its own; with ``model=base``. See docs/finetuning.md."""
     init_from: Path | None = None
-    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh."""
+    """Run, checkpoint or export whose weights a new run starts from; parts that it lacks start fresh. Its towers are
+    those that ``model`` names."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: dict[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ class Need(StrEnum):
     PHRASES = "phrases"  # those of all processes, gathered
     PROMPTER = "prompter"  # ``Features.region``
     GROUNDING = "grounding"  # ``Features.grounded``
-    TEACHER = "teacher"  # another model's features
+    TEACHER = "teacher"  # embeddings of the model that the run starts from
     CROPS = "crops"  # further views of the pictures
 
 
@@ -48,7 +48,7 @@ class Listed(Protocol):
 PROVIDED: dict[Need, tuple[str, str | None, str]] = {
     Need.PROMPTER: ("a Prompter", "prompter", "give weight 0 (CLIP), or choose model/prompter=shared"),
     Need.GROUNDING: ("a head", "grounding", "give weight 0, or choose model/grounding=spatial"),
-    Need.TEACHER: ("a teacher", None, "give weight 0"),
+    Need.TEACHER: ("a teacher", None, "give weight 0, or the model that the run starts from: base, or init_from"),
     Need.CROPS: ("further crops of the pictures", None, "give weight 0"),
 }
 
@@ -82,9 +82,15 @@ def check_needs(config: TrainConfig, terms: Sequence[Listed]) -> None:
     """
     for need, (what, node, remedy) in PROVIDED.items():
         asking = [one for one in terms if one.needs(need)]
-        if asking and (node is None or getattr(config.model, node) is None):
+        if asking and not _provided(config, need, node):
             verb, why = "needs" if len(asking) == 1 else "need", f"model.{node} is null" if node else "there is none"
             raise ConfigError(f"{weights_of(asking)} {verb} {what}, but {why}; {remedy}")
+
+
+def _provided(config: TrainConfig, need: Need, node: str | None) -> bool:
+    if need is Need.TEACHER:
+        return config.base is not None or config.init_from is not None
+    return node is not None and getattr(config.model, node) is not None
 
 
 def idle_parts(config: TrainConfig, terms: Sequence[Listed]) -> list[str]:

@@ -23,7 +23,7 @@ from cloc.engine.process_group import backend_for, exchange
 OF_A_MACHINE = ("run_dir", "data.train", "data.cache_dir", "data.cache_bytes", "data.workers", "trainer.threads")
 # Paths that may differ while what they lead to is the same.
 PLACES = re.compile(
-    r"init_from|model\.(image|text)\.(pretrained|tokenizer|name)"
+    r"base|init_from|model\.(image|text)\.(pretrained|tokenizer|name)"
     r"|datasets\..*\.(shards|relations|pictures|images|classes|template_file|frequency)"
 )
 NOT_COMPARED = ("python", "machine")  # of the versions: they decide nothing that is trained

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 from torch.profiler import record_function
 
-from cloc.config import DataConfig, TrainConfig, instantiate, resolve
+from cloc.config import ConfigError, DataConfig, TrainConfig, check_keys, instantiate, resolve
 from cloc.config.nodes import present_name
-from cloc.config.terms import idle_parts
+from cloc.config.terms import Need, idle_parts
 from cloc.console import print_line, progress_console
 from cloc.contracts import Batch, LossTerms
 from cloc.data.frozen.stream import FrozenStream
@@ -24,7 +25,8 @@ from cloc.data.stream.shared_buffers import release_ended_workers
 from cloc.data.stream.sources import ShardSources
 from cloc.engine import pretrain_data, rehearsal
 from cloc.engine.accumulation import accumulated
-from cloc.engine.durable.initial_weights import take_weights
+from cloc.engine.base import follow
+from cloc.engine.durable.initial_weights import Start, copy_weights, open_start
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.settings import After, keys_of
 from cloc.engine.frozen.cached import FrozenBatches, FrozenTowers
@@ -33,7 +35,9 @@ from cloc.engine.readers import readers
 from cloc.engine.start import accelerator_of
 from cloc.engine.strategy import prepare
 from cloc.engine.task import OPTIONAL, Measure, Reading, Task, chosen_metrics
+from cloc.engine.teacher import Teacher
 from cloc.models.build import build_model
+from cloc.models.foreign.base import is_fetched
 from cloc.models.limits import check_model
 from cloc.models.model import Cloc
 from cloc.models.positions.fourier import check_covered
@@ -54,7 +58,7 @@ class Pretrain(Task):
 
     schema = TrainConfig
     keys = {
-        "init_from": After.START,
+        **dict.fromkeys(("base", "init_from"), After.START),
         **dict.fromkeys(("model.joint_dim", "model.logit_bias", "model.frozen_towers"), After.REFUSED),
         **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
         "loss": After.HOLDS,
@@ -75,12 +79,22 @@ class Pretrain(Task):
     def __init__(self, config: TrainConfig, resolved: dict[str, Any], weights: bool = True) -> None:
         super().__init__(config, resolved)
         check_model(resolved["model"])
-        self.model = build_model(resolved["model"], pretrained=weights and config.init_from is None)
+        self.starts = config.base is not None or config.init_from is not None
+        self.fetches = weights  # what a name of another library stands for; a rehearsal does not
+        self.model = build_model(resolved["model"], pretrained=weights and not self.starts)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
         self.towers: FrozenTowers | None = None  # where their outputs are kept
         self.stream: Stream | None = None
+        self.teacher: tuple[Teacher, ...] = ()  # no module of this one: checkpoints do not hold it
         self.notes = [*idle_parts(config, getattr(self.loss, "terms", ())), *prepare(self.model, config.trainer)]
+
+    @classmethod
+    def follow(cls, composed: DictConfig) -> DictConfig:
+        """See :func:`cloc.engine.base.follow`."""
+        if composed.get("base") is not None:
+            check_keys(composed, cls.schema)
+        return follow(composed)
 
     @classmethod
     def complete(cls, resolved: dict[str, Any]) -> None:
@@ -163,8 +177,11 @@ class Pretrain(Task):
 
     def step(self, batch: Batch) -> LossTerms:
         """Features, then the objective, in float32 whatever precision the towers run in."""
-        if self.config.trainer.accumulate > 1:
-            return accumulated(self.model, self.loss, batch, self.config.trainer.accumulate)
+        parts = self.config.trainer.accumulate
+        for teacher in self.teacher:
+            batch = teacher.teach(batch, self.model.prompter is not None, parts)
+        if parts > 1:
+            return accumulated(self.model, self.loss, batch, parts)
         features = self.model(batch)
         with torch.autocast(self.device.type, enabled=False), record_function("losses"):
             terms: LossTerms = self.loss(features, batch)
@@ -175,9 +192,56 @@ class Pretrain(Task):
         clamp_temperatures(self.model.log_scales)
 
     def begin(self) -> None:
-        """The weights of ``init_from``."""
-        if self.config.init_from is not None:
-            self.notes.append(take_weights(self.model, self.config.init_from))
+        """The weights of ``base`` or ``init_from``."""
+        if not self.starts:
+            return
+        if self.config.base is not None and is_fetched(self.config.base) and not self.fetches:
+            self.notes.append(f"weights of {self.config.base}: fetched when the run begins")
+        else:
+            start = self._start()
+            self.notes.append(copy_weights(self.model, start))
+            self._learn_from(start)
+        self.notes += pretrain_data.formats_of(self.model)
+
+    def go_on(self, info: Mapping[str, Any]) -> None:
+        """The teacher, where a term needs one: the model that the run has started from, as it was.
+
+        Raises:
+            ConfigError: another model lies there by now.
+        """
+        if not self._is_taught:
+            return
+        self._learn_from(self._start())
+        before = info.get("teacher")
+        if before not in (None, self.teacher[0].digest):
+            raise ConfigError(
+                f"{self._start_name}: its weights are not those that the run has started from, which teach it; give "
+                "that model, or loss.distill=0"
+            )
+
+    @property
+    def _is_taught(self) -> bool:
+        return any(one.needs(Need.TEACHER) for one in getattr(self.loss, "terms", ()))
+
+    @property
+    def _start_name(self) -> str:
+        key = "base" if self.config.base is not None else "init_from"
+        return f"{key}={getattr(self.config, key)}"
+
+    def _start(self) -> Start:
+        return open_start(self.config.base, self.config.init_from, self.resolved["model"], self.model.classes)
+
+    def _learn_from(self, start: Start) -> None:
+        if self._is_taught:
+            self.teacher = (Teacher.of(self.resolved["model"], start),)
+            size = self.teacher[0].parameters
+            self.notes.append(f"teacher: both towers as they start, {size / 1e6:.1f} M parameters besides, frozen")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every task, with the digest of the teacher."""
+        super().on_save_checkpoint(checkpoint)
+        for one in self.teacher:
+            checkpoint["cloc"]["teacher"] = one.digest
 
     def save_beside(self, folder: Path) -> None:
         """Tokenizer and architecture of a Hugging Face text tower: run and checkpoints load anywhere."""

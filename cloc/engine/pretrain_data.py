@@ -209,9 +209,23 @@ def next_commands(config: TrainConfig, model: Cloc) -> list[str]:
     if "://" in run:
         return []
     sets = list(config.evaluation.data) or _sets_beside(config.data.train)
-    fitting = (name for name in FORMATS if not refusals(model.image, name) + refusals(model.text, name))
-    exported = ["python", "-m", "cloc", "export", next(fitting, "torch"), run, f"{run}-export"]
+    exported = ["python", "-m", "cloc", "export", next(iter(_fitting(model)), "torch"), run, f"{run}-export"]
     return [f"python eval.py {override('checkpoint', run)} {override('data', sets)}", shlex.join(exported)]
+
+
+def formats_of(model: Cloc) -> list[str]:
+    """Where a model goes when it is trained, and why not elsewhere, in words: known before the run."""
+    fitting = _fitting(model)
+    refused = [
+        f"not to {name} ({'; '.join(why)})"
+        for name in FORMATS
+        if (why := refusals(model.image, name) + refusals(model.text, name))
+    ]
+    return [", ".join([f"will export to {', '.join(fitting) or 'no format'}", *refused])]
+
+
+def _fitting(model: Cloc) -> list[str]:
+    return [name for name in FORMATS if not refusals(model.image, name) + refusals(model.text, name)]
 
 
 def _sets_beside(train: Any) -> list[str]:

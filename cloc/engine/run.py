@@ -121,6 +121,8 @@ def _train(composed: DictConfig) -> Path | None:
         together(lambda: check_machine(config, world))  # what a finished run has passed by
         if stored is not None:
             stream.cursor = stored.info["cursor"]
+            info = stored.info
+            together(lambda: task.go_on(info))
             if rank == 0:
                 _print_resume(config, stored, world)
         else:
@@ -164,6 +166,7 @@ def _is_job() -> bool:
 def _prepare(composed: DictConfig) -> tuple[type[Task], RunConfig, dict[str, Any]]:
     """The task and its configuration, checked."""
     kind = task_of(composed)
+    composed = kind.follow(composed)
     config: RunConfig = validate(composed, kind.schema)
     world = planned_world(config)
     share_with(device_count(config.trainer) if world > 1 and config.dry_run else 1)
@@ -225,6 +228,8 @@ def _rehearse(kind: type[Task], config: RunConfig, resolved: dict[str, Any], dat
     stream = task.open_stream(data, rank, world)
     if stored is not None:
         compare(stored, config, task, data.digest, folder)
+        if not is_finished(stored, config):
+            task.go_on(stored.info)
     else:
         task.begin()
     if stored is None or not is_finished(stored, config):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 import lightning
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -141,6 +141,11 @@ class Task(lightning.LightningModule):
     # --- what a task is: before anything is built ---
 
     @classmethod
+    def follow(cls, composed: DictConfig) -> DictConfig:
+        """A configuration with what it leaves to something that it names, before it is checked."""
+        return composed
+
+    @classmethod
     def complete(cls, resolved: dict[str, Any]) -> None:
         """Fill in, in place, what a checkpoint must hold so that the model can be built from it alone: the defaults."""
         filled: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(cls.schema), resolved))
@@ -168,14 +173,11 @@ class Task(lightning.LightningModule):
 
     @classmethod
     def check_chosen(cls, config: Any, chosen: Mapping[str, str]) -> list[str]:
-        """Refuse a metric that no measurement of this run will give, before it begins.
+        """Refuse a metric that no measurement of this run will give; returns what to say of names that may be right.
 
         Args:
             config: of the class ``schema``, validated.
             chosen: ``evaluation.best``, ``objective`` → the name that the key gives.
-
-        Returns:
-            What to say of names that may be right.
 
         Raises:
             ConfigError: names the key.
@@ -210,6 +212,9 @@ class Task(lightning.LightningModule):
 
     def begin(self) -> None:
         """Take the weights that a new run starts from, where the configuration names any."""
+
+    def go_on(self, info: Mapping[str, Any]) -> None:
+        """Get what a step needs besides a checkpoint that holds ``info`` of the run."""
 
     def save_beside(self, folder: Path) -> None:
         """Write into the run folder what weights and configuration do not hold. Called in the first process."""
@@ -349,8 +354,7 @@ class Task(lightning.LightningModule):
     def regroup(self, state: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's stored state in the groups of this configuration; ``stored`` is that which it was made with.
 
-        Raises:
-            ValueError: see :func:`cloc.engine.optim.rearranged`.
+        Raises ValueError as :func:`cloc.engine.optim.rearranged` does.
         """
         return rearranged(state, self.model, optim_config(stored), self.config.optim)
 

@@ -16,9 +16,11 @@ from cloc.checkpoints import find, list_checkpoints
 from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.loading import load
-from cloc.models.build import build_model
+from cloc.models.foreign.base import is_fetched, is_of_others, model_of
 from cloc.models.weights.averages import average, blend
 from cloc.models.weights.pretrained import TOWERS
+
+LOCAL = "open_clip:local-dir:"
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,15 @@ class Choice:
         average: mean over so many of the run's newest checkpoints.
         raw: the trained weights, where the checkpoint also holds their moving average (``trainer.ema``).
         base: a model to blend with: ``(1 - alpha) · base + alpha · run`` for each weight that both have (WiSE-FT,
-            arXiv 2109.01903, Eq. 1).
-        alpha: share of the run.
+            arXiv 2109.01903, Eq. 1), by whatever name a run may start from; None for what the run has started from.
+        alpha: share of the run; None for the run alone.
         unfinished: a run that has not reached its budget may be exported.
         trusted: classes besides ours that the run and the base may name (see :func:`cloc.loading.load`).
     """
 
     average: int = 1
     raw: bool = False
-    base: Path | None = None
+    base: str | Path | None = None
     alpha: float | None = None
     unfinished: bool = False
     trusted: Sequence[type] = ()
@@ -55,8 +57,8 @@ def load_source(run: Path, choice: Choice) -> Encoder:
         FileNotFoundError: no checkpoint there.
         ValueError: a checkpoint that cannot be loaded.
     """
-    if (choice.base is None) != (choice.alpha is None):
-        raise ExportError("--base and --alpha go together: the model to blend with, and the share of RUN")
+    if choice.base is not None and choice.alpha is None:
+        raise ExportError("--base goes with --alpha, the share of RUN in the blend")
     if choice.alpha is not None and not 0 <= choice.alpha <= 1:
         raise ExportError(f"--alpha {choice.alpha}: a share in 0..1; 1 is RUN itself, 0 the base")
     if choice.average < 1:
@@ -75,12 +77,12 @@ def load_source(run: Path, choice: Choice) -> Encoder:
     if choice.average > 1:
         state, names = _averaged(run, choice)
         said = [f"mean of {', '.join(names)}", *said]
-    if choice.base is not None and choice.alpha is not None:
-        state, apart = blend(
-            _state(choice.base, encoder, choice.trusted), state or encoder.model.state_dict(), choice.alpha, choice.base
-        )
+    if choice.alpha is not None:
+        base = str(choice.base or _start(run, encoder))
+        weights = _state(base, encoder, choice.trusted)
+        state, apart = blend(weights, state or encoder.model.state_dict(), choice.alpha, base)
         kept = f"; {', '.join(apart)} of the run alone" if apart else ""
-        said.append(f"{choice.alpha} of the run and {1 - choice.alpha:.6g} of {choice.base.name}{kept}")
+        said.append(f"{choice.alpha} of the run and {1 - choice.alpha:.6g} of {_short(base)}{kept}")
     if state is not None:
         encoder.model.load_state_dict(state)
     encoder.info["weights"] = "; ".join(said)
@@ -112,19 +114,35 @@ def _averaged(run: Path, choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
     return average(states), [file.name for file in files]
 
 
-def _state(base: Path, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:
-    """Weights of the base under our names; of another library's folder, those that a run would start with."""
-    found = load(base, trusted=trusted)
-    if "config" in found.info:
-        return found.model.state_dict()
+def _start(run: Path, encoder: Encoder) -> str:
+    """What a run has started from, as its configuration names it.
+
+    Raises:
+        ExportError: it has started from nothing, or from something that is no longer there or would be fetched.
+    """
+    config = encoder.info["config"]
+    name = config.get("base") or config.get("init_from")
+    if not name:
+        raise ExportError(f"--alpha without --base: {run} has started from no other model; give the one to blend with")
+    # What a run says is data, maybe a stranger's: nothing is fetched because of it.
+    if is_fetched(str(name)) or not Path(str(name).removeprefix(LOCAL)).expanduser().exists():
+        why = "which may be a download" if is_fetched(str(name)) else "which is not there"
+        raise ExportError(f"--alpha: {run} has started from {name}, {why}; name the base yourself: --base {name}")
+    return str(name)
+
+
+def _short(base: str) -> str:
+    """A base in a card: the last part of a path, which is a machine's own; other names whole."""
+    return base if base.startswith(("open_clip:", "hf://")) and not Path(base).exists() else Path(base).name
+
+
+def _state(base: str, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:
+    """Weights of the base under our names; of another library's model, those that a run would start with."""
+    if not is_of_others(base):
+        return load(base, trusted=trusted).model.state_dict()
     apart = [part for part in TOWERS if "folder" not in getattr(getattr(encoder.model, part), "describes", ())]
     if apart:  # what it names is fetched, or is the user's own, and no CLIP has it
         raise ExportError(
             f"--base {base} has another {apart[0]} tower; give the model that the run was fine-tuned from"
         )
-    node = encoder.info["config"]["model"]
-    towers = {part: {**node[part], "pretrained": str(base)} for part in TOWERS}
-    known = {part: {node[part]["_target_"]: type(getattr(encoder.model, part))} for part in towers}
-    config = {"joint_dim": node["joint_dim"], "prompter": None, "grounding": None, **towers}
-    model = build_model(config, known=known)
-    return {name: value for name, value in model.state_dict().items() if name.startswith(("image.", "text."))}
+    return model_of(base, encoder.info["config"]["model"]).state_dict()

@@ -17,6 +17,7 @@ from cloc.config.terms import Need
 from cloc.config.values import check_arguments, check_value
 from cloc.contracts import Batch, Features, LossTerms, Per, per
 from cloc.losses.contrastive import CONTRASTS, GlobalContrast
+from cloc.losses.distill import Distill
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import BOX, SHARED_PHRASE, Grounding
 from cloc.losses.region import CONFLICTS, RegionContrast
@@ -25,6 +26,8 @@ from cloc.losses.term import Term, Weighted
 
 class ClocLoss(nn.Module):
     """``L = w_g L_CLIP + λ (w_r L_CLOC + w_b L_grounding)``, λ the share of images of the global batch with regions.
+
+    ``w_d L_distill`` is added where fine-tuning asks for it.
 
     Args:
         global_: weight of the image-caption contrast, which is measured even where it is 0; None leaves it out, and
@@ -36,6 +39,8 @@ class ClocLoss(nn.Module):
         threshold: of the cosine rule.
         box: ``l2`` (paper) or ``l1_giou``.
         shared_phrase: ``skip``, ``nearest`` or ``union``.
+        distill: weight of the distance to the embeddings of the model that the run starts from (``base`` or
+            ``init_from``); 0 leaves it out (see :class:`cloc.losses.distill.Distill`).
         terms: further terms by name: each a ``_target_`` that names a :class:`cloc.losses.term.Term`, its arguments,
             and a ``weight`` (1 unless given; 0 leaves it out).
 
@@ -57,23 +62,25 @@ class ClocLoss(nn.Module):
         threshold: Annotated[float, Interval(-1, 1)] = 0.9,
         box: Annotated[str, OneOf(*BOX)] = "l2",
         shared_phrase: Annotated[str, OneOf(*SHARED_PHRASE)] = "skip",
+        distill: Weight = 0.0,
         terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(
-            ClocLoss, {"global_": global_, "region": region, "grounding": grounding, "threshold": threshold}, "loss"
-        )
+        weights = {"global_": global_, "region": region, "grounding": grounding, "distill": distill}
+        check_arguments(ClocLoss, weights | {"threshold": threshold}, "loss")
         found = [
             Weighted("global", "loss.global", global_ or 0.0, GlobalContrast(contrast)),
             Weighted("region", "loss.region", region, RegionContrast(contrast, conflicts, threshold)),
             Weighted("grounding", "loss.grounding", grounding, Grounding(box, shared_phrase)),
+            Weighted("distill", "loss.distill", distill, Distill()),
         ]
         found += _further(terms or {}, {one.name for one in found})
         if not any(one.weight for one in found):
             weights = {one.name: one.weight for one in found}
             raise ConfigError(f"loss: {weights}: all weights are zero, nothing would be trained; give one above 0")
         self.terms = [one for one in found if one.weight > 0 or (one.name == "global" and global_ is not None)]
-        self.reads_captions = global_ is not None or bool(terms)  # a term of others' may, and need not say so
+        # A term of others' may, and need not say so.
+        self.reads_captions = global_ is not None or distill > 0 or bool(terms)
         self.parts = nn.ModuleList([one.term for one in self.terms])  # what terms hold moves with the loss
 
     def needs(self, what: Need) -> bool:

@@ -26,6 +26,7 @@ from cloc.config import (
     register_eval,
     validate,
 )
+from cloc.engine.base import follow
 from cloc.models.build import build_model
 from tests.kit.paths import ROOT
 
@@ -79,7 +80,8 @@ def test_every_experiment_builds_its_loss_and_evaluates_known_sets(experiment: s
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds_its_model(experiment: str) -> None:
-    resolved: dict[str, Any] = OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True)["model"]
+    whole = follow(composed(f"experiment={experiment}"))  # with the towers of a base, where it names one
+    resolved: dict[str, Any] = OmegaConf.to_container(whole, resolve=True)["model"]
     text = str(resolved["text"].get("name", ""))
     if "HuggingFace" in resolved["text"]["_target_"] and not Path(text).expanduser().is_dir():
         resolved["text"] = {"_target_": "cloc.models.text.ClipText", "options": {"width": 32, "heads": 2, "layers": 1}}
@@ -105,6 +107,8 @@ def test_every_choice_of_every_group_validates(choice: str) -> None:
     except ConfigCompositionException:  # a group that the defaults leave out
         choice = f"+{choice}"
         config = composed(*RUN, choice)
+    if choice == "model=base":
+        config = follow(composed(*RUN, choice, "base=open_clip:ViT-B-16:openai"))
     if config.model.prompter is None and choice != "loss=clip":
         config = composed(*RUN, choice, "loss=clip")
     if choice == "loss=clip":

@@ -240,7 +240,7 @@ def test_prompter_and_head_are_a_tenth_of_a_b16_at_most() -> None:
     from tests.kit.paths import ROOT
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", ["experiment=adapter_cloc", "data.train=none"])
+        config = compose("train", ["experiment=adapter_cloc", "model=vit_b16", "base=null"])
     with torch.device("meta"):
         model = build_model(config.model, pretrained=False)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)

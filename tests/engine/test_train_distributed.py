@@ -144,6 +144,14 @@ def test_three_steps_of_ddp_equal_one_process(data: Path, alone: dict[str, Any],
     assert_equal_training(pair, alone)
 
 
+def test_taught_steps_of_two_processes_equal_one(data: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    """The teacher is whole on each process, and speaks of its rows alone; weights are decayed so that it matters."""
+    taught = [f"data.train={data}", f"init_from={alone['first']}", "loss.distill=3", "optim.weight_decay=0.9"]
+    one = trained(1, *taught, f"run_dir={tmp_path / 'one'}")
+    assert one["cloc"]["teacher"]
+    assert_equal_training(trained(2, *taught, f"run_dir={tmp_path / 'pair'}", "trainer.strategy=ddp"), one)
+
+
 def test_dealt_streams_train_alike_on_one_process_and_two_and_when_killed(data: Path, tmp_path: Path) -> None:
     """Four streams: two processes with two each, one with all; and a run killed on two that goes on alone."""
     options = [f"data.train={data}", "data.streams=4", "trainer.checkpoint_every=8", "trainer.keep_last=3"]

@@ -57,12 +57,12 @@ def test_an_average_is_the_mean_in_double() -> None:
 
 def test_a_blend_is_linear() -> None:
     base, run = states(config(), 2)
-    mixed, apart = blend(base, run, 0.25, Path("base"))
+    mixed, apart = blend(base, run, 0.25, "base")
     for name, value in mixed.items():
         torch.testing.assert_close(value, 0.75 * base[name] + 0.25 * run[name])
     assert apart == []
     for alpha, end in ((0.0, base), (1.0, run)):
-        assert all(torch.equal(value, end[name]) for name, value in blend(base, run, alpha, Path("b"))[0].items())
+        assert all(torch.equal(value, end[name]) for name, value in blend(base, run, alpha, "b")[0].items())
 
 
 @pytest.fixture
@@ -146,11 +146,31 @@ def test_the_folder_that_a_run_started_from_is_a_base(tmp_path: Path) -> None:
         load_source(tmp_path / "clip", Choice())
 
 
+def test_a_run_is_blended_with_what_it_started_from(tmp_path: Path) -> None:
+    """By the name in its configuration, as long as that is here: what a file says fetches nothing."""
+    own = config()
+    base, run = states(own, 2)
+    save(tmp_path / "base.ckpt", stored(base, own))
+    for key in ("base", "init_from"):
+        content = stored(run, own)
+        content["cloc"]["config"][key] = str(tmp_path / "base.ckpt")
+        save(tmp_path / "run.ckpt", content)
+        half = load_source(tmp_path / "run.ckpt", Choice(alpha=0.5))
+        name = "image.visual.conv1.weight"
+        torch.testing.assert_close(half.model.state_dict()[name], (base[name] + run[name]) / 2)
+        assert half.info["weights"] == "0.5 of the run and 0.5 of base.ckpt"
+    for name, why in (("open_clip:ViT-B-16:openai", "which may be a download"), ("gone", "which is not there")):
+        content["cloc"]["config"]["base"] = name
+        save(tmp_path / "run.ckpt", content)
+        with pytest.raises(ExportError, match=f"has started from {name}, {why}; name the base yourself: --base {name}"):
+            load_source(tmp_path / "run.ckpt", Choice(alpha=0.5))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(alpha=0.5), "--base and --alpha go together"),
-        (Choice(base=Path("x")), "--base and --alpha go together"),
+        (Choice(alpha=0.5), "--alpha without --base: .* has started from no other model"),
+        (Choice(base=Path("x")), "--base goes with --alpha, the share of RUN"),
         (Choice(base=Path("x"), alpha=1.5), "--alpha 1.5: a share in 0..1"),
         (Choice(average=0), "--average 0: at least 1"),
         (Choice(average=4), r"--average 4: .* holds 3 checkpoints .*trainer.keep_last"),

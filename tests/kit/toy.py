@@ -7,6 +7,7 @@ rank, as they have in a real model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -93,6 +94,25 @@ def make_batch(
         source=torch.zeros(size, dtype=torch.int64),
         cursor=size,
         negatives=hard,
+    )
+
+
+def taught(batch: Batch, rows: slice = slice(None), texts: int = 12, dim: int = 32) -> Batch:
+    """The batch with a teacher's embeddings: of each text the same everywhere, of each picture by its place.
+
+    Args:
+        batch: of one process, or of all.
+        rows: its pictures' places in the whole.
+        texts: rows of the table.
+        dim: of the embeddings.
+    """
+    generator = torch.Generator().manual_seed(9)
+    table, pictures = (torch.randn(n, dim, dtype=torch.float64, generator=generator) for n in (texts, 64))
+    return replace(
+        batch,
+        teacher_image=normalize(pictures[rows][: len(batch.images)], dim=-1),
+        teacher_text=normalize(table[batch.captions[:, 0]], dim=-1),
+        teacher_phrase=normalize(table[batch.phrases[:, 0]], dim=-1),
     )
 
 

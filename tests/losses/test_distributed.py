@@ -16,12 +16,13 @@ from torch import Tensor
 
 from cloc.contracts import Batch, Features
 from cloc.losses.contrastive import GlobalContrast
+from cloc.losses.distill import Distill
 from cloc.losses.gather import exchange, gather, log_sum_exp_over_ranks
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import Grounding
 from cloc.losses.objective import ClocLoss
 from cloc.losses.region import RegionContrast
-from tests.kit.toy import Leaves, gradients, make_batch, make_features, make_leaves
+from tests.kit.toy import Leaves, gradients, make_batch, make_features, make_leaves, taught
 
 pytestmark = pytest.mark.distributed
 
@@ -38,18 +39,20 @@ NEGATIVES = [[[7, 0], [], [3]], [[], [2], []], [[], [], [1]], [[0, 9], [], []], 
 BATCHES = {"mixed": MIXED, "full": FULL, "none": NONE, "last": LAST}
 LOSSES = [f"global-{kind}" for kind in ("softmax", "sigmoid")]
 LOSSES += [f"region-{kind}-{rule}" for kind in ("softmax", "sigmoid") for rule in ("none", "exact", "cosine")]
-LOSSES += ["grounding-l2", "grounding-l1_giou", "total"]
+LOSSES += ["grounding-l2", "grounding-l1_giou", "distill", "total"]
 
 
 def compute(name: str, features: Features, batch: Batch) -> Tensor:
     loss, _, options = name.partition("-")
     if loss == "total":
-        return ClocLoss(shared_phrase="union")(features, batch).total
+        return ClocLoss(shared_phrase="union", distill=0.5)(features, batch).total
     gathered = gather_batch(features, batch)
     if loss == "global":
         return GlobalContrast(options)(features, batch, gathered)[0]
     if loss == "region":
         return RegionContrast(*options.split("-"))(features, batch, gathered)[0]
+    if loss == "distill":
+        return Distill()(features, batch, gathered)[0]
     return Grounding(options, "nearest")(features, batch, gathered)[0]
 
 
@@ -59,11 +62,11 @@ def part_of(name: str, ranks: int, rank: int | None = None) -> tuple[Leaves, Bat
     negatives = NEGATIVES[: B * ranks] if name == "full" else None
     leaves, whole = make_leaves(B * ranks, M), make_batch(captions, phrases, M, negatives=negatives)
     if rank is None:
-        return leaves, whole, slice(None)
+        return leaves, taught(whole), slice(None)
     rows = slice(rank * B, rank * B + B)
     batch = make_batch(captions[rows], phrases[rows], M, negatives=negatives and negatives[rows])
     batch.boxes, batch.target_boxes = whole.boxes[rows], whole.target_boxes[rows]
-    return leaves, batch, rows
+    return leaves, taught(batch, rows), rows
 
 
 def results(name: str, ranks: int, rank: int | None = None) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def load_open_clip(name: str, image_size: int | None = None) -> Foreign:
             model = open_clip.create_model(rest, require_pretrained=True, weights_only=True)
         identity, title = rest, weights.rstrip("/").rpartition("/")[2]
     else:
-        quick = _check_weights(architecture, weights, name)
+        quick = check_named_weights(architecture, weights, name)
         custom = {"force_custom_text": True, "force_quick_gelu": quick, "weights_only": True}
         with open_clip_weights(architecture, weights):
             model = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True, **custom)
@@ -177,7 +177,7 @@ def _open_clip_tokenizer(identity: str) -> Any:
         return open_clip.get_tokenizer(identity, **without_code(folder) if name else {})
 
 
-def _check_weights(architecture: str, weights: str, name: str) -> bool:
+def check_named_weights(architecture: str, weights: str, name: str) -> bool:
     """Refuse what would give wrong numbers; return whether the weights need QuickGELU beyond the architecture's own."""
     import open_clip
 

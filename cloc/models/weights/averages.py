@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def blend(
-    base: Mapping[str, Tensor], run: Mapping[str, Tensor], alpha: float, name: Path
+    base: Mapping[str, Tensor], run: Mapping[str, Tensor], alpha: float, name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     """``(1 - alpha) · base + alpha · run``.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cloc.models.protocols import ClassTokenViT, TimmModel
 from cloc.models.weights.layouts import QUICK, TANH, from_timm, to_timm
 
-CLIP_NAME = "vit_base_patch16_clip_224"
+TIMM_NAMES = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # by the eps of their norms
 NAMES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": TANH}
 
 
@@ -140,6 +140,7 @@ def timm_model(vit: ClassTokenViT) -> TimmModel:
     }
     if vit.activation != "gelu":
         arguments["act_layer"] = {QUICK: "quick_gelu", TANH: "gelu_tanh"}[vit.activation]
-    known: Any = timm.get_pretrained_cfg(CLIP_NAME)  # its to_dict has no types
+    name = TIMM_NAMES[vit.eps]
+    known: Any = timm.get_pretrained_cfg(name)  # its to_dict has no types
     own = known.to_dict()
-    return TimmModel(CLIP_NAME, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own, vit.state["proj"].T)
+    return TimmModel(name, arguments, to_timm(vit.state, vit.layers, vit.pre_norm), own, vit.state["proj"].T)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cloc.models.protocols import TimmModel
 from cloc.models.weights.class_token import (
+    TIMM_NAMES,
     activation,
     describe_timm,
     obstacles_of_open_clip,
@@ -21,7 +22,6 @@ from cloc.models.weights.class_token import (
 )
 
 NO_PRE_NORM = "the image tower has no norm before its blocks, CLIPModel always has"
-TIMM_EPS = 1e-5  # of timm's CLIP
 
 
 def reasons_of_open_clip(visual: Any, format: str) -> list[str]:
@@ -31,7 +31,7 @@ def reasons_of_open_clip(visual: Any, format: str) -> list[str]:
         return found or ([NO_PRE_NORM] if isinstance(visual.ln_pre, nn.Identity) else [])
     if format == "timm":
         eps = visual.ln_post.eps
-        found = [] if eps == TIMM_EPS else [f"the norms have eps {eps}, timm's CLIP has 1e-5"]
+        found = [] if eps in TIMM_NAMES else [f"the norms have eps {eps}, timm's ViTs have 1e-5 (CLIP's) or 1e-6"]
         return obstacles_of_open_clip(visual) + found
     return []
 

@@ -145,7 +145,7 @@ def _from_tag(node: dict[str, Any], part: str, tag: str) -> dict[str, Any]:
 
 
 def _from_folder(node: dict[str, Any], part: str, folder: Path, joint_dim: int, cls: type) -> dict[str, Any]:
-    found, width = _describe(folder, part)
+    found, width = describe_folder(folder, part)
     key = f"model.{part}"
     check_room({"joint_dim": joint_dim, part: found}, folder, folder)
     theirs = next(cls for cls in parts()[part] if name_of(cls) == found["_target_"])
@@ -178,7 +178,7 @@ def siglip_cleaning(folder: Path) -> str | None:
     return None if stored.get("do_lower_case") is False else "canonicalize"
 
 
-def _describe(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
+def describe_folder(folder: Path, part: str) -> tuple[dict[str, Any], int | None]:
     """Node of one tower as the folder has it, and the joint width (None where the tower leaves it open)."""
     if (folder / OPEN_CLIP_CONFIG).is_file():
         stored = read_json(folder / OPEN_CLIP_CONFIG)

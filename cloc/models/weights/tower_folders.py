@@ -62,11 +62,11 @@ def tower_state(folder: Path, part: str) -> dict[str, Tensor]:
     """
     if (folder / OPEN_CLIP_CONFIG).is_file():
         prefixes = {"visual": "image.visual.", "text": "text.tower.", "trunk": "image.trunk."}
-        whole = split_open_clip(_read_first(folder, OPEN_CLIP_FILES), timm_tower=part == "trunk")
+        whole = split_open_clip(read_first(folder, OPEN_CLIP_FILES), timm_tower=part == "trunk")
         prefix = prefixes[part]
         state = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
         return state | ({"proj.weight": whole["image.proj.weight"]} if part == "trunk" else {})
-    config, state = read_json(folder / HF_CONFIG), _read_first(folder, HF_FILES)
+    config, state = read_json(folder / HF_CONFIG), read_first(folder, HF_FILES)
     if "architecture" in config:
         beside = folder / PROJECTION
         return state | ({"proj.weight": read_state(beside)["weight"]} if beside.is_file() else {})
@@ -79,7 +79,12 @@ def tower_state(folder: Path, part: str) -> dict[str, Tensor]:
     return from_hf(state, "siglip_text" if siglip else kind, layers)
 
 
-def _read_first(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def read_first(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Weights of the first of these files that is in a folder.
+
+    Raises:
+        FileNotFoundError: none is there.
+    """
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder}: none of {', '.join(names)} there (sharded weights are not read)")
