@@ -30,7 +30,7 @@ class ClocLoss(nn.Module):
     ``w_d L_distill`` is added where fine-tuning asks for it.
 
     Args:
-        global_: weight of the image-caption contrast, which is measured even where it is 0; None leaves it out, and
+        global_: weight of the image-caption contrast, which is measured even where it is 0; null leaves it out, and
             then nothing reads the captions.
         region: weight of the region-phrase contrast; 0 leaves it out.
         grounding: weight of the box distance; 0 leaves it out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
 from torch.nn.functional import avg_pool2d
 
 import cloc
@@ -65,12 +68,20 @@ def filled(squares: Path, base: Path) -> Path:
 
 
 def test_with_the_cache_and_without_it_the_same_is_learned(squares: Path, base: Path, filled: Path) -> None:
-    """Four steps in float32: as near as matrix products of other batch sizes are."""
+    """Four steps in float32. Matrix products of other batch sizes round otherwise, and Muon computes in bfloat16."""
     run.train(configure(squares, squares / "plain", *ADAPTER, f"init_from={base}"))
     kept, plain = weights(filled), weights(squares / "plain")
     assert kept.keys() == plain.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(kept[name], value, rtol=2e-4, atol=2e-5, msg=name)
+    trained = [name for name in plain if name.startswith(("model.prompter.", "model.grounding."))]
+    one, other = (torch.cat([found[name].flatten() for name in trained]) for found in (kept, plain))
+    assert (one - other).norm() <= 1e-3 * other.norm()
+    assert losses(filled) == pytest.approx(losses(squares / "plain"), rel=1e-3)
+
+
+def losses(folder: Path) -> list[float]:
+    """Of each step."""
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
 
 
 def test_the_towers_are_those_of_the_base_to_the_bit(base: Path, filled: Path) -> None:
@@ -85,9 +96,9 @@ def test_the_towers_are_those_of_the_base_to_the_bit(base: Path, filled: Path) -
 def test_image_level_embeddings_are_those_of_the_base_to_the_bit(base: Path, filled: Path) -> None:
     pictures = [torch.randint(0, 255, (3, 40, 56), dtype=torch.uint8) for _ in range(3)]
     one, other = cloc.load(base), cloc.load(filled)
-    assert torch.equal(one.encode_images(pictures), other.encode_images(pictures))
+    assert torch.equal(one.encode_image(pictures), other.encode_image(pictures))
     texts = ["a red square", "a green square and a blue square"]
-    assert torch.equal(one.encode_texts(texts), other.encode_texts(texts))
+    assert torch.equal(one.encode_text(texts), other.encode_text(texts))
     assert other.encode_regions(pictures, [torch.tensor([[0.1, 0.1, 0.6, 0.7]])] * 3) is not None
 
 
@@ -137,7 +148,16 @@ def test_a_damaged_file_is_made_anew(
     file.write_bytes(bytes(broken) if damage == "bit" else whole[: len(whole) // 2])
     run.train(configure(squares, tmp_path / "run", *cached(squares / "tokens", base, FLOAT32)))
     assert_same(weights(filled), weights(tmp_path / "run"))
-    assert whole in [one.read_bytes() for one in files(squares / "tokens", kind)]
+    held = [load_file(one) for one in files(squares / "tokens", kind) if is_whole(one)]
+    assert any(all(torch.equal(one[name], value) for name, value in load(whole).items()) for one in held)
+
+
+def is_whole(file: Path) -> bool:
+    try:
+        load_file(file)
+    except SafetensorError:
+        return False
+    return True
 
 
 def full(*_: Any, **__: Any) -> None:
