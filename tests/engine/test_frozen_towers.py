@@ -114,6 +114,7 @@ def test_a_second_run_reads_no_picture_and_learns_the_same(
     assert "0 pictures and 0 texts encoded" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_it_is_resumed_to_the_same_weights(squares: Path, base: Path, filled: Path) -> None:
     folder, given = squares / "resumed", cached(squares / "tokens", base, FLOAT32)
     stopped = configure(squares, folder, *given)
@@ -125,6 +126,7 @@ def test_it_is_resumed_to_the_same_weights(squares: Path, base: Path, filled: Pa
     assert files(squares / "tokens") and len(set(file.parent for file in files(squares / "tokens"))) == 1
 
 
+@pytest.mark.slow
 def test_other_weights_other_precision_and_other_views_have_other_folders(squares: Path, base: Path) -> None:
     root = squares / "several"
     for number, more in enumerate(([FLOAT32], [], ["model.image.resize=squash"])):
@@ -171,6 +173,12 @@ def test_a_full_disk_is_told_in_a_line(
     with pytest.raises(ConfigError, match=r"data\.token_cache=.*no room, the disk is full; free some") as error:
         run.train(configure(squares, tmp_path / "run", *cached(tmp_path / "tokens", base)))
     assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_is_no_folder_is_told_in_a_line(squares: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("a file")
+    with pytest.raises(ConfigError, match=r"data\.token_cache=.*tokens: .*; name a folder that can be written"):
+        run.train(configure(squares, tmp_path / "run", *cached(tmp_path / "tokens", base)))
 
 
 def test_a_bound_is_held_before_anything_is_made(squares: Path, base: Path, tmp_path: Path) -> None:

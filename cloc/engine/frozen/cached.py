@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cloc.config import DataConfig
+from cloc.config import ConfigError, DataConfig
 from cloc.contracts import Batch
 from cloc.data.frozen.blocks import FORMAT, Blocks, Shape, places_of
 from cloc.data.frozen.stream import FrozenStream
@@ -67,7 +67,7 @@ class FrozenTowers:
         start, root = time.perf_counter(), Path(str(self.config.token_cache)).expanduser()
         seen = view(self.model.image)
         facts = [FORMAT, repr((seen.size, tuple(seen.mean), tuple(seen.std), seen.resize)), str(self.shape.dtype)]
-        folder = make_folder(root, f"image-{tower_digest(self.model.image, self.nodes['image'], *facts)}")
+        folder = _folder(root, f"image-{tower_digest(self.model.image, self.nodes['image'], *facts)}")
         places = places_of(self.data, folder, self.shape)
         filler = Filler(self.model, self.data, stream.chooser.view, self.shape, self.config, self.threads)
         pictures, damaged = filler.fill(places)
@@ -75,7 +75,7 @@ class FrozenTowers:
         self.reads_captions = stream.captions
         words = Tokenizer.of(self.model.text)
         digest = tower_digest(self.model.text, self.nodes["text"], FORMAT, words.digest)
-        files = TextFiles(make_folder(root, f"text-{digest}"), self.model, words)
+        files = TextFiles(_folder(root, f"text-{digest}"), self.model, words)
         self.table, texts = files.table(texts_of(self.blocks, places, stream.captions, bool(self.config.negatives)))
         said = f"token cache: {pictures:,} pictures and {texts:,} texts encoded, the rest was there"
         again = f", {damaged} damaged files made anew" if damaged else ""
@@ -110,6 +110,13 @@ class FrozenBatches:
     def interrupt(self) -> None:
         """See :meth:`cloc.data.stream.workers.Readers.interrupt`."""
         self.loader.interrupt()
+
+
+def _folder(root: Path, name: str) -> Path:
+    try:
+        return make_folder(root, name)
+    except OSError as error:
+        raise ConfigError(f"data.token_cache={root}: {error}; name a folder that can be written") from error
 
 
 def tower_digest(tower: Any, node: Mapping[str, Any], *facts: Any) -> str:
