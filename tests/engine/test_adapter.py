@@ -11,19 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cloc.data.openmoji.scenes import Scenes
-from cloc.data.shards.writer import write_shards
 from tests.kit.local_clip import random_clip
 from tests.kit.paths import ROOT
+from tests.kit.resuming import make_squares
 
 
 @pytest.mark.slow
 def test_a_clip_of_others_gets_region_skills_and_stays_as_it_is(tmp_path: Path) -> None:
-    samples = [sample for _, sample in zip(range(64), Scenes(64, 0), strict=False)]
-    write_shards(samples, tmp_path / "train")
-    clip = random_clip(tmp_path / "clip", [text for sample in samples for text in sample.captions])
+    squares = make_squares(tmp_path, 64)
+    clip = random_clip(tmp_path / "clip", ["a red green blue white square and"])
     given = ["samples=64", "batch_size=32", "optim.warmup=0", "data.workers=1", "trainer.accelerator=cpu"]
-    places = [f"base={clip}", f"data.train={tmp_path / 'train'}", f"data.token_cache={tmp_path / 'tokens'}"]
+    places = [f"base={clip}", f"data.train={squares / 'train'}", f"data.token_cache={tmp_path / 'tokens'}"]
     for name in ("one", "two"):
         done = command("train.py", "experiment=adapter_cloc", *places, f"run_dir={tmp_path / name}", *given)
         assert done.returncode == 0, done.stderr[-2000:]
