@@ -136,6 +136,12 @@ class Batch:
         stats: counters of the data worker (skips by reason, truncated texts, …).
         negatives: ``[B,M,K]`` int64 index into ``phrases`` of each region's hard negatives, −1 for none; None where
             ``data.negatives`` is 0.
+        places: ``[B,3]`` int64 of what frozen towers have made of each sample (source, shard, number in it); None where
+            pictures are read. ``images`` then holds none: ``[B,3,0,0]``.
+        tokens: ``[B,N,C]`` patch tokens of a frozen image tower, from the token cache; None where it runs.
+        pooled: ``[B,D]`` unit norm, likewise.
+        caption_embeddings: ``[B,D]`` unit norm of a frozen text tower; None where it runs, or no loss reads captions.
+        phrase_embeddings: ``[P,D]`` likewise.
         teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
             follows there where a term asks for a teacher, else None.
         teacher_text: ``[B,D]`` of each caption.
@@ -158,6 +164,11 @@ class Batch:
     cursor: int = per_batch()
     stats: dict[str, float] = per_batch(default_factory=dict)
     negatives: Tensor | None = per_picture(into_phrases=True, default=None)
+    places: Tensor | None = per_picture(default=None)
+    tokens: Tensor | None = per_picture(default=None)
+    pooled: Tensor | None = per_picture(default=None)
+    caption_embeddings: Tensor | None = per_picture(default=None)
+    phrase_embeddings: Tensor | None = per_phrase(default=None)
     teacher_image: Tensor | None = per_picture(default=None)
     teacher_text: Tensor | None = per_picture(default=None)
     teacher_phrase: Tensor | None = per_phrase(default=None)
@@ -210,7 +221,7 @@ class Features:
 
     Attributes:
         image: ``[B,D]`` pooled image embedding.
-        text: ``[B,D]`` caption embedding.
+        text: ``[B,D]`` caption embedding; None where no loss reads captions and frozen towers' outputs are at hand.
         region: ``[B,M,D]`` Prompter embedding of each box, or None for a model without Prompter.
         phrase: ``[P,D]`` embedding of each distinct phrase, or None.
         grounded: ``[B,M,4]`` xyxy box predicted from each region's phrase, or None for a model without grounding.
@@ -219,7 +230,7 @@ class Features:
     """
 
     image: Tensor = per_picture()
-    text: Tensor = per_picture()
+    text: Tensor | None = per_picture()
     region: Tensor | None = per_picture()
     phrase: Tensor | None = per_phrase()
     grounded: Tensor | None = per_picture()

@@ -126,6 +126,7 @@ def _check_train(config: TrainConfig) -> None:
     terms = terms_of(config.loss)
     check_needs(config, terms)
     check_negatives(config, terms)
+    _check_frozen(config)
     _check_contrast(config)
     _check_measured(config)
     model = config.model
@@ -135,6 +136,39 @@ def _check_train(config: TrainConfig) -> None:
     for part, choice in (("prompter", model.prompter), ("grounding", model.grounding)):
         if choice is not None:
             resolve(choice, f"model.{part}")
+
+
+def _check_frozen(config: TrainConfig) -> None:
+    """Frozen towers leave something to train, and what they make can be kept where they always see the same."""
+    data, model = config.data, config.model
+    if model.frozen_towers and model.prompter is None:
+        raise ConfigError(
+            "model.frozen_towers=true with model.prompter=null: nothing would be trained; choose model/prompter=shared"
+        )
+    if model.frozen_towers and config.loss.get("distill"):
+        raise ConfigError(
+            f"loss.distill={config.loss['distill']} with model.frozen_towers=true: towers that stay as they are have "
+            "nothing to keep to; set loss.distill=0"
+        )
+    if data.token_cache is None:
+        return
+    if not model.frozen_towers:
+        raise ConfigError(
+            f"data.token_cache={data.token_cache} with model.frozen_towers=false: towers that are trained make other "
+            "tokens at each step; set model.frozen_towers=true, or data.token_cache=null"
+        )
+    drawn = {"crop": data.crop, "jitter": data.jitter, "flip": data.flip}
+    for key, value in drawn.items():
+        if value:
+            raise ConfigError(
+                f"data.token_cache={data.token_cache} with data.{key}={value}: a view that is drawn at random is "
+                f"another one each time; set data.{key}={'0' if key == 'flip' else 'null'}, or data.token_cache=null"
+            )
+    if config.trainer.strategy == "fsdp":
+        raise ConfigError(
+            f"data.token_cache={data.token_cache} with trainer.strategy=fsdp: Prompter and head alone are trained, and "
+            "need no shards; use trainer=ddp"
+        )
 
 
 def _check_contrast(config: TrainConfig) -> None:

@@ -109,6 +109,13 @@ class DataConfig:
     """Requests of a reading process that remote stores answer at a time."""
     redirect_hosts: list[Annotated[str, Host()]] = field(default_factory=list)
     """Hosts (NAME or NAME:PORT) that HTTP redirects may lead to besides a URL's own."""
+    token_cache: Path | None = None
+    """Folder in which the outputs of frozen towers (``model.frozen_towers``) are kept: each picture and each phrase is
+    encoded once, and steps read no picture; null encodes them at each step. See docs/training.md#frozen-towers."""
+    token_cache_bytes: Amount = 1 << 36
+    """Bound of that folder (64 GiB); a run that needs more is refused before it begins."""
+    token_precision: Annotated[str, OneOf("float16", "float32")] = "float16"
+    """Of the patch tokens there; embeddings are float32."""
 
 
 @dataclass
@@ -119,6 +126,9 @@ class ModelConfig:
     """D, width of the joint space."""
     logit_bias: Finite | None = None
     """Start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for softmax."""
+    frozen_towers: bool = False
+    """Keep both towers as they are, projections included: Prompter and grounding head alone are trained, and every
+    image-level result stays what it was, to the bit."""
     image: dict[str, Any] = field(default_factory=dict)
     """The image tower: its class and that class's arguments (``cloc/models/image.py``); for ``pretrained`` see
     docs/export.md#starting-from-other-peoples-weights."""

@@ -17,7 +17,9 @@ from torch.profiler import record_function
 from cloc.config import ConfigError, DataConfig, TrainConfig, check_keys, instantiate, resolve
 from cloc.config.nodes import present_name
 from cloc.config.terms import Need, idle_parts
+from cloc.console import print_line, progress_console
 from cloc.contracts import Batch, LossTerms
+from cloc.data.frozen.stream import FrozenStream
 from cloc.data.stream.batches import READER_MEMORY, Stream, make_loader
 from cloc.data.stream.shared_buffers import release_ended_workers
 from cloc.data.stream.sources import ShardSources
@@ -27,6 +29,7 @@ from cloc.engine.base import follow
 from cloc.engine.durable.initial_weights import Start, copy_weights, open_start
 from cloc.engine.durable.run_folder import RunFolder
 from cloc.engine.durable.settings import After, keys_of
+from cloc.engine.frozen.cached import FrozenBatches, FrozenTowers
 from cloc.engine.machine import shield_workers
 from cloc.engine.readers import readers
 from cloc.engine.start import accelerator_of
@@ -56,13 +59,14 @@ class Pretrain(Task):
     schema = TrainConfig
     keys = {
         **dict.fromkeys(("base", "init_from"), After.START),
-        **dict.fromkeys(("model.joint_dim", "model.logit_bias"), After.REFUSED),
+        **dict.fromkeys(("model.joint_dim", "model.logit_bias", "model.frozen_towers"), After.REFUSED),
         **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
         "loss": After.HOLDS,
         "datasets": After.HOW,
         **dict.fromkeys((f"data.{field.name}" for field in fields(DataConfig)), After.HOLDS),
         "data.streams": After.REFUSED,  # the cursor would stand in another order
         **dict.fromkeys(keys_of("data", "workers batch_timeout max_skip_share"), After.HOW),
+        **dict.fromkeys(keys_of("data", "token_cache token_cache_bytes"), After.HOW),
         **dict.fromkeys(
             keys_of("data", "cache_dir cache_bytes timeout redirect_hosts retry_seconds max_requests"), After.HOW
         ),
@@ -80,6 +84,8 @@ class Pretrain(Task):
         self.model = build_model(resolved["model"], pretrained=weights and not self.starts)
         check_covered(self.model.image)
         self.loss = instantiate(resolved["loss"], "loss")
+        self.towers: FrozenTowers | None = None  # where their outputs are kept
+        self.stream: Stream | None = None
         self.teacher: tuple[Teacher, ...] = ()  # no module of this one: checkpoints do not hold it
         self.notes = [*idle_parts(config, getattr(self.loss, "terms", ())), *prepare(self.model, config.trainer)]
 
@@ -135,10 +141,18 @@ class Pretrain(Task):
     def open_stream(self, data: ShardSources, rank: int, world: int) -> Stream:
         """The training stream that fits the model: its tokenizer, its view."""
         pretrain_data.check_vocabulary(self.model.text)
-        return pretrain_data.build_stream(self.config, self.model, data, rank, world)
+        captions = getattr(self.loss, "reads_captions", True)
+        stream = pretrain_data.build_stream(self.config, self.model, data, rank, world, captions)
+        if self.config.data.token_cache is not None:
+            threads = max(1, readers(self.config))
+            self.towers = FrozenTowers(self.config.data, self.resolved["model"], self.model, data, threads)
+            self.notes.append(self.towers.note)
+        return stream
 
     def rates(self, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
         """See :func:`cloc.engine.rehearsal.rates`."""
+        if self.towers is not None:
+            return {"reading": "no pictures: tokens of frozen towers, from data.token_cache"}
         return rehearsal.rates(self, self.config, data, stream, world)
 
     @contextmanager
@@ -148,11 +162,18 @@ class Pretrain(Task):
         shield = shield_workers() if workers else {}
         pinned = accelerator_of(self.config.trainer.accelerator) == "cuda"
         loader = make_loader(stream, workers, timeout, pin_memory=pinned, **shield)
+        self.stream = stream
         try:
-            yield loader
+            yield loader if self.towers is None else FrozenBatches(loader, self.towers)
         finally:
             loader.end()
         release_ended_workers()
+
+    def on_fit_start(self) -> None:
+        """Fill the token cache: by now the weights are those of the run, and on their device."""
+        super().on_fit_start()
+        if self.towers is not None and isinstance(self.stream, FrozenStream):
+            print_line(progress_console(), self.towers.prepare(self.stream))
 
     def step(self, batch: Batch) -> LossTerms:
         """Features, then the objective, in float32 whatever precision the towers run in."""

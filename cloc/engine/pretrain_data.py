@@ -11,6 +11,7 @@ from typing import Any
 
 from cloc.config import ConfigError, TrainConfig
 from cloc.config.terms import Need, terms_of, weights_of
+from cloc.data.frozen.stream import FrozenStream
 from cloc.data.shards.opening import open_shards
 from cloc.data.stream.batches import READER_MEMORY, Stream
 from cloc.data.stream.read_plan import check_cache, plan_reading
@@ -135,8 +136,10 @@ def check_patience(config: TrainConfig, data: ShardSources) -> None:
         )
 
 
-def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int) -> Stream:
-    """The training stream that fits a model: its tokenizer, its view.
+def build_stream(
+    config: TrainConfig, model: Cloc, data: ShardSources, rank: int, world: int, captions: bool = True
+) -> Stream:
+    """The training stream that fits a model: its tokenizer, its view; one that reads no picture with a token cache.
 
     Raises:
         ConfigError: a batch of pictures does not fit into memory, or those that are read ahead.
@@ -160,16 +163,17 @@ def build_stream(config: TrainConfig, model: Cloc, data: ShardSources, rank: int
             "plan of a job is that of its launcher's command with dry_run=true)"
         )
     check_shared_memory(buffers, workers)
-    return Stream(
-        data,
-        Tokenizer.of(model.text),
-        make_chooser(config.data, seen.size, seen.resize),
-        config.batch_size,
-        seed=config.seed,
-        rank=rank,
-        world_size=world,
-        max_skip_share=config.data.max_skip_share,
-    )
+    chooser = make_chooser(config.data, seen.size, seen.resize)
+    given: dict[str, Any] = {
+        "seed": config.seed,
+        "rank": rank,
+        "world_size": world,
+        "max_skip_share": config.data.max_skip_share,
+    }
+    arguments = (data, Tokenizer.of(model.text), chooser, config.batch_size)
+    if config.data.token_cache is not None:
+        return FrozenStream(*arguments, **given, captions=captions)
+    return Stream(*arguments, **given)
 
 
 def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:

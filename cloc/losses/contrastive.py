@@ -99,6 +99,7 @@ class GlobalContrast(Term):
     def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`cloc.losses.term.Term.forward`."""
         texts = gathered.captions
+        assert texts is not None, "a term that reads captions"  # ClocLoss.reads_captions
         bias = features.biases["global"] if self.contrast == "sigmoid" else None
         loss, _ = contrast(features.image, texts, features.scales["global"], bias, Conflicts(texts.own))
         filtered = (texts.count * (texts.count - 1)).sum() / gathered.pictures.square()

@@ -29,7 +29,7 @@ class Distill(Term):
         Raises:
             ValueError: nobody has put the teacher's embeddings into the batch.
         """
-        if batch.teacher_image is None or batch.teacher_text is None:
+        if batch.teacher_image is None or batch.teacher_text is None or features.text is None:
             raise ValueError(
                 "loss.distill: the batch holds no embeddings of a teacher; the engine's task puts them there"
             )

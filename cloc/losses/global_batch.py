@@ -36,7 +36,7 @@ class GlobalBatch:
     """The global batch.
 
     Attributes:
-        captions: their rows are pictures.
+        captions: their rows are pictures; None where the features hold no captions.
         phrases: their rows are valid regions; None where no loss asks for them.
         pictures: how many there are.
         with_regions: pictures with a valid region.
@@ -44,7 +44,7 @@ class GlobalBatch:
         unshared: valid regions whose phrase owns no other box of the picture.
     """
 
-    captions: Texts
+    captions: Texts | None
     phrases: Texts | None
     pictures: Tensor
     with_regions: Tensor
@@ -61,8 +61,10 @@ def gather_batch(features: Features, batch: Batch, phrases: bool = True) -> Glob
         phrases: whether phrases are gathered too; the features must hold them.
     """
     valid = batch.region_valid
-    captions = (features.text, batch.caption_id, torch.ones_like(batch.caption_id))
-    parts, owners = [captions], [batch.caption_id]
+    parts, owners = [], []
+    if features.text is not None:
+        parts.append((features.text, batch.caption_id, torch.ones_like(batch.caption_id)))
+        owners.append(batch.caption_id)
     if phrases:
         assert features.phrase is not None, "a term that needs phrases"  # Need.PHRASES
         owned = batch.region_phrase[valid]
@@ -71,14 +73,14 @@ def gather_batch(features: Features, batch: Batch, phrases: bool = True) -> Glob
         parts.append((features.phrase[used], batch.phrase_id[used], count[used]))
         owners.append(batch.phrase_id[owned])
     counts = [valid.any(1).sum(), valid.sum(), (valid & ~batch.phrase_is_shared).sum()]
-    rows = torch.tensor([len(ids) for _, ids, _ in parts], device=valid.device)
+    rows = torch.tensor([*(len(ids) for _, ids, _ in parts), len(valid)], device=valid.device)
     every = exchange(torch.cat([rows, torch.stack(counts)]))
     sizes = every[:, : len(parts)].tolist() if world_size() > 1 else []
-    embeddings = gather([embedding for embedding, _, _ in parts], sizes)
-    facts = gather([torch.stack([ids, count], 1) for _, ids, count in parts], sizes)
+    embeddings = gather([embedding for embedding, _, _ in parts], sizes) if parts else ()
+    facts = gather([torch.stack([ids, count], 1) for _, ids, count in parts], sizes) if parts else ()
     texts = [_distinct(*part) for part in zip(embeddings, facts, owners, strict=True)]
-    total = every.sum(0)
-    return GlobalBatch(texts[0], texts[1] if phrases else None, total[0], *total[-3:])
+    total, last = every.sum(0), texts[-1] if phrases else None
+    return GlobalBatch(texts[0] if features.text is not None else None, last, *total[-4:])
 
 
 def _distinct(embedding: Tensor, facts: Tensor, own: Tensor) -> Texts:

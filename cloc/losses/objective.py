@@ -30,7 +30,8 @@ class ClocLoss(nn.Module):
     ``w_d L_distill`` is added where fine-tuning asks for it.
 
     Args:
-        global_: weight of the image-caption contrast, which is measured even where it is 0.
+        global_: weight of the image-caption contrast, which is measured even where it is 0; null leaves it out, and
+            then nothing reads the captions.
         region: weight of the region-phrase contrast; 0 leaves it out.
         grounding: weight of the box distance; 0 leaves it out.
         contrast: ``softmax`` (CLOC), or ``sigmoid`` (SigLIP; needs ``model.logit_bias``), of both contrasts.
@@ -45,6 +46,7 @@ class ClocLoss(nn.Module):
 
     Attributes:
         terms: those that are computed, in this order.
+        reads_captions: whether any of them may look at captions.
 
     Raises:
         ConfigError: a name that is not known, a weight that is negative or no number, or all of them zero.
@@ -52,7 +54,7 @@ class ClocLoss(nn.Module):
 
     def __init__(
         self,
-        global_: Weight = 1.0,
+        global_: Weight | None = 1.0,
         region: Weight = 1.0,
         grounding: Weight = 1.0,
         contrast: Annotated[str, OneOf(*CONTRASTS)] = "softmax",
@@ -67,7 +69,7 @@ class ClocLoss(nn.Module):
         weights = {"global_": global_, "region": region, "grounding": grounding, "distill": distill}
         check_arguments(ClocLoss, weights | {"threshold": threshold}, "loss")
         found = [
-            Weighted("global", "loss.global", global_, GlobalContrast(contrast)),
+            Weighted("global", "loss.global", global_ or 0.0, GlobalContrast(contrast)),
             Weighted("region", "loss.region", region, RegionContrast(contrast, conflicts, threshold)),
             Weighted("grounding", "loss.grounding", grounding, Grounding(box, shared_phrase)),
             Weighted("distill", "loss.distill", distill, Distill()),
@@ -76,7 +78,9 @@ class ClocLoss(nn.Module):
         if not any(one.weight for one in found):
             weights = {one.name: one.weight for one in found}
             raise ConfigError(f"loss: {weights}: all weights are zero, nothing would be trained; give one above 0")
-        self.terms = [one for one in found if one.weight > 0 or one.name == "global"]
+        self.terms = [one for one in found if one.weight > 0 or (one.name == "global" and global_ is not None)]
+        # A term of others' may, and need not say so.
+        self.reads_captions = global_ is not None or distill > 0 or bool(terms)
         self.parts = nn.ModuleList([one.term for one in self.terms])  # what terms hold moves with the loss
 
     def needs(self, what: Need) -> bool:

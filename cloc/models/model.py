@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
 from cloc.models.positions.fourier import onto_grid, onto_view
-from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, declared, view
+from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, as_module, declared, view
 from cloc.models.region_pooling import mask_tokens, roi_tokens
 from cloc.models.sanity import check_pixels
 from cloc.models.temperature import inverse_temperatures, new_log_scales
@@ -45,6 +45,7 @@ class Cloc(nn.Module):
         grounding: a head, or None; needs a Prompter that takes phrases.
         logit_bias: start of a learned bias of the logits of each contrastive loss; None for no bias. With one, inverse
             temperatures start at 10 and not at 1/0.07: SigLIP's values and CLIP's.
+        frozen_towers: keep both towers, and what scales their logits, as they are. They stay in evaluation mode.
 
     Raises:
         ValueError: a grounding head without such a Prompter.
@@ -60,6 +61,7 @@ class Cloc(nn.Module):
         prompter: Prompter | None = None,
         grounding: GroundingHead | None = None,
         logit_bias: float | None = None,
+        frozen_towers: bool = False,
     ) -> None:
         super().__init__()
         if grounding is not None and not getattr(prompter, "supports_phrases", False):
@@ -79,6 +81,24 @@ class Cloc(nn.Module):
         check_pixels(seen.mean, seen.std)
         self.register_buffer("mean", _in_bytes(seen.mean), persistent=False)
         self.register_buffer("std", _in_bytes(seen.std), persistent=False)
+        self.frozen_towers = frozen_towers
+        if frozen_towers:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        for part in (self.image, self.text):
+            as_module(part).requires_grad_(False).eval()
+        for scalars in (self.log_scales, self.biases):
+            if "global" in scalars:
+                scalars["global"].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but frozen towers stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen_towers:
+            as_module(self.image).eval()
+            as_module(self.text).eval()
+        return self
 
     @property
     def classes(self) -> list[type]:
@@ -102,14 +122,14 @@ class Cloc(nn.Module):
         return share
 
     def forward(self, batch: Batch) -> Features:
-        """Encode a whole batch; the tower runs once an image, each distinct phrase once a step."""
-        image = self.encode_images(batch.images)
-        region = phrase = grounded = None
-        if self.prompter is None:
-            text = self.encode_texts(batch.captions)
-        else:
-            texts = batch.captions, batch.phrases
-            text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
+        """Encode a whole batch; the tower runs once an image, each distinct phrase once a step.
+
+        What a batch brings of frozen towers is taken from it.
+        """
+        image = self._seen(batch)
+        region = grounded = None
+        text, phrase = self._read(batch)
+        if self.prompter is not None and phrase is not None:
             with record_function("prompter"):
                 memory = self.prompter.memory(image.tokens)
                 region = normalize(self.prompter.boxes(memory, self._onto_grid(batch.boxes)).float(), dim=-1)
@@ -118,6 +138,21 @@ class Cloc(nn.Module):
                     grounded = self._ground(self.prompter, self.grounding, memory, own, image.tokens)
         biases = {name: value.clone() for name, value in self.biases.items()}
         return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
+
+    def _seen(self, batch: Batch) -> ImageFeatures:
+        if batch.tokens is None or batch.pooled is None:
+            return self.encode_images(batch.images)
+        return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype))
+
+    def _read(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Embeddings of a batch's captions, and of its phrases where there is a Prompter."""
+        if batch.phrase_embeddings is not None:
+            return batch.caption_embeddings, batch.phrase_embeddings
+        if self.prompter is None:
+            return self.encode_texts(batch.captions), None
+        texts = batch.captions, batch.phrases
+        text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
+        return text, phrase
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""

@@ -129,19 +129,23 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         self.cache.access.traffic.interrupted = True
 
     def __iter__(self) -> Iterator[Batch | SharedBatch]:
-        worker = get_worker_info()
-        step, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        buffers = SharedBuffers() if worker else None
-        if worker and self.horizons is not None:
-            self.cache.access.traffic.horizon = self.horizons[number : number + 1]
+        buffers = SharedBuffers() if get_worker_info() else None
         count, size = self.batch_size // self.world_size, self.chooser.view.size
-        while True:
-            position = self.cursor + number * self.batch_size
+        for position in self.positions():
             if buffers is None:
                 yield self.batch_at(position)
             else:
                 buffer, memory = buffers.take(count * size * size * 3)
                 yield buffers.share(self.batch_at(position, new_views(count, size, memory)), buffer)
+
+    def positions(self) -> Iterator[int]:
+        """Global positions of the batches that this reading process builds, for ever."""
+        worker = get_worker_info()
+        step, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        if worker and self.horizons is not None:
+            self.cache.access.traffic.horizon = self.horizons[number : number + 1]
+        while True:
+            yield self.cursor + number * self.batch_size
             number += step
 
     def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
@@ -186,6 +190,18 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         number, place = self.locate(position, replacement)
         return self.sources[number].reader.read_sample(place, views=True)
 
+    def look_ahead(self, source: _Reading, index: int, lane: int) -> None:
+        """Fetch what this process will read next."""
+        source.look_ahead(index, lane)
+
+    def decoder_of(self, sample: Sample) -> Callable[[], Tensor]:
+        """What decodes a sample's picture.
+
+        Raises:
+            BadSample: nothing can.
+        """
+        return decoder(sample.image)
+
     def locate(self, position: int, replacement: int = 0) -> tuple[int, Place]:
         """Return the source and place of the sample that stands at a global position, or of one of its substitutes."""
         number, lane, index = self.deal.locate(position)
@@ -204,12 +220,12 @@ class Stream(IterableDataset[Batch | SharedBatch]):
         """Read the sample of a position, or the next of its substitutes that can be parsed."""
         number, lane, index = self.deal.locate(position)
         source = self.sources[number]
-        source.look_ahead(index, lane)
+        self.look_ahead(source, index, lane)
         for replacement in tries:
             source.skips.read += 1
             try:
                 sample, counts = self.read(position, replacement)
-                decode = decoder(sample.image)
+                decode = self.decoder_of(sample)
             except (BadSample, OSError) as error:
                 self._leave_out(source, error, stats)
                 shard = source.order.locate(lane, index, replacement)[0]
