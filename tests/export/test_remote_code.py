@@ -117,6 +117,7 @@ def answers(folder: Path, run: Path, place: Path, packages: list[Path]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_process_with_three_packages(run: Path, folder: Path, tmp_path: Path) -> None:
     packages = bare_packages(tmp_path / "packages", ["torch", "transformers", "safetensors"])
     assert answers(folder, run, tmp_path, [packages]) == transformers.__version__
