@@ -123,20 +123,20 @@ def accumulated(model: Cloc, loss: nn.Module, batch: Batch, parts: int) -> LossT
     # Autocast keeps the weights that it has cast; those of the pass without gradient must not serve the next.
     torch.clear_autocast_cache()
     leaves = [
-        replace(part, **{n: getattr(part, n).requires_grad_() for n in FIELDS if getattr(part, n) is not None})
+        replace(part, **{n: getattr(part, n).detach().requires_grad_() for n in FIELDS if getattr(part, n) is not None})
         for part in cached
     ]
     biases = {name: value.clone() for name, value in model.biases.items()}
     whole = replace(join(leaves, phrases, len(batch.phrases)), scales=model.scales(), biases=biases)
     wanted = [getattr(part, n) for part in leaves for n in FIELDS if getattr(part, n) is not None]
-    scalars = [*model.log_scales.values(), *model.biases.values()]
+    scalars = [one for one in (*model.log_scales.values(), *model.biases.values()) if one.requires_grad]
     with torch.autocast(kind, enabled=False):
         terms = loss(whole, batch)
         found = list(torch.autograd.grad(terms.total, [*wanted, *scalars], allow_unused=True))
     trained = [p for p in model.parameters() if p.requires_grad]
     gradient = {id(p): torch.zeros_like(p) for p in trained}
     for scalar, value in zip(scalars, found[len(wanted) :], strict=True):
-        if value is not None and scalar.requires_grad:
+        if value is not None:
             gradient[id(scalar)] += value
     surrogate = terms.total.new_zeros(())
     for number, (micro, state) in enumerate(zip(micros, states, strict=True)):

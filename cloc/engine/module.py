@@ -195,7 +195,7 @@ class Pretrain(Task):
         """The weights of ``base`` or ``init_from``."""
         if not self.starts:
             return
-        if self.config.base is not None and is_fetched(self.config.base) and not self.fetches:
+        if self._is_left_unfetched:
             self.notes.append(f"weights of {self.config.base}: fetched when the run begins")
         else:
             start = self._start()
@@ -211,6 +211,9 @@ class Pretrain(Task):
         """
         if not self._is_taught:
             return
+        if self._is_left_unfetched:
+            self.notes.append(f"teacher: {self.config.base}, fetched when the run goes on")
+            return
         self._learn_from(self._start())
         before = info.get("teacher")
         if before not in (None, self.teacher[0].digest):
@@ -218,6 +221,11 @@ class Pretrain(Task):
                 f"{self._start_name}: its weights are not those that the run has started from, which teach it; give "
                 "that model, or loss.distill=0"
             )
+
+    @property
+    def _is_left_unfetched(self) -> bool:
+        """Whether weights would be downloaded, which a rehearsal does not do."""
+        return self.config.base is not None and is_fetched(self.config.base) and not self.fetches
 
     @property
     def _is_taught(self) -> bool:

@@ -17,10 +17,9 @@ from cloc.encoder import Encoder
 from cloc.export.capabilities import ExportError
 from cloc.loading import load
 from cloc.models.foreign.base import is_fetched, is_of_others, model_of
+from cloc.models.foreign.loading import PREFIX
 from cloc.models.weights.averages import average, blend
 from cloc.models.weights.pretrained import TOWERS
-
-LOCAL = "open_clip:local-dir:"
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _start(run: Path, encoder: Encoder) -> str:
     if not name:
         raise ExportError(f"--alpha without --base: {run} has started from no other model; give the one to blend with")
     # What a run says is data, maybe a stranger's: nothing is fetched because of it.
-    if is_fetched(str(name)) or not Path(str(name).removeprefix(LOCAL)).expanduser().exists():
+    if is_fetched(str(name)) or not _place(str(name)).exists():
         why = "which may be a download" if is_fetched(str(name)) else "which is not there"
         raise ExportError(f"--alpha: {run} has started from {name}, {why}; name the base yourself: --base {name}")
     return str(name)
@@ -133,7 +132,12 @@ def _start(run: Path, encoder: Encoder) -> str:
 
 def _short(base: str) -> str:
     """A base in a card: the last part of a path, which is a machine's own; other names whole."""
-    return base if base.startswith(("open_clip:", "hf://")) and not Path(base).exists() else Path(base).name
+    return base if is_fetched(base) else _place(base).name
+
+
+def _place(base: str) -> Path:
+    """Where a base that is not fetched lies: a path, or what stands behind ``open_clip:NAME:``."""
+    return Path(base.split(":", 2)[-1] if base.startswith(PREFIX) else base).expanduser()
 
 
 def _state(base: str, encoder: Encoder, trusted: Sequence[type]) -> dict[str, Tensor]:

@@ -114,6 +114,19 @@ def test_without_dropout_it_is_the_step_of_the_whole_batch(batch: Batch) -> None
         torch.testing.assert_close(gradients(cached)[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_between_frozen_towers_it_is_the_step_of_the_whole_batch(batch: Batch) -> None:
+    """Prompter and head alone have gradients, and so has the region's temperature; that of the pictures has none."""
+    image = {**MODEL["image"], "adapter_depth": 0}
+    model, loss = tiny(image=image, frozen_towers=True), ClocLoss(global_=None)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert "log_scales.region" in trained and "log_scales.global" not in trained
+    found = []
+    for terms in (loss(model(batch), batch), accumulated(model, loss, batch, 4)):
+        found.append(torch.autograd.grad(terms.total, list(trained.values()), allow_unused=True))
+    for name, one, other in zip(trained, *found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_a_plain_clip_accumulates_too(batch: Batch) -> None:
     whole, cached = tiny(prompter=None, grounding=None).eval(), tiny(prompter=None, grounding=None).eval()
     loss = ClocLoss(region=0.0, grounding=0.0)

@@ -74,7 +74,10 @@ def begun(config: DictConfig) -> Pretrain:
     return task
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip", "local-dir", "file", "run"])
+NAMES = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("local-dir", "file")]  # of what "open_clip" is, too
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip", *NAMES, "run"])
 def test_a_run_begins_as_its_base_computes(bases: Path, kind: str) -> None:
     """Pictures, texts, temperature: equal to what ``cloc.load`` says of the base; nothing of it was named twice."""
     more = ["loss.contrast=sigmoid"] if kind == "siglip" else []
@@ -139,6 +142,42 @@ def test_a_repository_of_the_hub_is_its_folder(bases: Path, tmp_path: Path, monk
     monkeypatch.setattr("cloc.data.downloads.unreachable", lambda url: None)
     found = follow(composed(bases, "hf://openai/clip-vit-base-patch16@main")).model
     assert found.joint_dim == 24 and set(asked) == {("openai/clip-vit-base-patch16", "main")}
+
+
+def test_a_rehearsal_fetches_no_weights_for_a_teacher_either(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(bases / "clip"))
+    monkeypatch.setattr("cloc.data.downloads.unreachable", lambda url: None)
+    config = Pretrain.follow(composed(bases, "hf://somebody/clip"))
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    Pretrain.complete(resolved)
+    task = Pretrain.rehearse(validate(config), resolved)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    task.go_on({"teacher": "0" * 16})
+    assert task.notes[-1] == "teacher: hf://somebody/clip, fetched when the run goes on" and not task.teacher
+    task.fetches = True  # the run itself
+    with pytest.raises(AssertionError, match="fetched"):
+        task.go_on({"teacher": "0" * 16})
+
+
+def fetched(*_: Any, **__: Any) -> str:
+    raise AssertionError("fetched")
+
+
+@pytest.mark.parametrize("base", ["hf://somebody/clip", "open_clip:hf-hub:somebody/clip", "SECRET"])
+def test_a_run_of_others_is_loaded_without_a_look_at_what_it_names(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    """Its ``base`` may be gone, or be a name that a stranger has chosen: neither fetched nor opened."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    for module in ("cloc.models.foreign.base", "cloc.engine.durable.initial_weights"):
+        monkeypatch.setattr(f"{module}.model_of", fetched)
+    run_folder = shutil.copytree(bases / "run", tmp_path / "run", symlinks=True)
+    file = (run_folder / "checkpoints/last.ckpt").resolve()
+    stored = torch.load(file, weights_only=True)
+    named = base.replace("SECRET", str(tmp_path / "secret"))
+    stored["cloc"]["config"] |= {"base": named, "loss": {"distill": 1.0}}
+    torch.save(stored, file)
+    assert cloc.load(run_folder).encode_text("a red square").shape == (1, 32)
 
 
 def test_what_is_said_beside_a_base_holds(bases: Path) -> None:
@@ -229,3 +268,6 @@ def test_training_and_resuming_with_a_teacher(bases: Path, tmp_path: Path) -> No
     state.write_bytes(state.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
     with pytest.raises(ConfigError, match=r"base=.*: its weights are not those that the run has started from"):
         train("stopped", "samples=24")
+    shutil.rmtree(own)
+    again = cloc.load(tmp_path / "whole")  # a checkpoint needs nothing of its base, not even its tokenizer
+    torch.testing.assert_close(again.encode_text("a red square"), loaded.encode_text("a red square"))

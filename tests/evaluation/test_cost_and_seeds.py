@@ -45,6 +45,21 @@ def test_cost_of_a_model_has_its_times_and_counts(encoder: Encoder, monkeypatch:
     assert "ms a picture" in cost_line({"cloc": found})[0] and "boxes/s by Prompter" in cost_line({"cloc": found})[0]
 
 
+def test_a_crop_is_a_pass_of_its_own_so_few_are_timed(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, list[int]] = {}
+    regions = Encoder.regions
+
+    def counted(self: Encoder, seen: Any, boxes: Any, source: str) -> Any:
+        asked[source] = [len(own) for own in boxes]
+        return regions(self, seen, boxes, source)
+
+    monkeypatch.setattr(Encoder, "regions", counted)
+    monkeypatch.setattr(costs, "MOST_CROPS", 3)
+    probe = costs.take_probe(toy(), 4)
+    assert probe is not None and costs.measure_cost(encoder, probe)["boxes"] == sum(map(len, probe.boxes))
+    assert sum(asked.pop("crop")) == 3 and all(sum(own) == sum(map(len, probe.boxes)) > 3 for own in asked.values())
+
+
 def test_timing_warms_up_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks, calls = iter([0, 9, 10, 11, 20, 22, 30, 33]), []
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(ticks))

@@ -35,8 +35,19 @@ def test_csv_holds_every_digit_with_its_interval() -> None:
 
 
 def test_csv_brings_words_back_as_they_were() -> None:
-    table = ExportedTable("x", "", ["Set", 'a, "b"\nc'], [Line(HOSTILE, [Value("=1,2\n", None)])])
-    assert rows(table.csv) == [{"Set": HOSTILE, 'a, "b"\nc': "=1,2\n"}]
+    table = ExportedTable("x", "", ["Set", 'a, "b"\nc'], [Line(HOSTILE, [Value("1,2\n", None)])])
+    assert rows(table.csv) == [{"Set": HOSTILE, 'a, "b"\nc': "1,2\n"}]
+    assert rows(ExportedTable("x", "", ["Set"], [Line("a\rb", [])]).csv) == [{"Set": "a b"}]
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t"])
+def test_csv_holds_no_formula_but_what_it_holds_of_numbers(begin: str) -> None:
+    """A model that is called =HYPERLINK(…) stays a name in a spreadsheet; a difference of -0.5 stays a number."""
+    name = f"{begin}HYPERLINK(1)"
+    line = Line(name, [Value("−0.5", -0.5, {"low": -1.0}), Value(name)], name, name)
+    header, row = csv.reader(io.StringIO(ExportedTable("x", "", [name, name, name], [line]).csv))
+    assert [cell for cell in (*header, *row) if cell.startswith(("=", "+", "-", "@", "\t"))] == ["-0.5", "-1.0"]
+    assert row == [f"'{name}", f"'{name}", f"'{name}", "-0.5", "-1.0", f"'{name}"]
 
 
 def test_latex_escapes_what_would_be_a_command() -> None:
@@ -44,6 +55,12 @@ def test_latex_escapes_what_would_be_a_command() -> None:
     assert said.startswith(r"50\% \& \$x\_1\$ \#2 \{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}input\{")
     assert said.endswith(r"\textless{}i\textgreater{} ``q'' -- $-$ $\pm$ $\Delta$")
     assert "\\input" not in said and tex("a\n\\par b") == r"a \textbackslash{}par b"
+
+
+def test_a_row_of_latex_is_no_argument_of_the_one_before() -> None:
+    lines = [Line(label, [Value("1")]) for label in ("a", "[2cm] b", "* c")]
+    said = ExportedTable("x", "", ["Set", "Value"], lines).latex
+    assert not re.search(r"\\\\\s*[\[*]", said) and "{[}2cm] b & 1" in said and "{*} c & 1" in said
 
 
 def check_latex(text: str) -> None:

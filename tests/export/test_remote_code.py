@@ -117,6 +117,7 @@ def answers(folder: Path, run: Path, place: Path, packages: list[Path]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_process_with_three_packages(run: Path, folder: Path, tmp_path: Path) -> None:
     packages = bare_packages(tmp_path / "packages", ["torch", "transformers", "safetensors"])
     assert answers(folder, run, tmp_path, [packages]) == transformers.__version__
@@ -211,10 +212,15 @@ def test_it_is_saved_with_its_code(run: Path, folder: Path, tmp_path: Path) -> N
         with torch.no_grad():
             model.regions.prompter.proj.weight.mul_(1.5).add_(0.01)
         expected = model.encode_regions(picture, [[0, 0, 1, 1]])[0]
+        texts = model.encode_text(PHRASES)
         model.save_pretrained(tmp_path / "again")
     with remote_code._opened(tmp_path / "again") as module:
         again = module.ClocModel.from_pretrained(tmp_path / "again")
         torch.testing.assert_close(again.encode_regions(picture, [[0, 0, 1, 1]])[0], expected)
+        torch.testing.assert_close(again.encode_text(PHRASES), texts)  # by a tokenizer that is saved, too
+        (tmp_path / "again/tokenizer.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"again has no tokenizer\.json; copy it from the exported folder"):
+            module.ClocModel.from_pretrained(tmp_path / "again").encode_text("a chick")
 
 
 def test_cloc_runs_no_code_of_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from cloc.export.capabilities import ExportError
 from cloc.export.run_weights import Choice, load_source
 from cloc.loading import load
 from cloc.models.build import build_model
+from cloc.models.foreign.base import nodes_of
 from cloc.models.weights.averages import average, blend
+from cloc.models.weights.pretrained import complete
 from tests.kit.exporting import CNN, OPEN_CLIP, SHARED, TIMM, save, stored
+from tests.kit.local_clip import random_open_clip
 
 SMALL = OPEN_CLIP | {"options": OPEN_CLIP["options"] | {"width": 32, "head_width": 16, "layers": 1}}
 TEXT = {
@@ -164,6 +167,22 @@ def test_a_run_is_blended_with_what_it_started_from(tmp_path: Path) -> None:
         save(tmp_path / "run.ckpt", content)
         with pytest.raises(ExportError, match=f"has started from {name}, {why}; name the base yourself: --base {name}"):
             load_source(tmp_path / "run.ckpt", Choice(alpha=0.5))
+
+
+@pytest.mark.parametrize("kind", ["local-dir", "toy-blend"])
+def test_a_base_of_open_clip_that_lies_here_is_blended_without_its_place_in_the_card(kind: str, tmp_path: Path) -> None:
+    """``open_clip:local-dir:FOLDER`` and ``open_clip:NAME:FILE``: a card does not tell the paths of a machine."""
+    folder = random_open_clip(tmp_path / "clip", "toy-blend")
+    place = folder if kind == "local-dir" else folder / "open_clip_model.safetensors"
+    name = f"open_clip:{kind}:{place}"
+    nodes = complete(nodes_of(name))
+    own = nodes | {"prompter": None, "grounding": None}
+    own |= {part: {key: value for key, value in own[part].items() if key != "pretrained"} for part in ("image", "text")}
+    content = stored(states(own, 1)[0], own)
+    content["cloc"]["config"]["base"] = name
+    save(tmp_path / "run.ckpt", content)
+    said = load_source(tmp_path / "run.ckpt", Choice(alpha=0.5)).info["weights"]
+    assert said.startswith("0.5 of the run and 0.5 of ") and place.name in said and str(tmp_path) not in said
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,15 @@ class Filler:
         """
         rank, world = rank_and_world()
         missing = self._missing(places)
-        damaged = sum(place.file.exists() for place in missing)
+        damaged = [place for place in missing if place.file.exists()]
         self._check_room(missing)
+        if world > 1:
+            barrier()  # all have looked before any writes: their shares are of the same list
         done = self._make(missing[rank::world])
         if world > 1:
             barrier()
-            done += self._make([place for place in missing if not place.file.exists()])
-        return done, damaged
+            done += self._make(_still_missing(missing, damaged, self.shape))
+        return done, len(damaged)
 
     def _missing(self, places: Sequence[BlockPlace]) -> list[BlockPlace]:
         with progress(progress_console(), "checking the token cache", len(places), "files") as bar:
@@ -108,8 +110,8 @@ class Filler:
             return
         root = Path(str(self.config.token_cache)).expanduser()
         needed = sum(place.count for place in missing) * self.shape.sample_bytes
-        held = sum(file.stat().st_size for file in root.rglob("*.safetensors"))
-        replaced = sum(place.file.stat().st_size for place in missing if place.file.exists())
+        held = sum(map(_size, root.rglob("*.safetensors")))
+        replaced = sum(_size(place.file) for place in missing)
         if held - replaced + needed > self.config.token_cache_bytes:
             raise ConfigError(
                 f"data.token_cache={root} holds {held / GIB:,.2f} GiB, {needed / GIB:,.2f} more are needed, and "
@@ -185,6 +187,24 @@ class Filler:
                 f"{largest:.3g}, which it cannot hold; give float32, or data.token_cache=null"
             )
         return tokens, found.pooled.float().cpu()
+
+
+def _still_missing(missing: Sequence[BlockPlace], damaged: Sequence[BlockPlace], shape: Shape) -> list[BlockPlace]:
+    """What other processes should have made, but have made on another machine: a damaged file is still there then."""
+    looked_into = set(damaged)
+    return [
+        place
+        for place in missing
+        if not place.file.exists() or (place in looked_into and open_whole(place, shape) is None)
+    ]
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 for one that is not there (any more: another run may have replaced it)."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def no_room(folder: Path, why: str) -> ConfigError:

@@ -15,13 +15,15 @@ from cloc.evaluation.report.formats import MISSING
 from cloc.evaluation.report.table import Cell, Family, Gap, cell_words, gap_words
 
 # What LaTeX reads as its own, and what the page writes that its usual fonts lack. Handled in one pass: a replacement
-# is never replaced again.
+# is never replaced again. A row that begins with [ or * would be read as an argument of the \\ before it.
 TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--", "−": "$-$", "±": r"$\pm$", "Δ": r"$\Delta$",
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}", '"': r"\textquotedbl{}", "–": "--", "−": "$-$", "±": r"$\pm$",
+    "Δ": r"$\Delta$",
     "·": r"$\cdot$", "×": r"$\times$", "“": "``", "”": "''", "’": "'", "…": r"\dots{}", "→": r"$\to$", "√": r"$\surd$",
 }  # fmt: skip
+FORMULA = re.compile(r"[=+\-@\t]")  # what a spreadsheet computes where a cell begins so
 SPECIAL = re.compile("[" + "".join(map(re.escape, TEX)) + "]")
 
 
@@ -72,7 +74,10 @@ class ExportedTable:
 
     @property
     def csv(self) -> str:
-        """Comma-separated: section, label and metric where there are any, then the columns with all their numbers."""
+        """Comma-separated: section, label and metric where there are any, then the columns with all their numbers.
+
+        A word that begins as a formula gets an apostrophe, by which spreadsheets know a text; numbers never do.
+        """
         return _csv(self)
 
     @property
@@ -137,14 +142,20 @@ def _csv(table: ExportedTable) -> str:
         header += [column, *(f"{column} {key}" for key in keys)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(_inert, header))
     for line in table.lines:
-        row: list[object] = [*[line.section] * sections, line.label, *[line.metric] * metrics]
+        row: list[object] = [*map(_inert, [*[line.section] * sections, line.label, *[line.metric] * metrics])]
         for value, keys in zip(line.values, more, strict=True):
-            word = "" if value.text == MISSING else value.text
+            word = "" if value.text == MISSING else _inert(value.text)
             row += [word if value.number is None else value.number, *(value.more.get(key, "") for key in keys)]
         writer.writerow(row)
     return out.getvalue()
+
+
+def _inert(text: str) -> str:
+    """A name or word that a spreadsheet shows as it is: one that it would compute gets an apostrophe."""
+    text = text.replace("\r", " ")  # which csv does not quote
+    return f"'{text}" if FORMULA.match(text) else text
 
 
 def tex(text: str) -> str:

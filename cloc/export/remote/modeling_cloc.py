@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from .cloc_regions import build
@@ -69,6 +69,12 @@ class ClocModel(CLIPModel):
             regions.load_state_dict(model._region_state())
             model.regions = regions.to(model.device, model.dtype).eval()
         return loaded
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **named: Any) -> None:
+        """As of any model of transformers; the code, the region parts and the tokenizer are part of it."""
+        super().save_pretrained(save_directory, *arguments, **named)
+        if self._place[0] and self._file("tokenizer.json") is not None:
+            self._tokenizer().save_pretrained(save_directory)
 
     @property
     def _settings(self) -> Any:
@@ -201,17 +207,19 @@ class ClocModel(CLIPModel):
         mean, std = (torch.tensor(view[name], device=self.device).view(3, 1, 1) * 255 for name in ("mean", "std"))
         return ((views.float() - mean) / std).to(self.dtype), [(p.shape[2], p.shape[1]) for p in found]
 
-    def _ids(self, texts: list[str]) -> Tensor:
-        """``[T,L]`` token ids, padded to the longest."""
+    def _tokenizer(self) -> Any:
+        """The model's own, by its file: the classes that tokenizer_config.json names differ in transformers 4 and 5."""
         if self._tokens is None:
             file = self._file("tokenizer.json")
-            # By its file: the classes that tokenizer_config.json names are not the same in transformers 4 and 5.
-            place, hub = self._place
-            self._tokens = (
-                PreTrainedTokenizerFast(tokenizer_file=file) if file else AutoTokenizer.from_pretrained(place, **hub)
-            )
+            if file is None:  # transformers would make an empty one, without a word
+                raise FileNotFoundError(f"{self._place[0]} has no tokenizer.json; copy it from the exported folder")
+            self._tokens = PreTrainedTokenizerFast(tokenizer_file=file)
+        return self._tokens
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        """``[T,L]`` token ids, padded to the longest."""
         length = self._settings.text_config.max_position_embeddings
-        rows = self._tokens(texts, truncation=True, max_length=length)["input_ids"]
+        rows = self._tokenizer()(texts, truncation=True, max_length=length)["input_ids"]
         padding, longest = self._settings.text_config.pad_token_id or 0, max(len(row) for row in rows)
         return torch.tensor([list(row) + [padding] * (longest - len(row)) for row in rows])
 
