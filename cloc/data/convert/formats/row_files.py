@@ -80,12 +80,19 @@ class CsvFile:
         self.classes: dict[str, ClassNames] = {}
 
     def rows(self, used: list[str]) -> Iterator[tuple[str, Row, Cell | None]]:
-        """Yield where a row stands, its cells by column, and None: no picture lies in it."""
+        """Yield where a row stands, its cells by column, and None: no picture lies in it.
+
+        A row that has more cells than the header has its fault below ``""``.
+        """
         rows = csv_rows(self.path, self.delimiter)
         next(rows, None)
         for line, cells in rows:
-            row = dict(zip(self.names, cells, strict=False))
-            yield f"{self.path.name} line {line}", {name: row.get(name) for name in used}, None
+            where = f"{self.path.name} line {line}"
+            row: Row = dict(zip(self.names, cells, strict=False))
+            if any(cell.strip() for cell in cells[len(self.names) :]):  # of a text with the mark between columns in it
+                seen = f"{where}: {len(cells)} cells, the header has {len(self.names)}; put texts into quotes"
+                row[""] = BadSample("bad_annotation", seen)
+            yield where, {name: row.get(name) for name in ("", *used) if name or name in row}, None
 
 
 class JsonlFile:
