@@ -15,7 +15,11 @@ def test_a_comma_in_a_text_without_quotes_is_no_end_of_the_text(tmp_path: Path) 
     source = write(tmp_path / "in/set.csv", rows)
     refused(source, "set.csv line 2: 3 cells, the header has 2; put texts into quotes")
     done, samples = run(source, overwrite=True)
-    assert done.report.skipped == {"bad_annotation": 1} and set(samples) == {"two"} and samples["two"].captions == ("A cat",)
+    assert (
+        done.report.skipped == {"bad_annotation": 1}
+        and set(samples) == {"two"}
+        and samples["two"].captions == ("A cat",)
+    )
 
 
 def test_a_quote_that_is_never_closed_takes_in_no_rows(tmp_path: Path) -> None:

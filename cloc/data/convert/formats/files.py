@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ import ijson
 from cloc.data.json_values import shown
 
 _MAX_DEPTH = 5_000  # of JSON: the parser's memory grows with the square of it
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _OPEN, _CLOSE = (b"[", b"{"), (b"]", b"}")
 
 
@@ -146,11 +148,16 @@ class _Shallow:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.depth = file, 0
+        self.within = b""  # the quote of a text that goes on
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes, as a file does."""
         data = self.file.read(size)
-        self.depth += sum(map(data.count, _OPEN)) - sum(map(data.count, _CLOSE))
+        bare = _TEXT.sub(b"", self.within + data)
+        bare, self.within, tail = bare.partition(b'"')
+        if self.within and (len(tail) - len(tail.rstrip(b"\\"))) % 2:
+            self.within += b"\\"  # it takes the first letter of what comes next
+        self.depth += sum(map(bare.count, _OPEN)) - sum(map(bare.count, _CLOSE))
         self.depth = max(self.depth, 0)
         if self.depth > _MAX_DEPTH:
             raise ValueError(f"lists and objects nested deeper than {_MAX_DEPTH:,}")

@@ -17,6 +17,7 @@ from cloc.contracts import BadSample
 from cloc.data.convert.formats.listing import ClassNames
 from cloc.data.convert.formats.plain_text import csv_rows
 from cloc.data.convert.picture_bytes import read_picture
+from cloc.data.convert.pictures import MissingPicture, PictureFinder
 from cloc.data.sample import MAX_MEMBER_BYTES, read_object
 
 Row = dict[str, Any]
@@ -53,7 +54,11 @@ class Cell:
             raise BadSample("image_unreadable", f"{self.path}: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
-            return read_picture(self.path.parent / value["path"])
+            found = PictureFinder(as_written=(self.path.parent,)).find(value["path"])  # never a file outside
+            if isinstance(found, MissingPicture):
+                seen = f"{value['path']!r} is no file in the folder of {self.path}, which has no bytes of it"
+                raise BadSample("image_unreadable", seen)
+            return read_picture(found)
         if not isinstance(data, bytes) or not data:
             raise BadSample(
                 "no_image", f"{self.path} row {self.row} of group {self.group}: no bytes in {self.column!r}"
