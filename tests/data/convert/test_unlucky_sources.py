@@ -113,3 +113,15 @@ def test_a_parquet_of_a_stranger_names_no_file_elsewhere(tmp_path: Path, monkeyp
         else:
             with pytest.raises(BadSample, match="is no file in the folder of"):
                 cell.read()
+
+
+def test_an_empty_line_of_a_list_of_classes_has_a_number(tmp_path: Path) -> None:
+    names = read_classes(write(tmp_path / "classes.txt", "dog\r\n\r\n cat\r\n\r\n"))
+    assert names.names == {0: "dog", 2: "cat"}
+    with pytest.raises(ValueError, match="is no list of class names"):
+        read_classes(write(tmp_path / "classes.txt", "\n\n"))
+
+
+def test_a_number_that_json_has_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="write null for NaN and Infinity"):
+        [*json_items(write(tmp_path / "x.json", "[1.0, NaN]"), "item")]

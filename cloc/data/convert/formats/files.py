@@ -16,6 +16,7 @@ from cloc.data.json_values import shown
 
 _MAX_DEPTH = 5_000  # of JSON: the parser's memory grows with the square of it
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_NAN = ", or write null for NaN and Infinity, which JSON has not"
 _OPEN, _CLOSE = (b"[", b"{"), (b"]", b"}")
 
 
@@ -97,7 +98,9 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
                 error.args[0] if error.args else ""
             )  # the parser's own messages are bytes where the file is no UTF-8
             seen = (first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)).partition("\n")[0]
-            raise ValueError(f"{path}: not JSON, or cut off: {seen}; restore the file") from error
+            raise ValueError(
+                f"{path}: not JSON, or cut off: {seen}; restore the file{_NO_NAN * ('invalid char' in seen)}"
+            ) from error
 
 
 def json_objects(path: Path, prefix: str) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import yaml
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import to_float
-from cloc.data.convert.formats.plain_text import read_lines, read_text
+from cloc.data.convert.formats.plain_text import read_text
 from cloc.data.convert.picture_bytes import PICTURE_SUFFIXES
 from cloc.data.json_values import parse_json, shown
 
@@ -199,7 +199,8 @@ def read_classes(path: Path) -> ClassNames:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a list of class names is needed, a name a line (--classes)")
     suffix = path.suffix.lower()
-    given: Any = read_lines(path)
+    lines = [line.strip() for line in read_text(path).splitlines()]  # an empty one has a number, as in Darknet
+    given: Any = {number: name for number, name in enumerate(lines) if name}
     if suffix in (".yaml", ".yml"):
         given = read_yaml(path)
     elif suffix == ".json":
