@@ -12,7 +12,7 @@ import pytest
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.files import json_items
 from cloc.data.convert.formats.label_studio import label_studio_object
-from cloc.data.convert.formats.listing import PictureFolder, class_names, files_below
+from cloc.data.convert.formats.listing import PictureFolder, class_names, files_below, read_classes
 from cloc.data.convert.formats.peek import peek_json
 from cloc.data.convert.formats.row_files import Cell
 from cloc.data.convert.formats.voc import _picture_of

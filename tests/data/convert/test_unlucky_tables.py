@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from cloc.data.convert.formats.columns import _sides
 from tests.data.convert.test_bad_doors import refused, run
 from tests.kit.miniatures import pictures
 from tests.kit.sources import write
@@ -31,3 +34,24 @@ def test_a_quote_that_is_never_closed_takes_in_no_rows(tmp_path: Path) -> None:
         "one": ('A dog, "said" he,\nand ran',),
         "two": ('5" wide',),
     }
+
+
+def test_a_column_that_comes_twice(tmp_path: Path) -> None:
+    pictures(tmp_path / "in")
+    refused(write(tmp_path / "in/set.csv", "image,caption,caption\none.jpg,a,b\n"), "column 'caption' comes twice")
+
+
+def test_columns_of_the_middle_of_a_box(tmp_path: Path) -> None:
+    pictures(tmp_path / "in")
+    source = write(tmp_path / "in/set.csv", "image,label,x_center,y_center,width,height\none.jpg,dog,20,10,20,10\n")
+    assert [region.box for region in run(source)[1]["one"].regions] == [(0.25, 0.25, 0.75, 0.75)]
+
+
+@pytest.mark.parametrize("order", ["xyxy", "xywh", "cxcywh", "yxyx"])
+def test_named_sides_in_every_order(order: str) -> None:
+    sides = {"xyxy": [10, 20, 30, 60], "xywh": [10, 20, 20, 40], "cxcywh": [20, 40, 20, 40], "yxyx": [20, 10, 60, 30]}
+    expected = sides[order]
+    assert _sides({"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 60}, order) == expected
+    assert _sides({"cx": 20, "cy": 40, "w": 20, "h": 40}, order) == expected
+    x, y = (20, 40) if order == "cxcywh" else (10, 20)  # then the user says that x and y are of the middle
+    assert _sides({"x": x, "y": y, "width": 20, "height": 40}, order) == expected

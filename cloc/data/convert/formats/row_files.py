@@ -89,6 +89,9 @@ class CsvFile:
 
         A row that has more cells than the header has its fault below ``""``.
         """
+        twice = next((name for name in used if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{self.path}: column {twice!r} comes twice; rename one of them")
         rows = csv_rows(self.path, self.delimiter)
         next(rows, None)
         for line, cells in rows:
