@@ -20,13 +20,14 @@ from cloc.usage import OneLineErrors, epilog
 from .checkpoints import CHECKPOINTS
 from .configurations import CONFIGURATIONS
 from .kinds import CLASSES
+from .labels import LABELS
 from .manifests import MANIFESTS
 from .pictures import PICTURES
 from .records import RECORDS
 from .runner import Outcome, run
 from .tars import TARS
 
-KINDS = (RECORDS, PICTURES, TARS, MANIFESTS, CHECKPOINTS, CONFIGURATIONS)
+KINDS = (RECORDS, PICTURES, TARS, MANIFESTS, CHECKPOINTS, CONFIGURATIONS, LABELS)
 SHOWN = 12  # examples of each class that is a fault
 FAULTS = CLASSES[2:]
 

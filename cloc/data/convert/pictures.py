@@ -51,7 +51,8 @@ class PictureFinder:
 
     A name is taken as it is written where such a file is there. Else backslashes are separators, and the file is taken
     whose path ends in the longest tail of the name, Unicode form and case aside; then one of another extension; then
-    the same with the name as a URL. Of several such files none is taken.
+    the same with the name as a URL. Of several such files none is taken, nor one of another folder where the folder of
+    the name is there.
 
     Args:
         folders: looked through in turn. A file that is found in none of them by its whole name is looked for by the
@@ -97,6 +98,10 @@ class PictureFinder:
                         matches = search(self._index(folder), parts)
                     except _TooManyFilesError as error:
                         return MissingPicture("image_unreadable", f"{name}: {error}")
+                    if matches and self._index(folder).is_elsewhere(matches[0], parts):
+                        where = folder / "…" / parts[-2]
+                        detail = f"{name}: no such file in {where}, which is there; {folder / matches[0]} is another"
+                        return MissingPicture("image_unreadable", detail)
                     if len(matches) > 1:
                         both = " and ".join(str(folder / path) for path in matches[:2])
                         return MissingPicture("picture_ambiguous", f"{name!r} can be {both}; name it by its folder too")
@@ -153,10 +158,25 @@ class _Index:
     def __init__(self, folder: Path) -> None:
         self._names: dict[str, list[str]] = {}
         self._stems: dict[str, list[str]] | None = None
+        self._folders: set[str] = set()
+        self._last: set[str] | None = None
         for count, (below, file) in enumerate(_files(folder)):
             if count == MAX_FILES:
                 raise _TooManyFilesError(f"{folder} holds more than {MAX_FILES:,} files; name a smaller one (--images)")
             self._names.setdefault(_fold(file), []).append(os.path.join(below, file))
+            self._folders.add(below)
+
+    def is_elsewhere(self, path: str, parts: Parts) -> bool:
+        """Whether the name's folder is there and holds files, but this one lies in another.
+
+        ``val/1.jpg`` is no ``train/1.jpg`` that was lost.
+        """
+        own = tuple(map(_fold, path.split(os.sep)))
+        if len(parts) < 2 or len(own) < 2 or _fold(parts[-2]) in own[:-1]:
+            return False
+        if self._last is None:
+            self._last = {_fold(os.path.basename(below)) for below in self._folders}
+        return _fold(parts[-2]) in self._last
 
     def by_name(self, parts: Parts) -> list[str]:
         """The paths that share the longest end with ``parts``, relative to the folder."""

@@ -17,7 +17,17 @@ from typing import Any
 
 from cloc.contracts import BadSample, Sample
 from cloc.data.boxes import NORMALIZED, is_number, normalize_box, observe, to_float
-from cloc.data.convert.picture_bytes import RAW, SIDEWAYS, STATED, Picture, Prepared, prepare, read_picture, turn_box
+from cloc.data.convert.picture_bytes import (
+    PICTURE_SUFFIXES,
+    RAW,
+    SIDEWAYS,
+    STATED,
+    Picture,
+    Prepared,
+    prepare,
+    read_picture,
+    turn_box,
+)
 from cloc.data.convert.pictures import PictureFinder
 from cloc.data.decode import orientation_of
 from cloc.data.jobs.report import Report
@@ -34,6 +44,7 @@ from cloc.data.shards.reader import MAX_SAMPLE_BYTES
 from cloc.data.shards.tars import read_sample_members
 from cloc.files import open_file
 
+_HELD = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _SAME_ASPECT = 0.02  # tolerance between width / height of two sizes, beside a pixel of rounding
 
 
@@ -184,19 +195,31 @@ def _build(record: Record, recipe: Recipe, report: Report) -> _Built:
 
 def _build_from_tar(record: Record, recipe: Recipe, report: Report) -> _Built:
     assert isinstance(record.picture, TarSlice), "other pictures are files"
-    members = _read_members(record.picture)
+    members = {extension.lower(): data for extension, data in _read_members(record.picture).items()}
+    other = _other_picture(members)
     annotations = read_object(members["json"], record.key) if "json" in members else {}
     captions = count_captions(annotations, members.get("txt"), record.key)
     regions = count_regions(annotations)
     report.given.update(captions=captions, regions=regions)
-    if not captions and not regions and not members.keys().isdisjoint(IMAGE_EXTENSIONS):
+    if not captions and not regions and (other or not members.keys().isdisjoint(IMAGE_EXTENSIONS)):
         return None
-    sample, mended = parse_sample(members, record.key, recipe.source)
+    if other:
+        text = members.get("txt")
+        sample, mended = parse_object(annotations, members[other], other, record.key, recipe.source, text=text)
+    else:
+        sample, mended = parse_sample(members, record.key, recipe.source)
     prepared, orientation = _prepare(sample.extension, sample.image, recipe, record.where, report)
     sample = replace(sample, image=prepared.image, extension=prepared.extension)
     observe(raw_boxes(annotations), _drawn_on(prepared.size, orientation), recipe.boxes, report.boxes)
     stated = stated_size(sample.extra.get("original_width"), sample.extra.get("original_height"))
     return _finish(sample, stated, prepared, orientation, recipe, record.where, report), mended, annotations
+
+
+def _other_picture(members: Mapping[str, bytes]) -> str:
+    """The extension of a picture of a format that shards do not hold, where a sample has no other; else empty."""
+    if any(members.get(extension) for extension in IMAGE_EXTENSIONS):
+        return ""
+    return next((one for one, data in members.items() if f".{one}" in PICTURE_SUFFIXES - _HELD and data), "")
 
 
 def _prepare(extension: str, image: bytes, recipe: Recipe, where: str, report: Report) -> tuple[Prepared, int]:

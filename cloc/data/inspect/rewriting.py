@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from cloc.data.shards.tars import ShardError, open_tar, split_name
 from cloc.files import discard, open_file, open_new
 
 _CHUNK = 1 << 20  # bytes that are copied at a time
+_MOST_TIMES = 100  # larger than packed; pictures are hardly smaller
+_LEAST_LIMIT = 1 << 30  # bytes that anything may unpack to
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
@@ -53,9 +56,24 @@ def rewrite(path: Path, folder: Path) -> Path:
 def _unpack(path: Path, target: Path, kind: str) -> None:
     with open_file(path) as raw, open_new(target) as out:
         try:
-            shutil.copyfileobj(_opened(raw, kind, path), out, _CHUNK)
+            _copy(_opened(raw, kind, path), out, path, _limit(path, target))
         except _DAMAGE as error:
             raise ShardError(f"{path}: cannot be unpacked ({error}); restore it") from error
+
+
+def _limit(path: Path, target: Path) -> int:
+    """The bytes that a tar may unpack to: a hundred times its size, and no more than there is room for."""
+    return min(max(_LEAST_LIMIT, _MOST_TIMES * os.path.getsize(path)), shutil.disk_usage(target.parent).free)
+
+
+def _copy(unpacked: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, out: BinaryIO, path: Path, limit: int) -> None:
+    written = 0
+    while piece := unpacked.read(_CHUNK):
+        written += len(piece)
+        if written > limit:
+            seen = f"it unpacks to more than {limit:,} bytes, {_MOST_TIMES} times its size or all the room that is left"
+            raise ShardError(f"{path}: {seen}; unpack it yourself if it is right")
+        out.write(piece)
 
 
 def _opened(raw: BinaryIO, kind: str, path: Path) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:

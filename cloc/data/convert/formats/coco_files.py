@@ -26,6 +26,7 @@ _NO_SPLIT = ("annotations", "coco", "default", "instances", "labels", "result", 
 _OF_SPLITS = ("_annotations.coco.json", "labels.json")  # ends of names, in SPLIT/
 _ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
 _PLACES = ("{split}", "images/{split}", "{split}/images", "images", "data", ".")
+_SPLITS = ("train", "val", "test", "dev", "minival")  # beginnings of names
 _MAX_FILES, _MAX_FOLDERS, _SAMPLED = 50, 50, 20
 
 
@@ -52,8 +53,14 @@ def recognizes_coco(source: Path) -> bool:
         return not source.name.startswith(_OTHERS) and is_coco(source)
     if not source.is_dir() or any(source.glob("refs(*).*")):
         return False
-    found = list(itertools.islice(_coco_files(source), 1))
-    return bool(found) and not found[0].name.startswith(_OTHERS)
+    found = next((path for path in _coco_files(source) if _is_part(path.parent, source)), None)
+    return found is not None and not found.name.startswith(_OTHERS)
+
+
+def _is_part(folder: Path, source: Path) -> bool:
+    """Whether a folder is the source, or a part of it by its name; else it may be one data set of several."""
+    name = folder.name.lower()
+    return folder == source or name in _ANNOTATION_FOLDERS or name.startswith(_SPLITS)
 
 
 def find_coco(source: Path, split: str | None) -> CocoSet:

@@ -35,6 +35,10 @@ _FLAT = {
         ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("x", "y", "w", "h"), ("x", "y", "width", "height"),
         ("left", "top", "width", "height"),
     ),
+    "cxcywh": (
+        ("x_center", "y_center", "width", "height"), ("xcenter", "ycenter", "width", "height"), ("cx", "cy", "w", "h"),
+        ("cx", "cy", "width", "height"), ("center_x", "center_y", "width", "height"),
+    ),
 }  # fmt: skip
 _LABELS = (
     "category", "categories", "label", "labels", "class", "classes", "class_name", "label_name", "category_name",
@@ -285,10 +289,25 @@ def _sides(box: Any, order: str) -> Any:
         for names in sets:
             if all(is_number(sides.get(name)) for name in names):
                 a, b, c, d = (sides[name] for name in names)
-                if layout == order:
-                    return [a, b, c, d]
-                return [a, b, a + c, b + d] if order == "xyxy" else [a, b, c - a, d - b]
+                return _ordered([a, b, c, d], layout, order)
     return box  # counted as box_malformed
+
+
+def _ordered(sides: list[Any], layout: str, order: str) -> list[Any]:
+    """Named sides in another order; x and y beside a width are of the middle where the user says so."""
+    a, b, c, d = sides
+    if layout == order or (layout, order) == ("xywh", "cxcywh"):
+        return sides
+    if layout == "cxcywh":
+        a, b = a - c / 2, b - d / 2
+    x0, y0, x1, y1 = (a, b, c, d) if layout == "xyxy" else (a, b, a + c, b + d)
+    orders = {
+        "xyxy": [x0, y0, x1, y1],
+        "xywh": [x0, y0, x1 - x0, y1 - y0],
+        "cxcywh": [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0],
+        "yxyx": [y0, x0, y1, x1],
+    }
+    return orders[order]
 
 
 def _unpacked(value: Any) -> Any:

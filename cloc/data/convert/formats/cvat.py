@@ -102,8 +102,7 @@ def _records(path: Path, picked: set[str], finder: PictureFinder) -> Iterator[Re
 
 def _find(finder: PictureFinder, name: str, subset: str) -> Path | MissingPicture:
     """CVAT puts subsets into folders of their own, and does not say so in the names."""
-    found = finder.find(f"{subset}/{name}") if subset != _NO_SPLIT else finder.find(name)
-    return finder.find(name) if isinstance(found, MissingPicture) else found
+    return finder.find(f"{subset}/{name}", name) if subset != _NO_SPLIT else finder.find(name)
 
 
 def cvat_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,8 @@ import ijson
 from cloc.data.json_values import shown
 
 _MAX_DEPTH = 5_000  # of JSON: the parser's memory grows with the square of it
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_NAN = ", or write null for NaN and Infinity, which JSON has not"
 _OPEN, _CLOSE = (b"[", b"{"), (b"]", b"}")
 
 
@@ -95,7 +98,9 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
                 error.args[0] if error.args else ""
             )  # the parser's own messages are bytes where the file is no UTF-8
             seen = (first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)).partition("\n")[0]
-            raise ValueError(f"{path}: not JSON, or cut off: {seen}; restore the file") from error
+            raise ValueError(
+                f"{path}: not JSON, or cut off: {seen}; restore the file{_NO_NAN * ('invalid char' in seen)}"
+            ) from error
 
 
 def json_objects(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
@@ -146,11 +151,16 @@ class _Shallow:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.depth = file, 0
+        self.within = b""  # the quote of a text that goes on
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes, as a file does."""
         data = self.file.read(size)
-        self.depth += sum(map(data.count, _OPEN)) - sum(map(data.count, _CLOSE))
+        bare = _TEXT.sub(b"", self.within + data)
+        bare, self.within, tail = bare.partition(b'"')
+        if self.within and (len(tail) - len(tail.rstrip(b"\\"))) % 2:
+            self.within += b"\\"  # it takes the first letter of what comes next
+        self.depth += sum(map(bare.count, _OPEN)) - sum(map(bare.count, _CLOSE))
         self.depth = max(self.depth, 0)
         if self.depth > _MAX_DEPTH:
             raise ValueError(f"lists and objects nested deeper than {_MAX_DEPTH:,}")

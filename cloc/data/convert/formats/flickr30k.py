@@ -7,11 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.files import need_file, need_folder
 from cloc.data.convert.formats.registry import holds, register
+from cloc.data.convert.formats.xml_files import parse_xml
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.shards.keys import Keys
 
@@ -65,10 +66,10 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
     """
     try:
         text = annotations["sentences"].read_text(encoding="utf-8-sig")
-        tree = ElementTree.fromstring(annotations["xml"].read_bytes())
+        tree = parse_xml(annotations["xml"].read_bytes(), annotations["xml"])
     except UnicodeDecodeError as error:
         raise BadSample("bad_text", f"{annotations['sentences']}: {error}") from error
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ValueError) as error:
         raise BadSample("bad_annotation", f"{annotations['xml']}: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]
     phrases: defaultdict[str, dict[str, None]] = defaultdict(dict)
@@ -89,7 +90,7 @@ def entities_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dic
     return {"width": width, "height": height, "captions": captions, "regions": regions}
 
 
-def _box(item: ElementTree.Element) -> Any:
+def _box(item: Element) -> Any:
     """Read one box in pixels. The file counts them from 1, the last one within the box, as in PASCAL VOC."""
     values = [item.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
     if not all(re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) for value in values):

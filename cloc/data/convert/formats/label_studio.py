@@ -27,6 +27,7 @@ from cloc.data.shards.keys import Keys
 _PICTURE = ("image", "img", "picture", "photo", "url", "image_url")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 _RECTANGLE = ("x", "y", "width", "height")
+_OTHERS = {"points", "radiusX", "rle", "vertices", "keypointlabels"}  # keys of shapes that are no rectangle
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "labels", "keypointlabels")
 
 
@@ -149,7 +150,7 @@ def _short_results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _has_shape(value: Mapping[str, Any]) -> bool:
-    return all(side in value for side in _RECTANGLE) or "points" in value or "radiusX" in value or "rle" in value
+    return all(side in value for side in _RECTANGLE) or not _OTHERS.isdisjoint(value)
 
 
 def _size(results: list[dict[str, Any]]) -> tuple[float, float]:
@@ -176,19 +177,21 @@ def _box(value: Mapping[str, Any], size: tuple[float, float], counts: Counter[st
         counts["polygon_boxed"] += 1
         return box_around([tuple(point) for point in points if _is_pair(point)])
     if "radiusX" in value:
-        x, y, across, down = (value.get(name, 0) for name in ("x", "y", "radiusX", "radiusY"))
-        return [x - across, y - down, x + across, y + down]
-    sides = [value.get(side) for side in _RECTANGLE]
-    if not all(map(is_number, sides)):
-        return sides  # counted as box_malformed
-    x, y, width, height = (float(side) for side in sides if side is not None)
+        given = [value.get(name, 0) for name in ("x", "y", "radiusX", "radiusY")]
+    else:
+        given = [value.get(side) for side in _RECTANGLE]
+    if not all(map(is_number, given)):
+        return given  # counted as box_malformed
+    x, y, width, height = (float(side) for side in given)
+    if "radiusX" in value:  # the middle and half of the sides
+        x, y, width, height = x - width, y - height, 2 * width, 2 * height
     degrees = value.get("rotation") or 0
     if not is_number(degrees) or not degrees % 360:
         return [x, y, x + width, y + height]
     counts["turned_boxed"] += 1
     scale = (size[0] / 100, size[1] / 100)
     corners = [x * scale[0], y * scale[1], (x + width) * scale[0], (y + height) * scale[1]]
-    x0, y0, x1, y1 = turned(corners, degrees, (corners[0], corners[1]))
+    x0, y0, x1, y1 = turned(corners, degrees, None if "radiusX" in value else (corners[0], corners[1]))
     return [x0 / scale[0], y0 / scale[1], x1 / scale[0], y1 / scale[1]]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import to_float
-from cloc.data.convert.formats.plain_text import read_lines, read_text
+from cloc.data.convert.formats.plain_text import read_text
 from cloc.data.convert.picture_bytes import PICTURE_SUFFIXES
 from cloc.data.json_values import parse_json, shown
 
@@ -61,7 +61,11 @@ class PictureFolder:
     def of(self, stem: str) -> list[Path]:
         """Return the pictures of a stem: those at that place below the folder, else those of that bare name."""
         stem = unicodedata.normalize("NFC", stem)
-        return self.pictures.get(stem) or self._by_name.get(stem.rpartition("/")[2], [])
+        return self.pictures.get(stem) or self.named(stem.rpartition("/")[2])
+
+    def named(self, stem: str) -> list[Path]:
+        """Return the pictures of that bare name, without its extension, in whatever folder."""
+        return self._by_name.get(unicodedata.normalize("NFC", stem), [])
 
     def told(self, *known: str) -> tuple[str, ...]:
         """Say which other files lie among the pictures and are not read, but those of known extensions; or nothing."""
@@ -73,8 +77,17 @@ class PictureFolder:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in the order of their names; what starts with a dot, and ``__MACOSX``, aside."""
+    """Yield the files below a folder in the order of their names; what starts with a dot, and ``__MACOSX``, aside.
+
+    Links are followed, no folder is read twice.
+    """
+    seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        stat = os.stat(parent)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in sorted(names):
             if not name.startswith("."):
@@ -186,7 +199,8 @@ def read_classes(path: Path) -> ClassNames:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a list of class names is needed, a name a line (--classes)")
     suffix = path.suffix.lower()
-    given: Any = read_lines(path)
+    lines = [line.strip() for line in read_text(path).splitlines()]  # an empty one has a number, as in Darknet
+    given: Any = {number: name for number, name in enumerate(lines) if name}
     if suffix in (".yaml", ".yml"):
         given = read_yaml(path)
     elif suffix == ".json":
@@ -207,6 +221,10 @@ def class_names(given: Any, where: Path) -> ClassNames:
     if not isinstance(given, dict) or not given:
         raise ValueError(f"{where}: {shown(given)} is no list of class names; give a list, or names by number")
     names = {class_number(number): name for number, name in given.items()}
+    read = next((name for name in names.values() if isinstance(name, bool)), None)
+    if read is not None:
+        words = "yes, on or true" if read else "no, off or false"
+        raise ValueError(f"{where}: YAML reads a class that is called {words} as {read}; put the name into quotes")
     wrong = next((number for number, name in names.items() if number is None or not isinstance(name, str | int)), 0)
     if wrong is None or not isinstance(names.get(wrong, ""), str | int):
         raise ValueError(f"{where}: {shown(given)} has a number without a name; give a text for each class number")

@@ -6,6 +6,7 @@ import codecs
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from cloc.data.sample import MAX_MEMBER_BYTES
 
@@ -75,22 +76,38 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
     """Yield the rows of a table that hold something, each with the number of the line on which it ends.
 
     Raises:
-        ValueError: the file is not UTF-8, or no table.
+        ValueError: the file is not UTF-8, or no table, or ends within quotes.
     """
     csv.field_size_limit(MAX_MEMBER_BYTES)
     with path.open("rb") as file:
         encoding = _encoding(file.read(4))
     delimiter = delimiter or delimiter_of(first_line(path), path)
     with path.open(encoding=encoding, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        lines = _Lines(file)
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        last = 0
         try:
             for row in reader:
+                if lines.ended:  # then the reader wanted more of this row: a quote took in all rows behind it
+                    raise ValueError(f"{path} line {last + 1}: a quote is opened and never closed; close or double it")
+                last = reader.line_num
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
         except UnicodeError as error:
             raise ValueError(_not_text(_bad_line(path) or path, error)) from error
         except csv.Error as error:
             raise ValueError(f"{path} line {reader.line_num}: no table of {delimiter!r}: {error}") from error
+
+
+class _Lines:
+    """The lines of a file, and whether its end was met."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.ended = file, False
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.file
+        self.ended = True
 
 
 def _encoding(data: bytes) -> str:

@@ -7,6 +7,7 @@ read this list alone.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from cloc.data.convert.records import RecordSource
 from cloc.data.jobs.resumable_jobs import Task
 from cloc.data.shards.manifest import Manifest
 
-_SHOWN, _SHOWN_TEXT = 8, 40  # suffixes or keys, and letters, of what a message says that a source shows
+_SHOWN_ENDS, _SHOWN_TEXT = 4, 20  # suffixes, folders or keys, and letters, of what a message says a source shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +143,27 @@ def guess_format(source: Path) -> Format:
     if fitting:
         names = " or ".join(one.name for one in fitting)
         raise ValueError(f"{source}: may be {names}; name the format instead of auto")
-    known = "; ".join(f"{one.name}: {one.reads}" for one in FORMATS.values() if not one.draws)
-    raise ValueError(f"{source}: of no format that is known by its files ({_seen(source)}); looked for {known}")
+    known = ", ".join(one.name for one in FORMATS.values() if not one.draws)
+    remedy = "name the format instead of auto, or the file or folder of the annotations (data convert --help)"
+    raise ValueError(
+        f"{source}: of no format that is known by its files ({_seen(source)}); looked for {known}; {remedy}"
+    )
 
 
 def _seen(source: Path) -> str:
     """What a source shows: what a file begins with, or how many files of a folder end in what."""
     if source.is_dir():
         found = Counter(path.suffix.lower() or path.name for path in entries(source, ""))
-        files = [f"{count:,} {suffix}" for suffix, count in found.most_common(_SHOWN)]
-        return ", ".join(files) if files else "no file in it"
+        files = [f"{count:,} {suffix[:_SHOWN_TEXT]}" for suffix, count in found.most_common(_SHOWN_ENDS)]
+        folders = [
+            path.name[:_SHOWN_TEXT] for path in itertools.islice(filter(Path.is_dir, source.iterdir()), _SHOWN_ENDS)
+        ]
+        return ", ".join([*files, *([f"folders {', '.join(sorted(folders))}"] if folders else [])]) or "nothing in it"
     shown = peek_json(source) if source.suffix.lower() in (".json", ".jsonl") else None
     if shown is None:
         return f"a file that begins {peek_text(source)[:_SHOWN_TEXT]!r}"
     names = sorted(shown.item()) if shown.is_list else shown.keys
-    listed = ", ".join(names[:_SHOWN]) or "no key"
+    listed = ", ".join(name[:_SHOWN_TEXT] for name in names[:_SHOWN_ENDS]) or "no key"
     return f"JSON, a list of objects with {listed}" if shown.is_list else f"JSON with {listed}"
 
 

@@ -17,6 +17,7 @@ from cloc.contracts import BadSample
 from cloc.data.convert.formats.listing import ClassNames
 from cloc.data.convert.formats.plain_text import csv_rows
 from cloc.data.convert.picture_bytes import read_picture
+from cloc.data.convert.pictures import MissingPicture, PictureFinder
 from cloc.data.sample import MAX_MEMBER_BYTES, read_object
 
 Row = dict[str, Any]
@@ -53,7 +54,11 @@ class Cell:
             raise BadSample("image_unreadable", f"{self.path}: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
-            return read_picture(self.path.parent / value["path"])
+            found = PictureFinder(as_written=(self.path.parent,)).find(value["path"])  # never a file outside
+            if isinstance(found, MissingPicture):
+                seen = f"{value['path']!r} is no file in the folder of {self.path}, which has no bytes of it"
+                raise BadSample("image_unreadable", seen)
+            return read_picture(found)
         if not isinstance(data, bytes) or not data:
             raise BadSample(
                 "no_image", f"{self.path} row {self.row} of group {self.group}: no bytes in {self.column!r}"
@@ -80,12 +85,22 @@ class CsvFile:
         self.classes: dict[str, ClassNames] = {}
 
     def rows(self, used: list[str]) -> Iterator[tuple[str, Row, Cell | None]]:
-        """Yield where a row stands, its cells by column, and None: no picture lies in it."""
+        """Yield where a row stands, its cells by column, and None: no picture lies in it.
+
+        A row that has more cells than the header has its fault below ``""``.
+        """
+        twice = next((name for name in used if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{self.path}: column {twice!r} comes twice; rename one of them")
         rows = csv_rows(self.path, self.delimiter)
         next(rows, None)
         for line, cells in rows:
-            row = dict(zip(self.names, cells, strict=False))
-            yield f"{self.path.name} line {line}", {name: row.get(name) for name in used}, None
+            where = f"{self.path.name} line {line}"
+            row: Row = dict(zip(self.names, cells, strict=False))
+            if any(cell.strip() for cell in cells[len(self.names) :]):  # of a text with the mark between columns in it
+                seen = f"{where}: {len(cells)} cells, the header has {len(self.names)}; put texts into quotes"
+                row[""] = BadSample("bad_annotation", seen)
+            yield where, {name: row.get(name) for name in ("", *used) if name or name in row}, None
 
 
 class JsonlFile:

@@ -297,8 +297,9 @@ def _records(
     for _, rows in groups:
         where, row, cell = rows[0]
         columns: Columns = options["columns"]
-        if "" in row:
-            yield Record(where, fault=(row[""].reason, row[""].detail))
+        fault = next((one[""] for _, one, _ in rows if "" in one), None)
+        if fault is not None:
+            yield Record(where, fault=(fault.reason, fault.detail))
             continue
         given = row.get(columns.picture)
         name = given.get("path") if isinstance(given, dict) else given

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from cloc.contracts import BadSample
 from cloc.data.boxes import check_kind
-from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits, watched
+from cloc.data.convert.formats.listing import PictureFolder, files_below, pick_splits, picture_stem, watched
 from cloc.data.convert.formats.plain_text import read_lines
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.formats.xml_files import parse_xml, root_tag
@@ -146,18 +146,26 @@ def _picture_of(path: Path, pictures: PictureFolder) -> tuple[Path | None, tuple
     """The picture of the same name; where there is none, or there are several, the one that the XML names."""
     within = path.relative_to(pictures.folder) if path.is_relative_to(pictures.folder) else Path(path.name)
     found = pictures.of(within.with_suffix("").as_posix())
-    if len(found) == 1:
+    if len(found) == 1 and _is_of(found[0], path):
         return found[0], None
     try:
         named = (parse_xml(path.read_bytes(), path).findtext("filename") or "").strip().replace("\\", "/")
     except (OSError, ValueError) as error:
         return None, ("bad_annotation", str(error))
-    exact = [one for one in found or pictures.paths() if one.name == named.rpartition("/")[2]]
+    exact = [one for one in found or pictures.named(picture_stem(named)) if one.name == named.rpartition("/")[2]]
     found = exact or (pictures.of(named.rpartition(".")[0]) if named else [])
+    found = [one for one in found if _is_of(one, path)]
     if len(found) == 1:
         return found[0], None
     seen = f"{len(found)} pictures" if found else "no picture"
     return None, ("no_image", f"{path}: {seen} of its name or of <filename> {named!r} below {pictures.folder}")
+
+
+def _is_of(picture: Path, path: Path) -> bool:
+    """Whether a picture can be that of an XML file: one in another folder with an XML file beside it is its own."""
+    beside = picture.with_suffix(".xml")
+    elsewhere = beside == path or beside.stem != path.stem or "Annotations" in path.parts
+    return elsewhere or not beside.is_file()
 
 
 def voc_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

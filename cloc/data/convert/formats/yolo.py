@@ -45,6 +45,7 @@ class _Layout:
     classes: ClassNames | None = None
     files: tuple[Path, ...] = ()
     keypoints: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def _is_yolo(source: Path) -> bool:
@@ -106,7 +107,8 @@ def open_yolo(
     listed = _Listed(folder, PictureFinder(*([images] if images is not None else []), folder))
     for entry in given:
         listed.add(entry)
-    notes = [note for one in listed.folders for note in one.told(".txt", ".cache", ".yaml", ".json", ".names")]
+    notes = [*layout.notes]
+    notes += [note for one in listed.folders for note in one.told(".txt", ".cache", ".yaml", ".json", ".names")]
     lists = [path for path in (*layout.files, classes, *given) if path is not None and path.is_file()]
     files = (*lists, *watched(label for _, label in listed.pictures.values() if label is not None))
     records = _records(listed, names, layout.keypoints)
@@ -161,7 +163,8 @@ def _from_yaml(path: Path, names: ClassNames) -> _Layout:
         splits.pop(name, None)
     if absent and not splits:
         raise FileNotFoundError(f"{path}: {absent[0][0]} is {absent[0][1]}: no such folder or list; correct it there")
-    return _Layout(splits or _plain_splits(path.parent), names, (path,), bool(given.get("kpt_shape")))
+    notes = tuple(f"warning: {path}: {name} is {place}: not there, not read" for name, place in absent)
+    return _Layout(splits or _plain_splits(path.parent), names, (path,), bool(given.get("kpt_shape")), notes)
 
 
 def _place(text: str, path: Path, base: str) -> Path:
@@ -241,9 +244,13 @@ def _swapped(path: Path, root: Path) -> Path:
 
 def _records(listed: _Listed, names: ClassNames, keypoints: bool) -> Iterator[Record]:
     keys = Keys()
+    owners = Counter(label for label, _ in {(label, picture) for picture, label in listed.pictures.values()})
     for name, (picture, label) in listed.pictures.items():
         annotations = {"labels": label, "classes": names, "keypoints": keypoints}
         fault = (picture.reason, picture.detail) if isinstance(picture, MissingPicture) else None
+        if label is not None and owners[label] > 1:
+            seen = f"{label}: can be the labels of {owners[label]} pictures, one of them {picture}"
+            fault = ("picture_ambiguous", f"{seen}; keep the folders of pictures in labels/, or rename the pictures")
         yield Record(picture_stem(name), keys.unique(picture_stem(name)), picture, annotations, fault)
     for label in listed.lonely:
         yield Record(label.name, fault=("no_image", f"{label}: labels of no picture; restore it, or remove them"))
