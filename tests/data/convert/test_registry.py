@@ -93,8 +93,11 @@ def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
     write(sources["coco"] / "annotations/lvis_v1_val.json", "{}")
     with pytest.raises(ValueError, match="may be coco or lvis; name the format"):
         guess_format(sources["coco"])
-    with pytest.raises(ValueError, match="of no format.*jsonl: a .jsonl file"):
+    with pytest.raises(ValueError, match="of no format.*looked for .*jsonl, .*voc, yolo, which docs"):
         convert("auto", write(tmp_path / "bare/notes.docx", "x").parent, tmp_path / "out", console=QUIET)
+    table = write(tmp_path / "tables/boxes.csv", "image,caption\na.jpg,a dog\n")
+    with pytest.raises(ValueError, match=f"give the file itself: {table};"):
+        guess_format(table.parent)
     with pytest.raises(FileNotFoundError, match="no such source"):
         convert("auto", tmp_path / "absent", tmp_path / "out", console=QUIET)
 
