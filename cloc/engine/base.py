@@ -20,6 +20,7 @@ from cloc.models.weights.pretrained import TOWERS, with_former_pixels
 
 # What may be said of a tower besides its base; all else is what its weights mean.
 FREE = {"image": ("image_size", "resize", "frozen", "tune_last", "remember"), "text": ("context_length", "frozen")}
+BASES = "run, checkpoint, export, folder of open_clip or Hugging Face, open_clip:NAME:TAG_OR_FILE, or hf://OWNER/NAME"
 FILES = {"tokenizer": "tokenizer_config.json", "name": "config.json"}  # of text/ of a run
 
 
@@ -38,9 +39,9 @@ def follow(composed: DictConfig) -> DictConfig:
         ConfigError: towers are named besides, or ``init_from``; or the base cannot be trained on.
         FileNotFoundError: it is not there.
     """
-    name = composed.get("base")
-    if name is None:
+    if composed.get("base") is None:
         return composed
+    name = str(composed.base)  # a folder may be called 7
     if composed.get("init_from") is not None:
         raise ConfigError(
             f"base={name} with init_from={composed.init_from}: both say where weights come from; give one"
@@ -88,7 +89,11 @@ def _nodes(name: str) -> dict[str, Any]:
 
 def _of_cloc(name: str) -> dict[str, Any]:
     """Those of a run, a checkpoint or an export; its tokenizer lies beside it."""
-    encoder = load(Path(name).expanduser())
+    try:
+        encoder = load(Path(name).expanduser())
+    except (FileNotFoundError, ValueError) as error:
+        kind = ConfigError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"base={name}: no {BASES}. As a model of cloc: {error}") from error
     model: Mapping[str, Any] = encoder.info["config"]["model"]
     image = with_former_pixels(model["image"], type(encoder.model.image))
     text = dict(model["text"])

@@ -197,7 +197,11 @@ def test_what_is_said_beside_a_base_holds(bases: Path) -> None:
         ("open_clip:roberta-ViT-B-32:laion2b_s12b_b32k", [], r"its text tower is transformers' 'roberta-base'"),
         ("open_clip:coca_ViT-B-32:laion2b_s13b_b90k", [], r"its text tower \(CoCa's\) has a class token"),
         ("open_clip:local-dir:nowhere", [], r"base=open_clip:local-dir:nowhere: no folder nowhere"),
-        ("nowhere", [], r"nowhere: no checkpoint at"),
+        ("nowhere", [], r"^base=nowhere: no run, .* or hf://OWNER/NAME. .*nowhere: no checkpoint at"),
+        ("7", [], r"^base=7: no run, "),
+        ("BASES", [], r"^base=.*: no run, checkpoint, export, folder of open_clip or Hugging Face"),
+        ("BASES/note.txt", [], r"^base=.*note.txt: no run, .* damaged or no checkpoint"),
+        ("hf://", [], r"^base=hf://: '' names no repository of the hub; write OWNER/NAME"),
         (
             "BASES/vision",
             [],
@@ -223,7 +227,8 @@ def test_what_cannot_be_a_base_is_told_in_a_line(bases: Path, base: str, more: l
     ):
         (bases / name).mkdir(exist_ok=True)
         (bases / name / "config.json").write_text(json.dumps(stored))
-    with pytest.raises((ConfigError, FileNotFoundError, ValueError), match=message) as told:
+    (bases / "note.txt").write_text("a dog")
+    with pytest.raises((ConfigError, FileNotFoundError), match=message) as told:
         begun(composed(bases, base.replace("BASES", str(bases)), *more))
     assert "\n" not in str(told.value)
 

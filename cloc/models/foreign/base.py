@@ -115,6 +115,8 @@ def _fetch(name: str, repository: str, wanted: tuple[str, ...], otherwise: tuple
     from huggingface_hub import snapshot_download
 
     repository, _, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
+        raise ConfigError(f"base={name}: {repository!r} names no repository of the hub; write OWNER/NAME")
     take = partial(snapshot_download, repository, revision=revision or None)
     with from_hub(f"base={name}", repository):
         folder = Path(take(allow_patterns=list(wanted)))

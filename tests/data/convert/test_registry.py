@@ -97,6 +97,9 @@ def test_sources_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
         ValueError, match=r"of no format.*\(1 .docx\); looked for coco, .*, jsonl, .*; name the format instead of auto"
     ):
         convert("auto", write(tmp_path / "bare/notes.docx", "x").parent, tmp_path / "out", console=QUIET)
+    table = write(tmp_path / "tables/boxes.csv", "image,caption\na.jpg,a dog\n")
+    with pytest.raises(ValueError, match=f"give the file itself: {table};"):
+        guess_format(table.parent)
     with pytest.raises(FileNotFoundError, match="no such source"):
         convert("auto", tmp_path / "absent", tmp_path / "out", console=QUIET)
 

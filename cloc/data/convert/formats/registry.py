@@ -145,9 +145,15 @@ def guess_format(source: Path) -> Format:
         raise ValueError(f"{source}: may be {names}; name the format instead of auto")
     known = ", ".join(one.name for one in FORMATS.values() if not one.draws)
     remedy = "name the format instead of auto, or the file or folder of the annotations (data convert --help)"
-    raise ValueError(
-        f"{source}: of no format that is known by its files ({_seen(source)}); looked for {known}; {remedy}"
-    )
+    said = f"{source}: of no format that is known by its files ({_seen(source)}){_file_in(source)}"
+    raise ValueError(f"{said}; looked for {known}; {remedy}")
+
+
+def _file_in(source: Path) -> str:
+    """A file at the top of a folder that is a source by itself, as a remedy; empty where there is none or several."""
+    inside = sorted(path for path in source.glob("*") if path.is_file()) if source.is_dir() else []
+    read = [path for path in inside if any(one.recognizes(path) for one in FORMATS.values())]
+    return f"; give the file itself: {read[0]}" if len(read) == 1 else ""
 
 
 def _seen(source: Path) -> str:
