@@ -151,7 +151,9 @@ def test_a_table_is_parted_where_it_is_too_wide(count: int, keys: int) -> None:
 def test_convert_tells_its_counts_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(landscape(0)))
     lines = tmp_path / "x.jsonl"
-    lines.write_text(json.dumps({"image": "a.jpg", "captions": ["x"]}) + "\n" + json.dumps({"image": "none.jpg"}))
+    lines.write_text(
+        json.dumps({"image": "a.jpg", "captions": ["x"]}) + "\n" + json.dumps({"image": "none.jpg", "captions": ["y"]})
+    )
     convert("jsonl", lines, tmp_path / "out", max_skip_share=1)
     progress = capsys.readouterr()
     rows = dict(line.split("\t") for line in progress.out.splitlines() if "\t" in line)

@@ -45,6 +45,7 @@ def test_extras() -> None:
     assert set(PROJECT["optional-dependencies"]) == {
         *INSTALLED_EXTRAS,
         "clip_benchmark",
+        "heic",
         "parquet",
         "s3",
         "search",

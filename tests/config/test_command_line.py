@@ -111,7 +111,10 @@ def test_a_wrong_value_is_told_by_its_key(overrides: list[str], told: str) -> No
     ("overrides", "told"),
     [
         (["name=lr=0.1,bs=64"], """quoted twice: 'name="lr=0.1,bs=64"'"""),
-        (["experiment=demo_cloq"], "experiment=demo_cloq: no such file; did you mean 'demo_cloc'? known are clip_b16"),
+        (
+            ["experiment=demo_cloq"],
+            "experiment=demo_cloq: no such file; did you mean 'demo_cloc'? known are adapter_cloc, clip_b16",
+        ),
         (["model=tinny"], "did you mean 'tiny'?"),
         (["optim.muon_lr=0.1"], "+optim.muon_lr=0.1. Key 'muon_lr' is not in struct"),
         (["~nothing"], "Could not delete"),

@@ -127,7 +127,7 @@ def test_numbers_of_parts_are_refused_by_key(path: str, part: type) -> None:
         ("seed", 2**32, "at most"),
         ("loss.region", math.nan, r"loss\.region=nan"),
         ("loss.grounding", -0.5, r"loss\.grounding=-0.5: must be at least 0"),
-        ("loss.global", None, r"loss\.global=null: must be at least 0"),
+        ("loss.global", -1, r"loss\.global=-1: must be at least 0"),
         ("loss.global", "much", r"loss\.global='much'"),
         ("loss", {"global": 0, "region": 0, "grounding": 0}, "all weights are zero"),
         ("model.joint_dim", 0, "at least 1"),

@@ -77,7 +77,7 @@ def test_it_trains_and_is_logged(parts: int, squares: Path, tmp_path: Path, caps
     assert len(rows) == 2
     for row in rows:
         total = float(row["train/lambda"]) * (
-            float(row["loss/region"]) + 2 * float(row["loss/grounding"]) + 0.5 * float(row["loss/inside"])
+            float(row["loss/region"]) + 3 * float(row["loss/grounding"]) + 0.5 * float(row["loss/inside"])
         )
         assert float(row["loss"]) == pytest.approx(float(row["loss/global"]) + total, rel=1e-5)
         assert -1 <= float(row["train/inside_cosine"]) <= 1

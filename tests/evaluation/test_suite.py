@@ -192,7 +192,7 @@ def test_intervals_differences_and_a_cache_that_saves_every_pass(
     monkeypatch.setattr("cloc.loading.tried", lambda encoder, **_: encoder)
     for method in ("see", "encode_text", "encode_image"):
         monkeypatch.setattr(Encoder, method, never)
-    compare(configuration(data, runs, tmp_path))
+    compare(configuration(data, runs, tmp_path, cost=0))
     assert result(tmp_path)["data"] == first["data"]
 
 

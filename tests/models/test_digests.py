@@ -27,6 +27,7 @@ from cloc.models.weights import digests as checksums
 from cloc.models.weights.digests import DamageError, check_archive
 from cloc.models.weights.files import read_state
 from tests.kit.exporting import OPEN_CLIP, SHARED, TEXT, TIMM, make_run, word_text
+from tests.kit.landscapes import jpeg, landscape
 
 
 def flip(file: Path, place: int, bit: int = 6) -> None:
@@ -84,6 +85,7 @@ def test_a_checkpoint(run: Path, source: Path) -> None:
     "arguments", [["export", "regions", "RUN", "OUT"], ["embed", "RUN", "PICTURES", "OUT", "--device", "cpu"]]
 )
 def test_commands(arguments: list[str], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg(landscape(0)))
     places = {"RUN": str(run), "OUT": str(tmp_path / "out"), "PICTURES": str(tmp_path)}
     result = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
     assert result.exit_code != 0 and isinstance(result.exception, DamageError)

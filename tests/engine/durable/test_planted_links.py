@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -147,7 +148,8 @@ def test_a_record_that_leads_elsewhere_is_not_followed(downloaded: Path, mine: P
 
 @pytest.mark.parametrize("kind", ["folder", "page"])
 def test_the_report(kind: str, downloaded: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloc.evaluation.report.page.render", lambda data: "<html>")
+    page = SimpleNamespace(text="<html>", tables=[])
+    monkeypatch.setattr("cloc.evaluation.report.page.lay_out", lambda data: page)
     if kind == "page":
         plant(downloaded, mine, "report/index.html")
         assert write_report(None, downloaded / "report").read_text() == "<html>"
