@@ -2,7 +2,7 @@
 
     python docs/images/draw_photo.py docs/images/photo.jsonl FOLDER_OF_THE_PICTURE docs/images/photo.jpg
 
-Where the photograph is from: docs/images/ATTRIBUTION.md.
+Where the photograph is from: docs/images/ATTRIBUTION.txt.
 """
 
 from __future__ import annotations
