@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
 import cloc
 from cloc.config import ConfigError, validate
@@ -207,6 +208,7 @@ def test_what_is_said_beside_a_base_holds(bases: Path) -> None:
             [],
             r"base=.*vision: its text tower is missing \(config.json: clip_vision_model\); give the fol",
         ),
+        ("BASES/blind_text", [], r"base=.*blind_text: .*holds no weight of the text tower; is the folder a whole"),
         ("BASES/timm", [], r"base=.*timm: its text tower is missing \(config.json: timm\); .* model.image.pretrained="),
         ("BASES/bert", [], r"base=.*bert: model_type='bert' of config.json is no CLIP"),
         ("BASES/clip", ["model=tiny"], r"base=.* brings both towers, and model.image names one; choose model=base"),
@@ -227,6 +229,10 @@ def test_what_cannot_be_a_base_is_told_in_a_line(bases: Path, base: str, more: l
     ):
         (bases / name).mkdir(exist_ok=True)
         (bases / name / "config.json").write_text(json.dumps(stored))
+    shutil.copytree(bases / "open_clip", bases / "blind_text", dirs_exist_ok=True)
+    weights = bases / "blind_text/open_clip_model.safetensors"
+    whole = load_file(weights).items()
+    save_file({name if name.startswith("visual") else f"kept.{name}": value for name, value in whole}, weights)
     (bases / "note.txt").write_text("a dog")
     with pytest.raises((ConfigError, FileNotFoundError), match=message) as told:
         begun(composed(bases, base.replace("BASES", str(bases)), *more))

@@ -65,6 +65,9 @@ def tower_state(folder: Path, part: str) -> dict[str, Tensor]:
         whole = split_open_clip(read_first(folder, OPEN_CLIP_FILES), timm_tower=part == "trunk")
         prefix = prefixes[part]
         state = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
+        if not state:
+            tower = "text" if part == "text" else "image"
+            raise ValueError(f"{folder}: holds no weight of the {tower} tower; is the folder a whole model?")
         return state | ({"proj.weight": whole["image.proj.weight"]} if part == "trunk" else {})
     config, state = read_json(folder / HF_CONFIG), read_first(folder, HF_FILES)
     if "architecture" in config:

@@ -138,10 +138,11 @@ def test_texts_and_pictures_that_stand_alone(tmp_path: Path) -> None:
     write(source / "wrong.jpg", jpeg((WIDTH, HEIGHT)))
     write(source / "wrong.txt", b"gr\xf6\xdfer")
     write(source / "thumbs.db", "x")
+    write(source / "README.txt", "Pictures of mine")
     write(source / "._one.jpg", "x")
     done, samples = run(source)
     assert done.report.skipped == {"no_image": 1, "without_text": 1, "bad_text": 1} and set(samples) == {"one", "two"}
-    assert any(".db 1" in note for note in done.notes)
+    assert any(".db 1" in note for note in done.notes) and any("not read: README.txt" in note for note in done.notes)
     refused(source, "records were left out, more than max_skip_share", overwrite=True)
     assert run(source, whole_file=True, overwrite=True)[1]["one"].captions == ("\r\n".join(TEXTS["one"]),)
 

@@ -19,6 +19,7 @@ from cloc.data.shards.keys import Keys
 
 _TEXTS = (".txt", ".caption")
 _LOOKED_AT = 50
+_ABOUT = {"readme", "license", "licence", "attribution", "copying", "notice", "credits", "classes"}
 
 
 def _is_image_text(source: Path) -> bool:
@@ -82,6 +83,9 @@ def open_image_text(source: Path, *, split: str | None = None, whole_file: bool 
         raise FileNotFoundError(f"{source}: no picture; name the folder that holds them")
     pairs = [pair for found in folders for pair in _pairs(found)]
     notes = tuple(note for found in folders for note in found.told(*_TEXTS))
+    texts = (path for found in folders for path in files_below(found.folder) if path.suffix.lower() in _TEXTS)
+    about = [path.name for path in texts if _is_about(path)]
+    notes += (f"no captions of a picture, not read: {', '.join(about[:5])}",) if about else ()
     name = "_".join(filter(None, (source.resolve().name, *picked)))
     records = _text_records(pairs, source, whole_file)
     files = (source, *watched(text for _, text in pairs if text is not None))
@@ -95,7 +99,12 @@ def _pairs(found: PictureFolder) -> list[tuple[Path | None, Path | None]]:
         pairs.append((picture, next((text for end in _TEXTS if (text := picture.with_suffix(end)).is_file()), None)))
     texts = [path for path in files_below(found.folder) if path.suffix.lower() in _TEXTS]
     used = {text for _, text in pairs}
-    return pairs + [(None, text) for text in texts if text not in used]
+    return pairs + [(None, text) for text in texts if text not in used and not _is_about(text)]
+
+
+def _is_about(text: Path) -> bool:
+    """Whether a text is of the whole set: a caption's file is named as its picture."""
+    return text.stem.lower() in _ABOUT
 
 
 def _text_records(pairs: list[tuple[Path | None, Path | None]], source: Path, whole: bool) -> Iterator[Record]:
