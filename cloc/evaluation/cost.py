@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _timed(encoder: Encoder, probe: Probe) -> Cost:
         found |= {"boxes": boxes, "boxes_per_second": {}}
         for source in encoder.sources:
             own = first_boxes(probe.boxes, MOST_CROPS) if source == "crop" else probe.boxes
-            seconds, _ = _median(lambda own=own, source=source: encoder.regions(seen, own, source), encoder.device)
+            seconds, _ = _median(partial(encoder.regions, seen, own, source), encoder.device)
             found["boxes_per_second"][source] = _rounded(sum(map(len, own)) / seconds)
     if phrases and encoder.can_ground:
         flat = [text for own in probe.phrases for text in own]
@@ -147,12 +148,16 @@ def _median(act: Callable[[], object], device: torch.device) -> tuple[float, int
 
 
 def _clock(act: Callable[[], object], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    _wait(device)
     start = time.perf_counter()
     act()
-    wait()
+    _wait(device)
     return max(time.perf_counter() - start, 1e-9)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _rounded(value: float) -> float:

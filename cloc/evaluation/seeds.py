@@ -74,8 +74,8 @@ def over_seeds(
         found["groups"][name] = {"models": list(own), "seeds": list(own.values()), "metrics": spread_of}
     first = next(iter(models), None)
     trial = next((name for name, own in groups.items() if first in own), None)
-    for other in groups if trial is not None else ():
-        if other != trial:
+    for other in groups:
+        if trial is not None and other != trial:
             one, two = ({own: values[own] for own in groups[name]} for name in (trial, other))
             found["differences"][other] = _differences(one, two, groups[trial], groups[other])
     return found

@@ -45,7 +45,7 @@ def cost_table(cost: Mapping[str, Cost]) -> ExportedTable | None:
     if not cost:
         return None
     sources = list(dict.fromkeys(source for own in cost.values() for source in own.get("boxes_per_second", {})))
-    rows = [
+    rows: list[tuple[str, str, Sequence[float | None]]] = [
         ("Parameters", "", [own.get("parameters") for own in cost.values()]),
         *(
             (f"of the {word}", "", [own.get("parameters_of", {}).get(part) for own in cost.values()])
@@ -80,7 +80,7 @@ def _number(value: float | None) -> Value:
 
 def cost_words(cost: Mapping[str, Cost]) -> str:
     """On what the models were timed, in a sentence for each machine and count that differs."""
-    said = {}
+    said: dict[str, list[str]] = {}
     for model, own in cost.items():
         threads = f", {own['threads']} thread{'s' * (own['threads'] != 1)}" if "threads" in own else ""
         words = f"{own.get('device', 'unknown device')}{threads}, {own.get('precision', 'unknown precision')}"
