@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
 from cloc.data.convert.formats.columns import _sides
+from cloc.data.convert.formats.plain_text import csv_rows
 from tests.data.convert.test_bad_doors import refused, run
 from tests.kit.miniatures import pictures
 from tests.kit.sources import write
@@ -55,3 +57,11 @@ def test_named_sides_in_every_order(order: str) -> None:
     assert _sides({"cx": 20, "cy": 40, "w": 20, "h": 40}, order) == expected
     x, y = (20, 40) if order == "cxcywh" else (10, 20)  # then the user says that x and y are of the middle
     assert _sides({"x": x, "y": y, "width": 20, "height": 40}, order) == expected
+
+
+def test_long_cells_are_read_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    table = tmp_path / "x.csv"
+    table.write_text("image,caption\na.jpg," + "dog " * before + "\n")
+    assert [len(row[1]) for _, row in csv_rows(table)] == [7, 4 * before]
+    assert csv.field_size_limit() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -78,7 +79,6 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
     Raises:
         ValueError: the file is not UTF-8, or no table, or ends within quotes.
     """
-    csv.field_size_limit(MAX_MEMBER_BYTES)
     with path.open("rb") as file:
         encoding = _encoding(file.read(4))
     delimiter = delimiter or delimiter_of(first_line(path), path)
@@ -87,7 +87,7 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
         last = 0
         try:
-            for row in reader:
+            for row in iter(partial(_next_row, reader), None):
                 if lines.ended:  # then the reader wanted more of this row: a quote took in all rows behind it
                     raise ValueError(f"{path} line {last + 1}: a quote is opened and never closed; close or double it")
                 last = reader.line_num
@@ -97,6 +97,15 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, li
             raise ValueError(_not_text(_bad_line(path) or path, error)) from error
         except csv.Error as error:
             raise ValueError(f"{path} line {reader.line_num}: no table of {delimiter!r}: {error}") from error
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, of long cells too; the module's limit, which is one for the whole process, stays as it was."""
+    before = csv.field_size_limit(MAX_MEMBER_BYTES)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 class _Lines:
