@@ -8,10 +8,10 @@ from pathlib import Path
 from cloc.contracts import BadSample
 from cloc.data.boxes import NORMALIZED, check_kind
 from cloc.data.convert.formats.peek import peek_json
+from cloc.data.convert.formats.plain_text import json_lines
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.json_values import shown
-from cloc.data.sample import read_object
 from cloc.data.shards.keys import Keys
 
 
@@ -48,19 +48,13 @@ def open_jsonl(
 
 def _records(source: Path, root: Path) -> Iterator[Record]:
     keys = Keys()
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{source.name} line {number}"
-            try:
-                record = read_object(line, where)
-            except BadSample as error:
-                yield Record(where, fault=(error.reason, error.detail))
-                continue
-            image = record.pop("image", None)
-            if isinstance(image, str):
-                yield Record(where, keys.unique(Path(image).stem), root / image, record)
-            else:
-                fault = ("no_image", f"image is {shown(image)}, a path relative to {root} is needed")
-                yield Record(where, annotations=record, fault=fault)
+    for where, record in json_lines(source):
+        if isinstance(record, BadSample):
+            yield Record(where, fault=(record.reason, record.detail))
+            continue
+        image = record.pop("image", None)
+        if isinstance(image, str):
+            yield Record(where, keys.unique(Path(image).stem), root / image, record)
+        else:
+            fault = ("no_image", f"image is {shown(image)}, a path relative to {root} is needed")
+            yield Record(where, annotations=record, fault=fault)

@@ -16,12 +16,12 @@ from cloc.data.boxes import check_kind, is_box
 from cloc.data.convert.formats.files import need_file
 from cloc.data.convert.formats.listing import ClassNames, picture_stem, read_classes
 from cloc.data.convert.formats.peek import peek_json
+from cloc.data.convert.formats.plain_text import json_lines
 from cloc.data.convert.formats.registry import register
 from cloc.data.convert.pictures import PictureFinder
 from cloc.data.convert.records import Record, RecordSource
 from cloc.data.grit import cut
 from cloc.data.json_values import shown
-from cloc.data.sample import read_object
 from cloc.data.shards.keys import Keys
 
 _KINDS = ("detection", "grounding")
@@ -95,22 +95,16 @@ def _label_map(source: Path) -> Path | None:
 
 def _records(source: Path, finder: PictureFinder, names: ClassNames | None) -> Iterator[Record]:
     keys = Keys()
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{source.name} line {number}"
-            try:
-                item = read_object(line, where)
-            except BadSample as error:
-                yield Record(where, fault=(error.reason, error.detail))
-                continue
-            name = item.get("filename", item.get("file_name"))
-            if not isinstance(name, str):
-                yield Record(where, fault=("no_image", f"{where}: filename is {shown(name)}, a text is needed"))
-                continue
-            annotations = {"item": item, "classes": names, "where": where}
-            yield Record(where, keys.unique(picture_stem(name)), finder.find(name), annotations)
+    for where, item in json_lines(source):
+        if isinstance(item, BadSample):
+            yield Record(where, fault=(item.reason, item.detail))
+            continue
+        name = item.get("filename", item.get("file_name"))
+        if not isinstance(name, str):
+            yield Record(where, fault=("no_image", f"{where}: filename is {shown(name)}, a text is needed"))
+            continue
+        annotations = {"item": item, "classes": names, "where": where}
+        yield Record(where, keys.unique(picture_stem(name)), finder.find(name), annotations)
 
 
 def odvg_object(annotations: Mapping[str, Any], counts: Counter[str]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from cloc.data.sample import MAX_MEMBER_BYTES
+from cloc.contracts import BadSample
+from cloc.data.sample import MAX_MEMBER_BYTES, read_object
 
 DELIMITERS = ",\t;|"
 
@@ -71,6 +72,19 @@ def delimiter_of(header: str, path: Path | None = None) -> str:
     if path is not None and path.suffix.lower() == ".tsv":
         return "\t"
     return max(DELIMITERS, key=lambda mark: (header.count(mark), -DELIMITERS.index(mark)))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
+    """Yield the objects of a file of JSON lines, each with the place of its line; what is none comes as its fault."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name} line {number}"
+            try:
+                yield where, read_object(line, where)
+            except BadSample as error:
+                yield where, error
 
 
 def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:

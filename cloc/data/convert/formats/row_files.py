@@ -15,10 +15,10 @@ from typing import Any
 
 from cloc.contracts import BadSample
 from cloc.data.convert.formats.listing import ClassNames
-from cloc.data.convert.formats.plain_text import csv_rows
+from cloc.data.convert.formats.plain_text import csv_rows, json_lines
 from cloc.data.convert.picture_bytes import read_picture
 from cloc.data.convert.pictures import MissingPicture, PictureFinder
-from cloc.data.sample import MAX_MEMBER_BYTES, read_object
+from cloc.data.sample import MAX_MEMBER_BYTES
 
 Row = dict[str, Any]
 PARQUET, ARROW = ".parquet", ".arrow"
@@ -118,15 +118,8 @@ class JsonlFile:
 
     def rows(self, used: list[str] | None) -> Iterator[tuple[str, Row, Cell | None]]:
         """As :meth:`CsvFile.rows`; a line that is no object is an empty row with its fault below ``""``."""
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{self.path.name} line {number}"
-                try:
-                    yield where, read_object(line, where), None
-                except BadSample as error:
-                    yield where, {"": error}, None
+        for where, found in json_lines(self.path):
+            yield where, {"": found} if isinstance(found, BadSample) else found, None
 
 
 class ArrowFile:
