@@ -1,6 +1,6 @@
 """Open Images' boxes (Kuznetsova et al. 2020): CSV files as published, and as ``fiftyone`` has them.
 
-A parser of our own: these tools hold all boxes in memory and drop ``IsGroupOf`` on the way to other formats.
+A parser of our own: a file whose rows are sorted is streamed, and groups (``IsGroupOf``) are kept as such.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """PASCAL VOC's XML (Everingham et al. 2010): a file a picture, as VOC, LabelImg, Roboflow, CVAT and others write it.
 
-A parser of our own: ``supervision`` and ``datumaro`` take XML's entities, and drop flags of groups or boxes of parts.
+A parser of our own: XML's entities are refused, groups and parts are kept, and what is left out is counted by reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """YOLO's labels: Ultralytics' ``data.yaml``, Darknet's ``obj.data``, and a plain ``images/`` beside ``labels/``.
 
-A parser of our own: ``supervision`` reads no splits and no lists of pictures, ``datumaro`` refuses polygons and
-confidences in the same file, and neither says which label belongs to no picture.
+A parser of our own: it takes splits, lists of pictures, polygons and confidences, tells labels that belong to no picture,
+and counts what is left out by reason.
 """
 
 from __future__ import annotations
