@@ -1,7 +1,7 @@
 """YOLO's labels: Ultralytics' ``data.yaml``, Darknet's ``obj.data``, and a plain ``images/`` beside ``labels/``.
 
-A parser of our own: it takes splits, lists of pictures, polygons and confidences, tells labels that belong to no picture,
-and counts what is left out by reason.
+A parser of our own: it takes splits, lists of pictures, polygons and confidences, tells labels that belong to no
+picture, and counts what is left out by reason.
 """
 
 from __future__ import annotations
