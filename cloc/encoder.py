@@ -21,7 +21,7 @@ from cloc.data.inputs import Phrases, Pictures, as_boxes, as_phrases, as_picture
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.transforms import to_picture, to_view
+from cloc.data.transforms import blank_outside, cut, to_picture, to_view
 from cloc.models import taps
 from cloc.models.devices import Device, DType, Placed, find_device, find_dtype, split_target
 from cloc.models.model import Cloc, ImageFeatures
@@ -373,11 +373,3 @@ def _own(rows: Tensor) -> Tensor:
 def _check_counts(pictures: int, lists: Sequence[Any], name: str) -> None:
     if pictures != len(lists):
         raise ValueError(f"{pictures} pictures but {len(lists)} lists of {name}; give one list a picture")
-
-
-def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
-    """Cut a normalized box out of a picture ``[3,H,W]``; at least one pixel."""
-    height, width = picture.shape[-2:]
-    left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
-    right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
-    return picture[:, top:bottom, left:right]

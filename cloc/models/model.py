@@ -46,6 +46,7 @@ class Cloc(nn.Module):
         logit_bias: start of a learned bias of the logits of each contrastive loss; None for no bias. With one, inverse
             temperatures start at 10 and not at 1/0.07: SigLIP's values and CLIP's.
         frozen_towers: keep both towers, and what scales their logits, as they are. They stay in evaluation mode.
+        crop_scale: learn a temperature (and bias) for crops of regions beside that of pictures.
 
     Raises:
         ValueError: a grounding head without such a Prompter.
@@ -62,6 +63,7 @@ class Cloc(nn.Module):
         grounding: GroundingHead | None = None,
         logit_bias: float | None = None,
         frozen_towers: bool = False,
+        crop_scale: bool = False,
     ) -> None:
         super().__init__()
         if grounding is not None and not getattr(prompter, "supports_phrases", False):
@@ -73,7 +75,7 @@ class Cloc(nn.Module):
         if grounding is None and prompter is not None and hasattr(prompter, "phrase_prompt"):
             # Never asked for a phrase; distributed training would wait for its gradient.
             declared(prompter).phrase_prompt.requires_grad_(False)
-        names = ["global", "region"] if prompter is not None else ["global"]
+        names = ["global", *["region"] * (prompter is not None), *["crops"] * crop_scale]
         self.log_scales = new_log_scales(names, logit_bias is not None)
         biases = {} if logit_bias is None else dict.fromkeys(names, float(logit_bias))
         self.biases = nn.ParameterDict({n: nn.Parameter(torch.full((1,), value)) for n, value in biases.items()})
@@ -126,7 +128,7 @@ class Cloc(nn.Module):
 
         What a batch brings of frozen towers is taken from it.
         """
-        image = self._seen(batch)
+        image, crop = self._seen(batch)
         region = grounded = None
         text, phrase = self._read(batch)
         if self.prompter is not None and phrase is not None:
@@ -137,22 +139,40 @@ class Cloc(nn.Module):
                     own = phrase[batch.region_phrase]
                     grounded = self._ground(self.prompter, self.grounding, memory, own, image.tokens)
         biases = {name: value.clone() for name, value in self.biases.items()}
-        return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
+        return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases, crop)
 
-    def _seen(self, batch: Batch) -> ImageFeatures:
+    def _seen(self, batch: Batch) -> tuple[ImageFeatures, Tensor | None]:
+        """The pictures encoded, and ``[B,K,D]`` of their crops where there are any."""
+        if batch.crops is not None:
+            return self._seen_with_crops(batch, batch.crops)
         if batch.tokens is None or batch.pooled is None:
-            return self.encode_images(batch.images)
-        return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype))
+            return self.encode_images(batch.images), None
+        return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype)), None
+
+    def _seen_with_crops(self, batch: Batch, crops: Tensor) -> tuple[ImageFeatures, Tensor]:
+        """Pictures and crops in one pass: towers take no statistics of a batch, a row does not depend on the others.
+
+        One pass, whatever regions there are, is also what sharded weights need: each process gathers them as often.
+        """
+        count, valid = len(batch.images), batch.crop_valid
+        seen = self.encode_images(torch.cat([batch.images, crops[valid]]))
+        crop = seen.pooled.new_zeros(*valid.shape, seen.pooled.shape[-1])
+        crop[valid] = seen.pooled[count:]
+        return ImageFeatures(seen.pooled[:count], seen.tokens[:count]), crop
 
     def _read(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings of a batch's captions, and of its phrases where there is a Prompter."""
+        """Embeddings of a batch's captions, and of its phrases where a Prompter or crops want them."""
         if batch.phrase_embeddings is not None:
             return batch.caption_embeddings, batch.phrase_embeddings
-        if self.prompter is None:
+        if not self.reads_phrases(batch):
             return self.encode_texts(batch.captions), None
         texts = batch.captions, batch.phrases
         text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
         return text, phrase
+
+    def reads_phrases(self, batch: Batch) -> bool:
+        """Whether the phrases of a batch are embedded."""
+        return self.prompter is not None or batch.crops is not None
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""

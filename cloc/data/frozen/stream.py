@@ -45,8 +45,8 @@ class FrozenStream(Stream):
         for position in self.positions():
             yield self.batch_at(position)
 
-    def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
-        """See :meth:`Stream.batch_at`; ``images`` is not written to."""
+    def batch_at(self, position: int, views: Tensor | None = None) -> Batch:
+        """See :meth:`Stream.batch_at`; ``views`` is not written to."""
         stats: Counter[str] = Counter()
         places = rank_positions(position, self.batch_size, self.streams, self.rank, self.world_size)
         candidates, found = [], []
