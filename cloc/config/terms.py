@@ -138,8 +138,8 @@ def check_crops(config: TrainConfig, terms: Sequence[Listed]) -> None:
         )
     if data.crops and model.frozen_towers:
         raise ConfigError(
-            f"data.crops={data.crops} with model.frozen_towers=true: crops pass through the towers alone, which stay as "
-            "they are; set data.crops=0 and loss.crops=0"
+            f"data.crops={data.crops} with model.frozen_towers=true: crops pass through the towers alone, which stay "
+            "as they are; set data.crops=0 and loss.crops=0"
         )
     if model.crop_scale and not data.crops:
         raise ConfigError(

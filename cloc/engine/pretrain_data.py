@@ -150,8 +150,8 @@ def build_stream(
     if needed > memory():
         raise ConfigError(
             f"batch_size={config.batch_size}: the pictures{' and crops' * bool(config.data.crops)} of a process, "
-            f"{seen.size} px wide, take {needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give a "
-            "smaller batch, or more processes"
+            f"{seen.size} px wide, take {needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give "
+            "a smaller batch, or more processes"
         )
     workers = readers(config)
     buffers = buffers_needed(workers, prefetched(workers), needed) * host_share().processes

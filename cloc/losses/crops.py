@@ -1,4 +1,4 @@
-"""Crops of regions and their phrases as further image-text pairs of the same towers: CLIP + crops, a baseline of CLOC."""
+"""Crops of regions and their phrases as further image-text pairs of the same towers: CLIP + crops, a baseline."""
 
 from __future__ import annotations
 

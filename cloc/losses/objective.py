@@ -28,8 +28,8 @@ from cloc.losses.term import Term, Weighted
 class ClocLoss(nn.Module):
     """``L = w_g L_CLIP + λ (w_r L_CLOC + w_b L_grounding)``, λ the share of images of the global batch with regions.
 
-    ``λ w_c L_crops`` is added where regions are also cut out (CLIP + crops, or beside CLOC), and ``w_d L_distill`` where fine-tuning
-    asks for it.
+    ``λ w_c L_crops`` is added where regions are also cut out (CLIP + crops, or beside CLOC), and ``w_d L_distill``
+    where fine-tuning asks for it.
 
     Args:
         global_: weight of the image-caption contrast, which is measured even where it is 0; null leaves it out, and

@@ -121,7 +121,12 @@ class Chooser:
         return self.candidate(sample, self.view(picture, rng, out), rng, picture, crops)
 
     def candidate(
-        self, sample: Sample, seen: ViewedPicture, rng: np.random.Generator, picture: Tensor, crops: Tensor | None = None
+        self,
+        sample: Sample,
+        seen: ViewedPicture,
+        rng: np.random.Generator,
+        picture: Tensor,
+        crops: Tensor | None = None,
     ) -> Candidate:
         """A sample that was decoded and seen; its picture is kept where regions will be cut out of it."""
         if not self.crops:
