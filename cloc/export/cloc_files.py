@@ -61,6 +61,7 @@ def write_extra(encoder: Encoder, folder: Path, format: str, change: ViewChange 
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
+        "crop_scale": node.get("crop_scale"),
     }
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
     if state and format in LOADABLE:
