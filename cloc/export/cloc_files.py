@@ -23,7 +23,7 @@ from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
 from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
 
 LEAST_TRANSFORMERS, PADDING_PROCESSOR = "4.57", "5.11"  # for models and tokenizer; with DeepseekOcr2ImageProcessor
-PARTS = ("prompter.", "grounding.", "log_scales.region", "log_scales.crops", "biases.")
+PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
 
 
 def clamped_scale(model: Cloc) -> Tensor:
@@ -61,7 +61,6 @@ def write_extra(encoder: Encoder, folder: Path, format: str, change: ViewChange 
         "prompter": node.get("prompter"),
         "grounding": node.get("grounding"),
         "logit_bias": node.get("logit_bias"),
-        "crop_scale": node.get("crop_scale"),
     }
     state = {name: value for name, value in encoder.model.state_dict().items() if name.startswith(PARTS)}
     if state and format in LOADABLE:

@@ -224,12 +224,14 @@ class Cloc(nn.Module):
         """
         if source == "prompter":
             if self.prompter is None:
-                raise ValueError("source='prompter': this model has no Prompter; use roi_align, mask_pool or crop")
+                raise ValueError(
+                    "source='prompter': this model has no Prompter; use roi_align, mask_pool, crop or native"
+                )
             memory = self.prompter.memory(image.tokens)
             return normalize(self.prompter.boxes(memory, self._onto_grid(boxes)).float(), dim=-1)
         pool = {"roi_align": roi_tokens, "mask_pool": mask_tokens}.get(source)
         if pool is None:
-            raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool or crop")
+            raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool, crop or native")
         pooled = pool(image.tokens, self.grid, self._onto_grid(boxes))
         return normalize(self.image.project_tokens(pooled).float(), dim=-1)
 

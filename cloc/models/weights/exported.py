@@ -77,7 +77,7 @@ def read_exported(folder: Path) -> Exported:
     if extra.get("tokenizer") == "own":
         config["text"]["tokenizer"] = str(folder)
     config["image"]["resize"] = extra.get("resize", "pad")
-    config |= {part: extra.get(part) for part in ("prompter", "grounding", "logit_bias", "crop_scale")}
+    config |= {part: extra.get(part) for part in ("prompter", "grounding", "logit_bias")}
     if (folder / EXTRA_WEIGHTS).is_file() or config["prompter"]:
         state |= _weights(folder / EXTRA_WEIGHTS)
     info = {"samples_seen": extra.get("samples_seen", 0), "version": extra.get("version", "unknown")}
