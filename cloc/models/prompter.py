@@ -12,12 +12,16 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from cloc.config.domains import ConfigError, Heads, Interval
+from cloc.config.domains import ConfigError, Finite, Heads, Interval, OneOf
 from cloc.models.positions.fourier import fourier, grid_positions
 from cloc.models.region_pooling import roi_tokens, token_overlap
 from cloc.models.registration import registered
 
 Ratio = Annotated[float, Interval(0, 64, open_low=True)]
+Average = Annotated[str, OneOf("all", "prompt", "tokens")]
+Positions = Annotated[str, OneOf("none", "fixed", "learned")]
+Hidden = Annotated[int, Interval(0, 2**16)]
+Norm = Annotated[str, OneOf("pre", "post")]
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 
 
@@ -51,13 +55,20 @@ class SharedPrompter(nn.Module):
         grid: rows and columns of tokens.
         heads: of the cross-attention.
         mlp_ratio: hidden width of the perceptron over C.
+        focus: start of the learned multiple; None reads boxes without that term.
     """
 
     supports_phrases = True
     positions: Tensor
 
     def __init__(
-        self, width: int, joint_dim: int, grid: tuple[int, int], heads: Heads = 4, mlp_ratio: Ratio = 2.0
+        self,
+        width: int,
+        joint_dim: int,
+        grid: tuple[int, int],
+        heads: Heads = 4,
+        mlp_ratio: Ratio = 2.0,
+        focus: Finite | None = 2.0,
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -74,7 +85,7 @@ class SharedPrompter(nn.Module):
         self.norm_prompt, self.norm_tokens = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.focus = nn.Parameter(torch.full((heads, 1, 1), 2.0))
+        self.focus = None if focus is None else nn.Parameter(torch.full((heads, 1, 1), float(focus)))
         self.norm_mlp = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), last := nn.Linear(hidden, width))
@@ -94,9 +105,7 @@ class SharedPrompter(nn.Module):
 
     def boxes(self, memory: tuple[Tensor, Tensor], boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        covered = token_overlap(boxes, self.grid)
-        bias = self.focus * (covered / covered.amax(-1, keepdim=True).clamp(min=1e-9) + OUTSIDE).log().unsqueeze(1)
-        regions: Tensor = self.proj(self._attend(self.box_prompt(boxes), memory, bias))
+        regions: Tensor = self.proj(self._attend(self.box_prompt(boxes), memory, self._prior(boxes)))
         return regions
 
     def phrases(self, memory: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
@@ -107,6 +116,13 @@ class SharedPrompter(nn.Module):
         """Joint-space embedding ``[B,N,D]`` of each patch token, as a prompt that attends to it alone would read it."""
         embedded: Tensor = self.proj(self._finish(self.out(memory[1].transpose(1, 2).flatten(2))))
         return embedded
+
+    def _prior(self, boxes: Tensor) -> Tensor | None:
+        """What the logits ``[B,heads,K,N]`` of the tokens inside and outside of each box start with."""
+        if self.focus is None:
+            return None
+        covered = token_overlap(boxes, self.grid)
+        return self.focus * (covered / covered.amax(-1, keepdim=True).clamp(min=1e-9) + OUTSIDE).log().unsqueeze(1)
 
     def _attend(self, prompt: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None = None) -> Tensor:
         keys, values = memory
@@ -129,28 +145,49 @@ class SharedPrompter(nn.Module):
 class PaperPrompter(nn.Module):
     """One single-head encoder layer over [prompt, patch tokens] for each prompt, then an average (CLOC, App. B.1).
 
-    Where the paper is silent: two corner tokens are prepended for a box and one for a phrase, the layer is pre-norm
-    with an expansion of 4, and the average covers prompt and patch tokens (docs/method.md).
+    Two corner tokens are prepended for a box and one for a phrase. What the paper does not say either is an argument,
+    see docs/method.md.
 
     Args:
         width: C of the tokens.
         joint_dim: D.
         grid: rows and columns of tokens.
+        average: outputs of the layer that are averaged: ``all``, ``prompt`` (those of the prompt's own tokens) or
+            ``tokens`` (those of the patch tokens).
+        positions: what is added to the patch tokens before the layer: ``none``, ``fixed`` (their encoded centers, in
+            the code of the corners) or ``learned`` (a table that starts as these).
+        norm: where the layer has its norms: ``pre`` or ``post``.
+        mlp_ratio: hidden width of the layer's perceptron over C.
     """
 
     supports_phrases = True
+    positions: Tensor | None
 
-    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        width: int,
+        joint_dim: int,
+        grid: tuple[int, int],
+        average: Average = "all",
+        positions: Positions = "none",
+        norm: Norm = "pre",
+        mlp_ratio: Ratio = 4.0,
+    ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.average = width, average
         self.corner = nn.Linear(width, width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
         self.layer = nn.TransformerEncoderLayer(
-            width, 1, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width, 1, int(mlp_ratio * width), 0.0, activation="gelu", batch_first=True, norm_first=norm == "pre"
         )
         self.norm_out = nn.LayerNorm(width)
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
+        centers = None if positions == "none" else grid_positions(grid, width).unsqueeze(0)
+        if positions == "learned":
+            self.positions = nn.Parameter(centers)
+        else:
+            self.register_buffer("positions", centers, persistent=False)
 
     def refuses(self, format: str) -> list[str]:
         """No format: it needs PyTorch alone."""
@@ -176,10 +213,13 @@ class PaperPrompter(nn.Module):
         return embedded
 
     def _encode(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        images, count = prompts.shape[:2]
+        images, count, own = prompts.shape[:3]
+        if self.positions is not None:
+            tokens = tokens + self.positions.to(tokens.dtype)
         repeated = tokens.unsqueeze(1).expand(-1, count, -1, -1)
         states = self.layer(torch.cat([prompts.to(tokens.dtype), repeated], 2).flatten(0, 1))
-        averaged: Tensor = self.norm_out(states.mean(1)).unflatten(0, (images, count))
+        kept = {"all": slice(None), "prompt": slice(own), "tokens": slice(own, None)}[self.average]
+        averaged: Tensor = self.norm_out(states[:, kept].mean(1)).unflatten(0, (images, count))
         return averaged
 
 
@@ -191,15 +231,21 @@ class RoiAlign(nn.Module):
         width: C of the tokens.
         joint_dim: D.
         grid: rows and columns of tokens.
+        hidden: width of a residual perceptron over the pooled token, before the projection; 0 for none (the paper).
     """
 
     supports_phrases = False
 
-    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, joint_dim: int, grid: tuple[int, int], hidden: Hidden = 0) -> None:
         super().__init__()
         self.grid = grid
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
+        self.mlp: nn.Sequential | None = None
+        if hidden:
+            wide, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+            nn.init.zeros_(last.weight)
+            self.mlp = nn.Sequential(nn.LayerNorm(width), wide, nn.GELU(), last)
 
     def refuses(self, format: str) -> list[str]:
         """The module that needs PyTorch alone; see :class:`cloc.models.protocols.Declares`."""
@@ -211,5 +257,9 @@ class RoiAlign(nn.Module):
 
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        regions: Tensor = self.proj(roi_tokens(memory, self.grid, boxes))
+        return self.embed(roi_tokens(memory, self.grid, boxes))
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Joint-space embeddings ``[B,K,D]`` of pooled tokens ``[B,K,C]``."""
+        regions: Tensor = self.proj(pooled if self.mlp is None else pooled + self.mlp(pooled))
         return regions
