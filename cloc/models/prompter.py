@@ -213,14 +213,45 @@ class PaperPrompter(nn.Module):
         return embedded
 
     def _encode(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        images, count, own = prompts.shape[:3]
         if self.positions is not None:
             tokens = tokens + self.positions.to(tokens.dtype)
-        repeated = tokens.unsqueeze(1).expand(-1, count, -1, -1)
-        states = self.layer(torch.cat([prompts.to(tokens.dtype), repeated], 2).flatten(0, 1))
-        kept = {"all": slice(None), "prompt": slice(own), "tokens": slice(own, None)}[self.average]
-        averaged: Tensor = self.norm_out(states[:, kept].mean(1)).unflatten(0, (images, count))
+        prompts = prompts.to(tokens.dtype)
+        states = self._asked(prompts, tokens) if self.average == "prompt" else self._all(prompts, tokens)
+        averaged: Tensor = self.norm_out(states.mean(2))
         return averaged
+
+    def _all(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        """Outputs of prompts ``[B,K,P,C]`` and patch tokens, or of these alone, by a whole layer for each prompt."""
+        repeated = tokens.unsqueeze(1).expand(-1, prompts.shape[1], -1, -1)
+        states = self.layer(torch.cat([prompts, repeated], 2).flatten(0, 1))
+        if self.average == "tokens":
+            states = states[:, prompts.shape[2] :]
+        outputs: Tensor = states.unflatten(0, prompts.shape[:2])
+        return outputs
+
+    def _asked(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        """Outputs ``[B,K,P,C]`` of the prompts' own tokens, as :meth:`_all` would have them.
+
+        Patch tokens answer every prompt with the same keys and values, so they are computed once an image.
+        """
+        layer, pre = self.layer, self.layer.norm_first
+        attended = self._attend(layer.norm1(prompts), layer.norm1(tokens)) if pre else self._attend(prompts, tokens)
+        states = prompts + attended if pre else layer.norm1(prompts + attended)
+        forward = layer.linear2(layer.activation(layer.linear1(layer.norm2(states) if pre else states)))
+        outputs: Tensor = states + forward if pre else layer.norm2(states + forward)
+        return outputs
+
+    def _attend(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        attention, own = self.layer.self_attn, prompts.shape[1:3]
+        query, key, value = nn.functional.linear(prompts, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+        weight, bias = attention.in_proj_weight[self.width :], attention.in_proj_bias[self.width :]
+        keys, values = nn.functional.linear(tokens, weight, bias).chunk(2, -1)
+        seen = (query.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, own)
+        logits = torch.cat([query @ key.transpose(2, 3), seen], -1) * self.width**-0.5
+        near, far = logits.softmax(-1).to(value.dtype).split([own[1], keys.shape[1]], -1)
+        mixed = near @ value + (far.flatten(1, 2) @ values).unflatten(1, own)
+        attended: Tensor = attention.out_proj(mixed)
+        return attended
 
 
 @registered("prompter")
