@@ -183,10 +183,10 @@ class PaperPrompter(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
-        centers = None if positions == "none" else grid_positions(grid, width).unsqueeze(0)
         if positions == "learned":
-            self.positions = nn.Parameter(centers)
+            self.positions = nn.Parameter(grid_positions(grid, width).unsqueeze(0))
         else:
+            centers = grid_positions(grid, width).unsqueeze(0) if positions == "fixed" else None
             self.register_buffer("positions", centers, persistent=False)
 
     def refuses(self, format: str) -> list[str]:
