@@ -78,6 +78,8 @@ class SharedPrompter(nn.Module):
             )
         if not 0 < mlp_ratio < math.inf:
             raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio}: must be above 0")
+        if focus is not None and not math.isfinite(focus):
+            raise ValueError(f"model.prompter.focus={focus}: must be a finite number, or null for none")
         self.heads, self.grid = heads, grid
         self.box_prompt = BoxPrompt(width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
@@ -158,9 +160,16 @@ class PaperPrompter(nn.Module):
             the code of the corners) or ``learned`` (a table that starts as these).
         norm: where the layer has its norms: ``pre`` or ``post``.
         mlp_ratio: hidden width of the layer's perceptron over C.
+        sharpness: start of the weights of queries and keys, as a multiple of PyTorch's, with which a token attends to
+            all others nearly alike.
     """
 
     supports_phrases = True
+    choices = {
+        "average": ("all", "prompt", "tokens"),
+        "positions": ("none", "fixed", "learned"),
+        "norm": ("pre", "post"),
+    }
     positions: Tensor | None
 
     def __init__(
@@ -172,14 +181,20 @@ class PaperPrompter(nn.Module):
         positions: Positions = "none",
         norm: Norm = "pre",
         mlp_ratio: Ratio = 4.0,
+        sharpness: Ratio = 1.0,
     ) -> None:
         super().__init__()
+        self._check(average=average, positions=positions, norm=norm)
+        if not (0 < mlp_ratio < math.inf and 0 < sharpness < math.inf):
+            raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio} and sharpness={sharpness}: both must be above 0")
         self.width, self.average = width, average
         self.corner = nn.Linear(width, width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
         self.layer = nn.TransformerEncoderLayer(
             width, 1, int(mlp_ratio * width), 0.0, activation="gelu", batch_first=True, norm_first=norm == "pre"
         )
+        with torch.no_grad():
+            self.layer.self_attn.in_proj_weight[: 2 * width] *= sharpness
         self.norm_out = nn.LayerNorm(width)
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
@@ -188,6 +203,12 @@ class PaperPrompter(nn.Module):
         else:
             centers = grid_positions(grid, width).unsqueeze(0) if positions == "fixed" else None
             self.register_buffer("positions", centers, persistent=False)
+
+    def _check(self, **chosen: str) -> None:
+        for name, value in chosen.items():
+            if value not in self.choices[name]:
+                known = ", ".join(self.choices[name])
+                raise ValueError(f"model.prompter.{name}={value!r}: give one of {known}")
 
     def refuses(self, format: str) -> list[str]:
         """No format: it needs PyTorch alone."""
@@ -269,6 +290,8 @@ class RoiAlign(nn.Module):
 
     def __init__(self, width: int, joint_dim: int, grid: tuple[int, int], hidden: Hidden = 0) -> None:
         super().__init__()
+        if hidden < 0:
+            raise ValueError(f"model.prompter.hidden={hidden}: must be at least 0")
         self.grid = grid
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
@@ -276,6 +299,7 @@ class RoiAlign(nn.Module):
         if hidden:
             wide, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
             nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # it starts as the head without
             self.mlp = nn.Sequential(nn.LayerNorm(width), wide, nn.GELU(), last)
 
     def refuses(self, format: str) -> list[str]:
