@@ -160,8 +160,6 @@ class PaperPrompter(nn.Module):
             the code of the corners) or ``learned`` (a table that starts as these).
         norm: where the layer has its norms: ``pre`` or ``post``.
         mlp_ratio: hidden width of the layer's perceptron over C.
-        sharpness: start of the weights of queries and keys, as a multiple of PyTorch's, with which a token attends to
-            all others nearly alike.
     """
 
     supports_phrases = True
@@ -181,20 +179,17 @@ class PaperPrompter(nn.Module):
         positions: Positions = "none",
         norm: Norm = "pre",
         mlp_ratio: Ratio = 4.0,
-        sharpness: Ratio = 1.0,
     ) -> None:
         super().__init__()
         self._check(average=average, positions=positions, norm=norm)
-        if not (0 < mlp_ratio < math.inf and 0 < sharpness < math.inf):
-            raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio} and sharpness={sharpness}: both must be above 0")
+        if not 0 < mlp_ratio < math.inf:
+            raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio}: must be above 0")
         self.width, self.average = width, average
         self.corner = nn.Linear(width, width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
         self.layer = nn.TransformerEncoderLayer(
             width, 1, int(mlp_ratio * width), 0.0, activation="gelu", batch_first=True, norm_first=norm == "pre"
         )
-        with torch.no_grad():
-            self.layer.self_attn.in_proj_weight[: 2 * width] *= sharpness
         self.norm_out = nn.LayerNorm(width)
         self.proj = nn.Linear(width, joint_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=width**-0.5)
