@@ -35,6 +35,7 @@ from cloc.usage import Parser
 ROOT = Path(__file__).resolve().parents[2]
 OPEN, CLOSE = r"<!-- keys (?P<name>\S+)(?: (?P<path>\S+))? -->\n", "<!-- end of keys -->"
 BLOCK = re.compile(f"(?P<open>{OPEN}).*?(?P<close>{CLOSE})", re.DOTALL)
+GIVEN = ("width", "joint_dim", "grid")  # arguments of a head that the model gives it: no keys
 COMPOSED = {"TrainConfig": "train", "EvalConfig": "eval"}  # file of conf/ that sets the keys of a class
 
 
@@ -103,6 +104,8 @@ def keys(cls: type) -> Iterator[Key]:
 def _arguments(cls: Any) -> Iterator[Key]:
     hints, docs = get_type_hints(cls.__init__, include_extras=True), argument_docs(cls)
     for name, parameter in inspect.signature(cls).parameters.items():
+        if name in GIVEN:
+            continue
         given = parameter.default is not parameter.empty
         # `global` is a Python keyword; its argument is spelled `global_`.
         yield Key(name.rstrip("_"), hints[name], parameter.default if given else "???", _sentence(docs[name]))

@@ -173,6 +173,8 @@ class OptimConfig:
     """Largest gradient norm; 0 for no clipping."""
     tower_rate: Weight = 1.0
     """Fine-tuning: factor on the rates of both towers; heads keep the full rate."""
+    head_rate: Weight = 1.0
+    """Factor on the rates of Prompter and grounding head; towers and temperatures keep the full rate."""
     layer_decay: PositiveShare = 1.0
     """Fine-tuning: each block of a tower has this share of the rate of the block above it; 1 for equal rates."""
 

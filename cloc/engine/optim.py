@@ -19,6 +19,7 @@ from cloc.config import OptimConfig
 from cloc.models.protocols import hidden, layers, undecayed
 
 TOWERS = ("image", "text")
+HEADS = ("prompter.", "grounding.")
 
 
 class Combined(Optimizer):
@@ -165,8 +166,8 @@ def optim_config(stored: Mapping[str, Any]) -> OptimConfig:
 def rearranged(state: dict[str, Any], model: nn.Module, before: OptimConfig, now: OptimConfig) -> dict[str, Any]:
     """The stored state of an optimizer in the groups of another configuration: moments stay with their parameter.
 
-    Other factors on the rates (``tower_rate``, ``layer_decay``) group the parameters otherwise, and so did earlier
-    versions: what they had moments of and is frozen by now is left out.
+    Other factors on the rates (``tower_rate``, ``head_rate``, ``layer_decay``) group the parameters otherwise, and so
+    did earlier versions: what they had moments of and is frozen by now is left out.
 
     Args:
         state: what ``state_dict()`` of the optimizer built by ``before`` returned.
@@ -258,17 +259,18 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
 
 
 def rate_factors(model: nn.Module, config: OptimConfig, former: bool = False) -> dict[str, float]:
-    """Factor of each parameter on the peak rate: ``tower_rate`` and layer-wise decay (BEiT, arXiv 2106.08254, App. H).
+    """Factor of each parameter on the peak rate: of its part, and layer-wise decay (BEiT, arXiv 2106.08254, App. H).
 
     The last layer of a tower (:func:`cloc.models.protocols.layers`) has the full ``tower_rate``, and each layer below
-    ``layer_decay`` times the rate above it. Prompter, grounding head and temperatures have factor 1.
+    ``layer_decay`` times the rate above it. Prompter and grounding head have ``head_rate``, temperatures factor 1.
 
     Args:
         model: whose parameters are moved.
         config: how.
         former: as earlier versions counted the layers of a tower of ours.
     """
-    factors = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    named = [name for name, _ in model.named_parameters()]
+    factors = {name: config.head_rate if name.startswith(HEADS) else 1.0 for name in named}
     for part, tower in model.named_children():
         if part in TOWERS:
             own, last = layers(tower, ask=not former or getattr(tower, "formerly_asked_layers", True))
@@ -282,7 +284,7 @@ def rate_factors(model: nn.Module, config: OptimConfig, former: bool = False) ->
 def _hidden(model: nn.Module) -> set[str]:
     """Names of the parameters in the towers' blocks, in the Prompter but its projection, and in the grounding head."""
     towers = {f"{part}.{name}" for part, own in model.named_children() if part in TOWERS for name in hidden(own)}
-    heads = {name for name, _ in model.named_parameters() if name.startswith(("prompter.", "grounding."))}
+    heads = {name for name, _ in model.named_parameters() if name.startswith(HEADS)}
     return towers | heads - {"prompter.proj.weight"}
 
 

@@ -65,7 +65,7 @@ class _Regions(nn.Module):
     def forward(self, tokens: Tensor, boxes: Tensor) -> Tensor:
         if isinstance(self.model.prompter, RoiAlign):
             grid, boxes = self.model.grid, onto_grid(boxes, self.model.covered, self.model.grid[0])
-            return normalize(self.model.prompter.proj(_roi_tokens(tokens, grid, boxes)), dim=-1)
+            return normalize(self.model.prompter.embed(_roi_tokens(tokens, grid, boxes)), dim=-1)
         return self.model.encode_boxes(ImageFeatures(tokens, tokens), boxes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.optim import AdamW, Muon
 
 from cloc.config import OptimConfig
-from cloc.engine.optim import Combined, build_optimizer, parameter_groups, rearranged
+from cloc.engine.optim import Combined, build_optimizer, optim_config, parameter_groups, rearranged
 from cloc.models.build import build_model
 from cloc.models.model import Cloc
 
@@ -117,3 +118,27 @@ def test_a_state_of_today_is_handed_on_as_it_is() -> None:
     built, config = model(name="test_resnet"), OptimConfig(name="adamw", layer_decay=0.8)
     state = build_optimizer(built, config).state_dict()
     assert rearranged(state, built, config, config) is state
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_of_a_checkpoint_without_head_rate_load_with_one(kind: str) -> None:
+    """What earlier versions stored: a configuration without the key, and groups of parts with one rate."""
+    torch.manual_seed(0)
+    image = IMAGE | {"name": "test_vit", "image_size": 32}
+    heads = {"prompter": {"_target_": "cloc.models.prompter.PaperPrompter"}}
+    heads |= {"grounding": {"_target_": "cloc.models.grounding.MlpHead"}}
+    built = build_model({"joint_dim": 16, "image": image, "text": TEXT, **heads}, pretrained=False)
+    config = OptimConfig(name=kind)
+    without = {key: value for key, value in asdict(config).items() if key != "head_rate"}
+    before = optim_config({"optim": without})
+    assert before == config
+    old = parameter_groups(built, before)
+    state, moments = former_state(built, before, [list(g.names) for g in old], sum(g.optimizer == "muon" for g in old))
+    assert rearranged(state, built, before, config) is state
+    optimizer = build_optimizer(built, now := OptimConfig(name=kind, head_rate=3.0))
+    optimizer.load_state_dict(rearranged(state, built, before, now))
+    assert len(optimizer.param_groups) > len(old)
+    found = {p: value for part in getattr(optimizer, "optimizers", [optimizer]) for p, value in part.state.items()}
+    for name, parameter in built.named_parameters():
+        for key, value in moments[name].items():
+            torch.testing.assert_close(found[parameter][key], value, msg=f"{name} {key}")

@@ -163,6 +163,20 @@ def test_layers_and_towers_have_rates_of_their_own() -> None:
     assert set(rate_factors(model, OptimConfig()).values()) == {1.0}
 
 
+def test_prompter_and_grounding_head_have_a_rate_of_their_own() -> None:
+    model = tiny()
+    factors = rate_factors(model, OptimConfig(tower_rate=0.1, head_rate=3.0))
+    assert {name.partition(".")[0] for name, factor in factors.items() if factor == 3.0} == {"prompter", "grounding"}
+    assert {name.partition(".")[0] for name, factor in factors.items() if factor == 0.1} == {"image", "text"}
+    assert {name.partition(".")[0] for name, factor in factors.items() if factor == 1.0} == {"log_scales"}
+    for name in ("adamw", "muon"):
+        config = OptimConfig(name=name, lr=1.0, muon_lr=10.0, head_rate=3.0)
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        for group in build_optimizer(model, config).param_groups:
+            heads = {named[id(one)].startswith(("prompter.", "grounding.")) for one in group["params"]}
+            assert len(heads) == 1 and group["peak_lr"] in ((3.0, 30.0) if heads == {True} else (1.0, 10.0))
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_with_its_rate(name: str) -> None:
     model = tiny()

@@ -19,7 +19,20 @@ from cloc.export.capabilities import FORMATS, ExportError, check_pair
 from cloc.export.pipeline import export
 from cloc.export.verify import Row, make_probe
 from cloc.loading import load
-from tests.kit.exporting import OPEN_CLIP, SHARED, SPATIAL, TEXT, TIMM, check_loaded, make_run, parity
+from tests.kit.exporting import (
+    MLP,
+    OPEN_CLIP,
+    PAPER,
+    READING,
+    ROI,
+    SHARED,
+    SPATIAL,
+    TEXT,
+    TIMM,
+    check_loaded,
+    make_run,
+    parity,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +117,20 @@ def test_timm_holds_the_backbone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_holds_every_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prompter", "head"), [(SHARED, SPATIAL), (READING, MLP), (PAPER, None), (ROI | {"hidden": 20}, None)]
+)
+def test_onnx_holds_every_part(prompter: dict[str, Any], head: dict[str, Any] | None, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     image, text = ({**node, "options": {**node["options"], "layers": 1}} for node in (OPEN_CLIP, TEXT))
-    run = make_run(tmp_path / "run", image, text, prompter=SHARED, grounding=SPATIAL)  # tracing takes seconds a block
+    run = make_run(tmp_path / "run", image, text, prompter=prompter, grounding=head)  # tracing takes seconds a block
     folder = export("onnx", run, tmp_path / "onnx")
     rows = parity(folder)
-    assert set(rows) == {"pooled", "tokens", "last", "penultimate", "text", "regions", "grounded"}
+    found, files = ({"grounded"}, {"ground"}) if head else (set(), set())
+    assert set(rows) == {"pooled", "tokens", "last", "penultimate", "text", "regions"} | found
     assert max(rows.values()) <= 1e-4
-    assert {file.stem for file in folder.glob("*.onnx")} == {"ground", "image", "regions", "text"}
+    assert {file.stem for file in folder.glob("*.onnx")} == {"image", "regions", "text"} | files
 
 
 def test_unsupported_pairs_name_what_is_possible(tmp_path: Path) -> None:

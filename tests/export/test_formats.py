@@ -24,6 +24,7 @@ from tests.kit.exporting import (
     MLP,
     OPEN_CLIP,
     PAPER,
+    READING,
     ROI,
     SHARED,
     SPATIAL,
@@ -222,7 +223,17 @@ def test_a_program_with_a_pickle_is_refused(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
-@pytest.mark.parametrize(("prompter", "head"), [(SHARED | {"heads": 2}, SPATIAL), (PAPER, MLP), (SHARED, None)])
+@pytest.mark.parametrize(
+    ("prompter", "head"),
+    [
+        (SHARED | {"heads": 2}, SPATIAL),
+        (PAPER, MLP),
+        (READING, SPATIAL),
+        (PAPER | {"average": "tokens", "positions": "fixed"}, MLP),
+        (SHARED | {"focus": None}, MLP),
+        (SHARED, None),
+    ],
+)
 def test_regions_need_pytorch_alone(
     prompter: dict[str, Any], head: dict[str, Any] | None, texts: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from cloc.export import remote_code
 from cloc.export.pipeline import export
 from cloc.export.verify import BOXES, make_probe
 from cloc.loading import load
-from tests.kit.exporting import PAPER, ROI, SHARED, SPATIAL, TIMM, make_run, parity
+from tests.kit.exporting import PAPER, READING, ROI, SHARED, SPATIAL, TIMM, make_run, parity
 
 transformers = pytest.importorskip("transformers")
 PHRASES = ["a chick", "two dogs, one of them brown"]
@@ -134,12 +134,12 @@ def test_transformers_4(run: Path, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resize", ["pad", "squash"])
-def test_other_prompters_and_views(resize: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("resize", "prompter"), [("pad", PAPER), ("squash", READING)])
+def test_other_prompters_and_views(resize: str, prompter: dict[str, Any], tmp_path: Path) -> None:
     """PaperPrompter, without grounding head; a view that was squashed in training."""
     image = TIMM | {"name": "vit_tiny_patch16_224", "resize": resize}
     image |= {"options": TIMM["options"] | {"pre_norm": True}}
-    made = make_run(tmp_path / "run", image, prompter=PAPER)
+    made = make_run(tmp_path / "run", image, prompter=prompter)
     rows = parity(export("hf", made, tmp_path / "hf"))
     assert {"AutoModel: regions", "AutoModel: pooled"} <= set(rows) and "AutoModel: grounded" not in rows
     with remote_code._opened(tmp_path / "hf") as module:

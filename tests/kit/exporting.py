@@ -32,6 +32,7 @@ TIMM = {
 CNN = {"_target_": TIMM["_target_"], "name": "test_efficientnet", "image_size": 64}
 SHARED = {"_target_": "cloc.models.prompter.SharedPrompter"}
 PAPER = {"_target_": "cloc.models.prompter.PaperPrompter"}
+READING = PAPER | {"average": "prompt", "positions": "learned", "norm": "post", "mlp_ratio": 2.0}
 ROI = {"_target_": "cloc.models.prompter.RoiAlign"}
 SPATIAL = {"_target_": "cloc.models.grounding.SpatialHead"}
 MLP = {"_target_": "cloc.models.grounding.MlpHead"}

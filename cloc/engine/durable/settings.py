@@ -39,7 +39,7 @@ ENGINE: dict[str, After] = {
     **dict.fromkeys(("samples", "batch_size"), After.HOLDS),
     **dict.fromkeys(("name", "objective", "logger"), After.HOW),
     **dict.fromkeys(keys_of("optim", "lr muon_lr weight_decay muon_weight_decay betas warmup final"), After.HOLDS),
-    **dict.fromkeys(keys_of("optim", "clip_grad tower_rate layer_decay"), After.HOLDS),
+    **dict.fromkeys(keys_of("optim", "clip_grad tower_rate head_rate layer_decay"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "precision ema"), After.HOLDS),
     **dict.fromkeys(keys_of("trainer", "accelerator devices num_nodes strategy threads"), After.HOW),
     **dict.fromkeys(keys_of("trainer", "log_every checkpoint_every checkpoint_minutes keep_last timeout"), After.HOW),

@@ -18,6 +18,7 @@ from cloc.models.positions.learned import Table, find_table, is_absolute
 from cloc.models.positions.resizing import resize_positions
 
 TABLES = ("pos_embed", "positional_embedding")
+LEARNED = "prompter.positions"  # of a PaperPrompter
 
 
 def image_node_at(node: Mapping[str, Any], image_size: int) -> dict[str, Any]:
@@ -28,11 +29,12 @@ def image_node_at(node: Mapping[str, Any], image_size: int) -> dict[str, Any]:
 
 
 def fit_tables(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict whose tables of positions of the image tower fit a model that is built for another size."""
+    """A state dict whose tables of positions, of image tower and Prompter, fit a model built for another size."""
     own = model.state_dict()
     fitted = dict(state)
     for name, rows in state.items():
-        if name.startswith("image.") and name.endswith(TABLES) and name in own and own[name].shape != rows.shape:
+        is_table = name.startswith("image.") and name.endswith(TABLES) or name == LEARNED
+        if is_table and name in own and own[name].shape != rows.shape:
             path, _, _ = name.rpartition(".")
             fitted[name] = _fit(rows, own[name], find_table(model.get_submodule(path)))
     return fitted

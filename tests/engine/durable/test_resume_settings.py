@@ -96,7 +96,7 @@ def by_hand(config: DictConfig, path: Path, steps: int) -> dict[str, torch.Tenso
 
 RATES = ["optim.lr=1e-4", "optim.weight_decay=0.5", "optim.betas=[0.5,0.6]", "optim.final=0.3", "optim.clip_grad=0.1"]
 MUON = ["optim.muon_lr=1e-4", "optim.muon_weight_decay=0.3", "optim.warmup=100"]
-FACTORS = ["optim.tower_rate=2", "optim.layer_decay=0.5"]  # they group the parameters otherwise
+FACTORS = ["optim.tower_rate=2", "optim.head_rate=3", "optim.layer_decay=0.5"]  # they group the parameters otherwise
 DATA = ["data.regions=2", "data.crop=0.5", "data.flip=0.5", "data.jitter=[0.4,0.4,0.4,0.1]"]
 
 
