@@ -1,0 +1,65 @@
+"""Compare methods fairly: an equal search for each, then seeds; a ledger of all runs; tables from the ledger alone.
+
+    python -m benchmarks.tournament run scenes --jobs 2
+    python -m benchmarks.tournament run scenes --only clip shared --seeds 0 1 --stage final
+
+Last line of every command: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tournament.ledger import LEDGERS
+from benchmarks.tournament.runner import Runner, Wanted
+from benchmarks.tournament.runs import Place
+from benchmarks.tournament.study import ROOT, Study, read_study
+from cloc.usage import Parser, one_line
+
+
+def run(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing."""
+    stages = ("search", "final") if options.stage == "all" else (options.stage,)
+    wanted = Wanted(study.in_order(options.only), options.seeds, stages, options.retry)
+    place = Place(options.runs.resolve(), options.tree.resolve(), options.local)
+    return Runner(study, ledger, place, wanted, options.jobs, options.limit_minutes).run()
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, "python -m benchmarks.tournament")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    running = _command(commands, "run", run, "train and measure what the ledger does not have")
+    running.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    running.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods alone")
+    running.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds alone")
+    running.add_argument("--stage", choices=["all", "search", "final"], default="all")
+    running.add_argument("--runs", type=Path, default=ROOT / "runs" / "tournament", help="folder of run folders")
+    running.add_argument("--tree", type=Path, default=ROOT, help="checkout whose train.py and eval.py run")
+    running.add_argument("--local", nargs="+", default=[], metavar="KEY=VALUE", help="where files lie on this machine")
+    running.add_argument("--limit-minutes", type=float, default=0, help="begin no run after so many; 0 for no limit")
+    running.add_argument("--retry", action="store_true", help="failed runs again")
+    return parser
+
+
+def _command(commands: Any, name: str, act: Any, text: str) -> Parser:
+    found: Parser = commands.add_parser(name, help=text, description=text)
+    found.add_argument("study", help="name of a file in benchmarks/studies, or a .yaml file")
+    found.add_argument("--ledger", type=Path, help="its file; benchmarks/ledger/STUDY.jsonl unless given")
+    found.set_defaults(act=act)
+    return found
+
+
+def main() -> None:
+    """Run the command; print its JSON line."""
+    options = make_parser().parse_args()
+    study = read_study(options.study)
+    ledger = options.ledger or LEDGERS / f"{study.name}.jsonl"
+    print(json.dumps(options.act(study, ledger, options)))
+
+
+if __name__ == "__main__":
+    one_line(main)
