@@ -2,6 +2,8 @@
 
     python -m benchmarks.tournament run scenes --jobs 2
     python -m benchmarks.tournament run scenes --only clip shared --seeds 0 1 --stage final
+    python -m benchmarks.tournament table scenes --write docs/results.md
+    python -m benchmarks.tournament search scenes
 
 Last line of every command: one JSON object.
 """
@@ -13,10 +15,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tournament import documents
 from benchmarks.tournament.ledger import LEDGERS
+from benchmarks.tournament.results import Results
 from benchmarks.tournament.runner import Runner, Wanted
 from benchmarks.tournament.runs import Place
 from benchmarks.tournament.study import ROOT, Study, read_study
+from benchmarks.tournament.table import search_table, table
 from cloc.usage import Parser, one_line
 
 
@@ -26,6 +31,25 @@ def run(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, An
     wanted = Wanted(study.in_order(options.only), options.seeds, stages, options.retry)
     place = Place(options.runs.resolve(), options.tree.resolve(), options.local)
     return Runner(study, ledger, place, wanted, options.jobs, options.limit_minutes).run()
+
+
+def print_made(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Print the table of a study, or write it into a document, or compare it with one."""
+    if options.check is not None:
+        return {"checked": documents.check(options.check, study.name, ledger)}
+    if options.write is not None:
+        return {"written": documents.write(options.write, study.name, ledger)}
+    results = Results.read(study, ledger)
+    text, numbers = table(results, options.name, options.set)
+    print(f"{text}\n")
+    return {**numbers, "machine_hours": round(results.machine_hours(), 2)}
+
+
+def print_search(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Print what was tried."""
+    text, numbers = search_table(Results.read(study, ledger))
+    print(f"{text}\n")
+    return numbers
 
 
 def make_parser() -> Parser:
@@ -42,6 +66,16 @@ def make_parser() -> Parser:
     running.add_argument("--local", nargs="+", default=[], metavar="KEY=VALUE", help="where files lie on this machine")
     running.add_argument("--limit-minutes", type=float, default=0, help="begin no run after so many; 0 for no limit")
     running.add_argument("--retry", action="store_true", help="failed runs again")
+    showing = _command(commands, "table", print_made, "print the tables, or write them into a document")
+    showing.add_argument(
+        "name", nargs="?", default="", help="one of the study's tables; that of all methods unless given"
+    )
+    showing.add_argument("--set", default="", help="test set; the study's first unless given")
+    showing.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="write all of the study's tables between their marks"
+    )
+    showing.add_argument("--check", type=Path, metavar="FILE.md", help="compare them with the document")
+    _command(commands, "search", print_search, "print every setting that was tried, and what was chosen")
     return parser
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "benchmarks" / "studies"
 OWN = "own:"
 """Begins a metric of the method's own region source: ``own:top1`` is ``region/SOURCE/top1``."""
-COSTS = ("trained_seconds", "samples_per_second", "boxes_per_second", "parameters")
+COSTS = ("trained_seconds", "train_processor_seconds", "samples_per_second", "boxes_per_second", "parameters")
 """What a column may name beside metrics: a measured cost."""
 
 
@@ -73,6 +73,18 @@ class Method:
 
 
 @dataclass
+class Table:
+    """Some of the methods and columns."""
+
+    columns: dict[str, str]
+    """Label → metric; ``own:top1`` is that of the method's own source, ``SET:METRIC`` of another set; or a cost."""
+    methods: list[str] = field(default_factory=list)
+    """In the order of rows; all unless given."""
+    baseline: str = ""
+    """Method that differences are taken to; the study's unless given."""
+
+
+@dataclass
 class Study:
     """A study as its file has it."""
 
@@ -82,7 +94,9 @@ class Study:
     """Evaluation sets by name, with the overrides of ``eval.py``."""
     test: list[str]
     columns: dict[str, str]
-    """Label → metric; ``own:top1`` is that of the method's own source; or one of the costs."""
+    """Of the table of all methods, see :class:`Table`."""
+    tables: dict[str, Table] = field(default_factory=dict)
+    """Further ones, by name."""
     validation: str = ""
     overrides: list[str] = field(default_factory=list)
     criterion: list[str] = field(default_factory=list)
@@ -106,6 +120,16 @@ class Study:
             return name
         source = self.methods[method].reads
         return f"region/{source}/{name.removeprefix(OWN)}" if source else None
+
+    def table(self, name: str = "") -> Table:
+        """A table by name; that of all methods and ``columns`` unless named."""
+        _known([name] if name else [], self.tables, "table")
+        return self.tables[name] if name else Table(self.columns)
+
+    def place(self, column: str) -> tuple[str, str]:
+        """Set and metric of a column; the first test set unless it names one."""
+        first, _, rest = column.partition(":")
+        return (first, rest) if first in self.sets and rest else (self.test[0], column)
 
     def criterion_of(self, method: str) -> list[str]:
         """Full names of the metrics that choose a method's settings."""
@@ -168,8 +192,8 @@ def _known(names: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def _check(study: Study) -> None:
-    if not study.methods or not study.seeds or not study.columns:
-        raise ConfigError("methods, seeds and columns: at least one of each")
+    if not (study.methods and study.seeds and study.columns and study.test):
+        raise ConfigError("methods, seeds, test and columns: at least one of each")
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"seeds={study.seeds}: each once")
     _known(study.test, study.sets, "test")
@@ -178,6 +202,11 @@ def _check(study: Study) -> None:
     for key, axis in study.axes.items():
         if not axis.values or len(set(axis.values)) < len(axis.values):
             raise ConfigError(f"axes.{key}.values={axis.values}: at least one value, each once")
+    if OWN.rstrip(":") in study.sets:
+        raise ConfigError("sets: 'own' stands for a method's own source; give the set another name")
+    for name, table in study.tables.items():
+        _known(table.methods, study.methods, f"tables.{name}.methods")
+        _known([table.baseline] if table.baseline else [], study.methods, f"tables.{name}.baseline")
     for override in [*study.overrides, *(one for own in study.sets.values() for one in own)]:
         _check_override(override, "overrides")
     for name in study.methods:
