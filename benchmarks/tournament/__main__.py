@@ -4,6 +4,9 @@
     python -m benchmarks.tournament run scenes --only clip shared --seeds 0 1 --stage final
     python -m benchmarks.tournament table scenes --write docs/results.md
     python -m benchmarks.tournament search scenes
+    python -m benchmarks.tournament cost scenes --rounds 3                 # on an idle machine
+    python -m benchmarks.tournament fit scaling --out docs/images/scaling.png
+    python -m benchmarks.tournament frontier scenes --out frontier.png
 
 Last line of every command: one JSON object.
 """
@@ -15,7 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tournament import documents
+from benchmarks.tournament import documents, fits, frontier
+from benchmarks.tournament.cost import measure
 from benchmarks.tournament.ledger import LEDGERS
 from benchmarks.tournament.results import Results
 from benchmarks.tournament.runner import Runner, Wanted
@@ -52,18 +56,40 @@ def print_search(study: Study, ledger: Path, options: argparse.Namespace) -> dic
     return numbers
 
 
+def measure_cost(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure speed and size in turn."""
+    place = Place(ROOT, options.tree.resolve(), options.local)
+    return measure(study, ledger, place, options.only, options.rounds, options.samples)
+
+
+def fit(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Fit quality against samples and size."""
+    results = Results.read(study, ledger)
+    text, numbers = fits.fit_table(results)
+    print(f"{text}\n")
+    if options.out:
+        fits.draw(results, options.out)
+    return numbers
+
+
+def draw_frontier(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Draw image against region quality of all runs."""
+    results = Results.read(study, ledger)
+    found = frontier.spots(results, options.image, options.region, options.set)
+    frontier.draw(results, found, options.out, options.image, options.region)
+    return {"spots": frontier.numbers(found)}
+
+
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__, "python -m benchmarks.tournament")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     running = _command(commands, "run", run, "train and measure what the ledger does not have")
+    _where(running)
     running.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
-    running.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods alone")
     running.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds alone")
     running.add_argument("--stage", choices=["all", "search", "final"], default="all")
     running.add_argument("--runs", type=Path, default=ROOT / "runs" / "tournament", help="folder of run folders")
-    running.add_argument("--tree", type=Path, default=ROOT, help="checkout whose train.py and eval.py run")
-    running.add_argument("--local", nargs="+", default=[], metavar="KEY=VALUE", help="where files lie on this machine")
     running.add_argument("--limit-minutes", type=float, default=0, help="begin no run after so many; 0 for no limit")
     running.add_argument("--retry", action="store_true", help="failed runs again")
     showing = _command(commands, "table", print_made, "print the tables, or write them into a document")
@@ -76,7 +102,24 @@ def make_parser() -> Parser:
     )
     showing.add_argument("--check", type=Path, metavar="FILE.md", help="compare them with the document")
     _command(commands, "search", print_search, "print every setting that was tried, and what was chosen")
+    costing = _command(commands, "cost", measure_cost, "measure samples/s, boxes/s and parameters in turn")
+    _where(costing)
+    costing.add_argument("--rounds", type=int, default=3)
+    costing.add_argument("--samples", type=int, default=3_000, help="trained on in each round")
+    fitting = _command(commands, "fit", fit, "quality against samples and size: power laws")
+    fitting.add_argument("--out", type=Path, metavar="FILE.png", help="draw them")
+    drawing = _command(commands, "frontier", draw_frontier, "draw image against region quality of all runs")
+    drawing.add_argument("--image", default=frontier.IMAGE, metavar="METRIC")
+    drawing.add_argument("--region", default=frontier.REGION, metavar="METRIC")
+    drawing.add_argument("--set", default="", help="evaluation set; the validation set unless given")
+    drawing.add_argument("--out", type=Path, default=Path("frontier.png"), metavar="FILE.png")
     return parser
+
+
+def _where(parser: Parser) -> None:
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods alone")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="checkout whose train.py and eval.py run")
+    parser.add_argument("--local", nargs="+", default=[], metavar="KEY=VALUE", help="where files lie on this machine")
 
 
 def _command(commands: Any, name: str, act: Any, text: str) -> Parser:

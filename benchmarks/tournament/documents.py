@@ -3,7 +3,8 @@
     <!-- tournament: scenes table -->
     <!-- end -->
 
-Behind the study's name stands ``table``, ``table NAME``, ``table NAME SET`` (``-`` for no name), ``search`` or ``fit``.
+Behind the study's name stands ``table``, ``table NAME``, ``table NAME SET`` (``-`` for no name), ``search``, ``cost``
+or ``fit``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.tournament.cost import cost_table
+from benchmarks.tournament.fits import fit_table
 from benchmarks.tournament.ledger import LEDGERS
 from benchmarks.tournament.results import Results
 from benchmarks.tournament.study import ConfigError, read_study
@@ -22,6 +25,8 @@ _MARKED = re.compile(r"(<!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n).
 Maker = Callable[[Results, list[str]], str]
 MAKERS: dict[str, Maker] = {
     "table": lambda results, more: table(results, *["" if one == "-" else one for one in more])[0],
+    "fit": lambda results, more: fit_table(results)[0],
+    "cost": lambda results, more: cost_table(results),
     "search": lambda results, more: search_table(results)[0],
 }
 

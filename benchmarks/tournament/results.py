@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.tournament.ledger import Book, Line, Record, read_book, read_lines
-from benchmarks.tournament.plan import final, make_job, search
+from benchmarks.tournament.plan import final, search
 from benchmarks.tournament.study import COSTS, Study
 
 
@@ -115,8 +115,6 @@ class Results:
         study = self.study
         known = {trial.job.id for trial in search(study, self.book, method).trials}
         known |= {job.id for job in final(study, self.book, [method], study.seeds)}
-        if not study.methods[method].search:
-            known |= {make_job(study, method, {}, seed, study.test).id for seed in study.seeds}
         return [record for key, record in self.book.items() if key in known]
 
 

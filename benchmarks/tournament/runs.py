@@ -21,7 +21,7 @@ import cloc
 from benchmarks.tournament.child import STOPPED, Children, Ended
 from benchmarks.tournament.ledger import Line, Record
 from benchmarks.tournament.plan import Job
-from benchmarks.tournament.study import ROOT, Study, joined
+from benchmarks.tournament.study import ROOT, Study, joined, key_of
 
 LOG = "tournament.log"
 KILLS = 3  # of one run by a signal, after which it is a failed one
@@ -159,7 +159,7 @@ class Work:
 
     def _measure(self, folder: Path, names: list[str], more: list[str]) -> tuple[dict[str, dict[str, float]], int]:
         out = folder / "measured" / "-".join(names)
-        paths = [one for one in self.place.local if not one.startswith(("model.", "+model."))]
+        paths = [one for one in self.place.local if key_of(one).startswith("datasets.")]
         options = joined(MEASURED, more, paths)
         where = [f"checkpoint={folder}", f"data=[{','.join(names)}]", f"out={out}"]
         self._run("eval", [sys.executable, str(self.place.tree / "eval.py"), *where, *options], folder)
@@ -187,6 +187,8 @@ class Work:
                 raise RunError(f"{what}: {ended.reason}")
 
     def _count(self, what: str, ended: Ended) -> None:
+        if what == "digest":
+            return
         for kind, value in (("seconds", ended.seconds), ("processor_seconds", ended.processor)):
             key = f"{what}_{kind}"
             self._spent[key] = round(self._spent.get(key, 0.0) + value, 2)

@@ -97,6 +97,8 @@ class Study:
     """Of the table of all methods, see :class:`Table`."""
     tables: dict[str, Table] = field(default_factory=dict)
     """Further ones, by name."""
+    fits: dict[str, str] = field(default_factory=dict)
+    """Label → metric whose error ``fit`` follows; all metrics of ``columns`` unless given."""
     validation: str = ""
     overrides: list[str] = field(default_factory=list)
     criterion: list[str] = field(default_factory=list)
@@ -125,6 +127,17 @@ class Study:
         """A table by name; that of all methods and ``columns`` unless named."""
         _known([name] if name else [], self.tables, "table")
         return self.tables[name] if name else Table(self.columns)
+
+    def fitted(self) -> dict[str, str]:
+        """Label → metric of what :mod:`benchmarks.tournament.fit` fits."""
+        return self.fits or {label: one for label, one in self.columns.items() if one not in COSTS}
+
+    def families(self) -> dict[str, list[str]]:
+        """Methods by their family, in the file's order."""
+        found: dict[str, list[str]] = {}
+        for name, method in self.methods.items():
+            found.setdefault(method.family or name, []).append(name)
+        return found
 
     def place(self, column: str) -> tuple[str, str]:
         """Set and metric of a column; the first test set unless it names one."""
