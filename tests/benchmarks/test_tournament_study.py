@@ -45,7 +45,6 @@ def done(study: Study, job: Job, value: float, **more: Any) -> dict[str, Any]:
         ("baseline: clip", "baseline: clp", "baseline: 'clp' is unknown; did you mean 'clip'?"),
         ("inherits: cloc", "inherits: less", "leads back to itself: less → less"),
         ("search: [optim.muon_lr],", "search: [optim.muon_lt],", "did you mean 'optim.muon_lr'?"),
-        ("[2e-2", "[2e-2", ""),
         (", default: 1}", "}", "axes.loss.region: needs a default"),
         ("[0.5, 1, 2]", "[0.5, 1, 1]", "each once"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "each once"),
@@ -60,9 +59,6 @@ def done(study: Study, job: Job, value: float, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_wrong_with_a_study_is_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:
-    if not message:
-        study_of(tmp_path)
-        return
     with pytest.raises(ConfigError) as error:
         study_of(tmp_path, STUDY.replace(old, new))
     assert message in str(error.value) and str(error.value).startswith("toy.yaml: ") and "\n" not in str(error.value)
@@ -76,10 +72,11 @@ def test_a_study_that_is_not_there_names_the_others() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_changes_its_experiment_where_it_says(name: str) -> None:
     study = read_study(name)
+    asked = {one.experiment for one in study.methods.values()}
+    if missing := [one for one in sorted(asked) if not (ROOT / "conf" / "experiment" / f"{one}.yaml").is_file()]:
+        pytest.skip(f"no experiment {', '.join(missing)}")
     for method in study.in_order():
         own = study.methods[method]
-        if not (ROOT / "conf" / "experiment" / f"{own.experiment}.yaml").is_file():
-            pytest.skip(f"{own.experiment} is not there yet")
         job = make_job(study, method, {axis: study.axes[axis].values[0] for axis in own.search}, 0, study.test)
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             plain, changed = (compose("train", list(one)) for one in (job.overrides[:1], job.overrides))

@@ -1,4 +1,4 @@
-"""A tournament in miniature: programs that stand for train.py and eval.py and end within a moment, and a study for them."""
+"""A tournament in miniature: programs that stand for train.py and eval.py, and a study for them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,12 @@ criterion: [own:top1]
 validation: val
 test: [test, things]
 sets: {val: [], test: [evaluation.limit=9], things: []}
-columns: {top1: own:top1, R@1: image_text/R@1, things: "things:image_text/R@1", seconds: trained_seconds, boxes/s: boxes_per_second}
+columns:
+  top1: own:top1
+  R@1: image_text/R@1
+  things: things:image_text/R@1
+  seconds: trained_seconds
+  boxes/s: boxes_per_second
 methods:
   clip: {label: CLIP, search: [optim.muon_lr], criterion: [image_text/R@1]}
   cloc: {label: CLOC, reads: prompter, search: [optim.muon_lr, loss.region], cost: 2}
