@@ -120,8 +120,13 @@ def draw(results: Results, out: Path) -> None:
     sizes = sorted({point[1] for one in found for point in one.points})
     for one in found:
         _draw_curve(panels[one.label], one, f"C{families.index(one.family)}", sizes)
+    places = sorted({point[0] for one in found for point in one.points})
     for label, panel in panels.items():
         panel.set(xscale="log", yscale="log", xlabel="samples", title=f"error of {label}")
+        panel.set_xticks(places, [f"{place / 1000:,.4g}k" for place in places])
+        panel.xaxis.minorticks_off()
+        for formatted in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:.2g}")
         panel.grid(alpha=0.3, which="both")
         panel.spines[["top", "right"]].set_visible(False)
     _legend(figure, families, sizes)
@@ -151,4 +156,5 @@ def _legend(figure: Any, families: list[str], sizes: list[float]) -> None:
         )
         for place, size in enumerate(sizes)
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False)
+    columns = min(len(handles), max(2, int(2 * len(figure.axes))))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)

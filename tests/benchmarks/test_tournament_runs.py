@@ -15,6 +15,8 @@ import pytest
 
 from benchmarks.tournament import __main__ as command
 from benchmarks.tournament.ledger import read_lines
+from tests.kit.paths import ROOT
+from tests.kit.resuming import TINY, make_squares
 from tests.kit.tournament import ONE, Arena, wait_for
 
 Call = Callable[..., dict[str, Any]]
@@ -189,3 +191,39 @@ def test_a_default_that_is_not_the_experiments_is_told(tmp_path: Path, call: Cal
     assert (
         "axes.loss.region: the experiment has 1.0, the study calls 0.5" in call(arena, "run", "--only", "cloc")["told"]
     )
+
+
+@pytest.mark.slow
+def test_with_the_real_programs_a_kill_changes_no_weight(tmp_path: Path, call: Call) -> None:
+    squares, arena = make_squares(tmp_path / "squares"), Arena(tmp_path, "")
+    arena.tree = ROOT
+    overrides = [one for one in TINY if not one.startswith("experiment")]
+    overrides += ["samples=800", "trainer.checkpoint_every=16", "trainer.keep_last=100"]
+    study = {
+        "title": "Squares",
+        "seeds": [0],
+        "overrides": overrides,
+        "test": ["squares"],
+        "sets": {"squares": ["evaluation.parts=[image,region]", "evaluation.sources=[prompter]"]},
+        "columns": {"top1": "own:top1", "parameters": "parameters"},
+        "methods": {name: {"experiment": "demo_cloc", "reads": "prompter"} for name in ("killed", "quiet")},
+    }
+    arena.file.write_text(json.dumps(study))  # which is YAML
+    places = [f"data.train={squares / 'train'}", f"model.text.tokenizer={squares / 'tokenizer'}"]
+    more = ["--local", *places, f"datasets.squares.shards={squares / 'train'}"]
+    process = arena.start("--only", "killed", *more)
+    checkpoints = arena.runs / "toy" / "killed" / "s0" / "checkpoints"
+    until = time.monotonic() + 240
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert not arena.ledger.is_file()
+    assert call(arena, "run", *more)["done"] == 2
+    lines = {line["method"]: line for line in read_lines(arena.ledger)}
+    assert lines["killed"]["weights"] == lines["quiet"]["weights"] and len(lines["quiet"]["weights"]) == 16
+    assert lines["killed"]["metrics"] == lines["quiet"]["metrics"] and "train_seconds" not in lines["killed"]
+    assert (
+        "region/prompter/top1" in lines["quiet"]["metrics"]["squares"] and str(tmp_path) not in arena.ledger.read_text()
+    )
+    assert "| quiet | 1 |" in call(arena, "table")["text"]

@@ -78,7 +78,7 @@ def test_a_table_has_means_intervals_and_differences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("spread", "mark"), [(0.02, "**"), (0.0369, "")])
 def test_bold_is_what_survives_holm(tmp_path: Path, spread: float, mark: str) -> None:
-    """Two comparisons with p = .0092 each, or .030 each: by themselves below .05, and one of two has to be below .025."""
+    """Two comparisons with p = .0092 each, or .030 each: both below .05, and one of two has to be below .025."""
     study, path = filled(tmp_path, {"clip": [0.1] * 3, "cloc": [0.22 - spread, 0.22, 0.22 + spread]})
     text, _ = table(Results.read(study, path))
     assert f"| CLOC | {mark}+0.120 ± " in text and "2 whose own interval leaves out zero" in text
