@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tournament import documents, fits, frontier
+from benchmarks.tournament.child import STOPPED
 from benchmarks.tournament.cost import measure
 from benchmarks.tournament.ledger import LEDGERS
 from benchmarks.tournament.results import Results
@@ -135,7 +136,10 @@ def main() -> None:
     options = make_parser().parse_args()
     study = read_study(options.study)
     ledger = options.ledger or LEDGERS / f"{study.name}.jsonl"
-    print(json.dumps(options.act(study, ledger, options)))
+    result = options.act(study, ledger, options)
+    print(json.dumps(result))
+    if result.get("stopped"):
+        raise SystemExit(STOPPED)
 
 
 if __name__ == "__main__":

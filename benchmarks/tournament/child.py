@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Children:
     def __init__(self) -> None:
         self.stopping = False
         self._running: set[int] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second signal comes while the first is answered
 
     def run(self, command: Sequence[str], folder: Path, log: Path, environment: dict[str, str]) -> Ended:
         """Run a program to its end; blocks.
@@ -98,7 +99,8 @@ class Children:
         with self._lock:
             self.stopping = True
             for pid in self._running:
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
 
 
 def _bound(command: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.tournament.child import STOPPED, Children
+from benchmarks.tournament.child import Children
 from benchmarks.tournament.ledger import Book, Line, read_book, write_line
 from benchmarks.tournament.plan import Job, final, is_measured, search, trains
 from benchmarks.tournament.runs import Place, StoppedError, Work
@@ -60,10 +60,8 @@ class Runner:
         """Run until nothing is left, the time is over, or a signal comes.
 
         Returns:
-            How many runs were done and failed now, and how many are left.
-
-        Raises:
-            SystemExit: a signal; what was begun goes on with the next call.
+            How many runs were done and failed now, how many could be begun, and whether a signal came: what was begun
+            then goes on with the next call.
         """
         with ThreadPoolExecutor(self.jobs) as pool, self._stopped_by_signals():
             while self._fill(pool):
@@ -73,8 +71,8 @@ class Runner:
                     future.result()
         if self.children.stopping:
             self._tell("stopped; the same command goes on")
-            raise SystemExit(STOPPED)
-        return {"done": self.done, "failed": self.failed, "left": len(self._left(self._book()))}
+        result = {"done": self.done, "failed": self.failed, "left": len(self._left(self._book()))}
+        return {**result, "stopped": self.children.stopping}
 
     def _fill(self, pool: ThreadPoolExecutor) -> bool:
         """Begin what can be begun; whether anything is going on."""

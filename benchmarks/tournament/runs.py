@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -22,8 +23,9 @@ from benchmarks.tournament.child import STOPPED, Children, Ended
 from benchmarks.tournament.ledger import Line, Record
 from benchmarks.tournament.plan import Job
 from benchmarks.tournament.study import ROOT, Study, joined, key_of
+from cloc.files import write_json
 
-LOG = "tournament.log"
+LOG, MARK = "tournament.log", "tournament.json"  # in a run folder
 KILLS = 3  # of one run by a signal, after which it is a failed one
 BASE = ["trainer.threads=1", "evaluation.every=0"]  # before the study's own, which may say otherwise
 MEASURED = ["pictures=1", "cost=0", "cache=null", "evaluation.bootstrap=0"]
@@ -136,8 +138,11 @@ class Work:
         return {**self._spent, "evaluation": evaluation, "metrics": metrics}
 
     def _train(self, folder: Path) -> None:
-        """Train, go on, or find that it is trained."""
-        if _HASH.search(_read(folder / LOG)):
+        """Train, go on, or find that it is trained.
+
+        What has no mark was trained elsewhere: ``train.py`` refuses it where its configuration is another.
+        """
+        if self._is_marked(folder) and _HASH.search(_read(folder / LOG)):
             return
         overrides = joined(BASE, self.job.overrides, self.place.local, [f"seed={self.job.seed}"])
         command = [sys.executable, str(self.place.tree / "train.py"), *overrides, f"run_dir={folder}"]
@@ -145,8 +150,16 @@ class Work:
         self._run("train", command, folder)
         if is_begun:  # an earlier life's share is unknown
             self._spent.clear()
+        write_json(folder / MARK, {"id": self.job.id})
         if not _HASH.search(_read(folder / LOG)):
             self._run("digest", [sys.executable, "-c", _DIGEST, str(folder)], folder)
+
+    def _is_marked(self, folder: Path) -> bool:
+        """Whether a run folder is known to be that of this job; refuses that of another."""
+        found = json.loads(_read(folder / MARK) or "{}").get("id", self.job.id)
+        if found != self.job.id:
+            raise RunError(f"its folder {self.job.title} holds {found}, trained with other overrides; move it away")
+        return (folder / MARK).is_file()
 
     def _groups(self) -> list[tuple[list[str], list[str]]]:
         """Sets that are not measured yet, those with the same overrides together."""
@@ -163,9 +176,15 @@ class Work:
         options = joined(MEASURED, more, paths)
         where = [f"checkpoint={folder}", f"data=[{','.join(names)}]", f"out={out}"]
         self._run("eval", [sys.executable, str(self.place.tree / "eval.py"), *where, *options], folder)
-        result = json.loads((out / "metrics.json").read_text("utf-8"))
-        parameters = next(iter(result["models"].values()))["parameters"]
-        return {name: next(iter(result["data"][name]["models"].values())) for name in names}, parameters
+        try:
+            result = json.loads((out / "metrics.json").read_text("utf-8"))
+            parameters = next(iter(result["models"].values()))["parameters"]
+            found = {name: next(iter(result["data"][name]["models"].values())) for name in names}
+        except (FileNotFoundError, ValueError, LookupError, TypeError, StopIteration) as error:
+            raise RunError(f"eval: metrics.json is not what was asked for: {error!r}") from error
+        return {
+            name: {key: one for key, one in own.items() if math.isfinite(one)} for name, own in found.items()
+        }, parameters
 
     def _run(self, what: str, command: list[str], folder: Path) -> None:
         """Run a program; again where somebody killed it, which a run survives.

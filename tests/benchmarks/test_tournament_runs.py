@@ -99,6 +99,21 @@ def test_a_trained_folder_is_measured_and_not_trained(tmp_path: Path, call: Call
     assert again["metrics"] == line["metrics"] and again["weights"] == line["weights"] and "train_seconds" not in again
 
 
+def test_a_folder_of_other_overrides_is_refused(tmp_path: Path, call: Call) -> None:
+    arena = Arena(tmp_path, ONE)
+    call(arena, "run")
+    arena.file.write_text(ONE.replace("2e-2", "3e-2"))
+    assert "its folder cloc/s0 holds" in call(arena, "run")["told"]
+    (arena.runs / "toy" / "cloc" / "s0").rename(tmp_path / "away")
+    assert call(arena, "run", "--retry")["done"] == 1
+
+
+def test_an_evaluation_without_what_was_asked_is_a_failure(tmp_path: Path, call: Call) -> None:
+    arena = Arena(tmp_path, ONE)
+    (arena.tree / "eval.py").write_text("print('nothing')")
+    assert "cloc/s0 FAILED: eval: metrics.json is not what was asked for" in call(arena, "run")["told"]
+
+
 def test_a_set_that_the_study_measures_otherwise_now_is_measured_again(tmp_path: Path, call: Call) -> None:
     arena = Arena(tmp_path, ONE)
     call(arena, "run")
@@ -170,6 +185,7 @@ def test_a_signal_stops_the_programs_and_leaves_no_line(tmp_path: Path) -> None:
     assert process.returncode == 75 and "the same command goes on" in told and not arena.ledger.is_file()
 
 
+@pytest.mark.slow
 def test_two_tournaments_share_a_ledger_and_no_run(tmp_path: Path) -> None:
     arena = Arena(tmp_path, ONE.replace("[0]", "[0, 1, 2, 3]").replace("[optim", "[pause=0.1, optim"))
     both = [arena.start(), arena.start()]
@@ -205,7 +221,7 @@ def test_with_the_real_programs_a_kill_changes_no_weight(tmp_path: Path, call: C
         "overrides": overrides,
         "test": ["squares"],
         "sets": {"squares": ["evaluation.parts=[image,region]", "evaluation.sources=[prompter]"]},
-        "columns": {"top1": "own:top1", "parameters": "parameters"},
+        "columns": {"R@1": "image_text/text_to_image_R@1", "parameters": "parameters"},
         "methods": {name: {"experiment": "demo_cloc", "reads": "prompter"} for name in ("killed", "quiet")},
     }
     arena.file.write_text(json.dumps(study))  # which is YAML
@@ -224,6 +240,7 @@ def test_with_the_real_programs_a_kill_changes_no_weight(tmp_path: Path, call: C
     assert lines["killed"]["weights"] == lines["quiet"]["weights"] and len(lines["quiet"]["weights"]) == 16
     assert lines["killed"]["metrics"] == lines["quiet"]["metrics"] and "train_seconds" not in lines["killed"]
     assert (
-        "region/prompter/top1" in lines["quiet"]["metrics"]["squares"] and str(tmp_path) not in arena.ledger.read_text()
+        "image_text/text_to_image_R@1" in lines["quiet"]["metrics"]["squares"]
+        and str(tmp_path) not in arena.ledger.read_text()
     )
     assert "| quiet | 1 |" in call(arena, "table")["text"]
