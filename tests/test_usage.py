@@ -33,6 +33,8 @@ ROOT_COMMAND: Any = typer.main.get_command(command_line.app)
 BENCHMARKS = [
     path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "def make_parser" in path.read_text("utf-8")
 ]
+BENCHMARKS += [f"{path.parent.name}.__main__" for path in sorted((ROOT / "benchmarks").glob("*/__main__.py"))]
+HAVE_COMMANDS = ("scaling", "tournament.__main__")
 
 
 def walk(command: Any, path: str = "python -m cloc") -> Iterator[tuple[str, Any]]:
@@ -218,10 +220,10 @@ def test_the_help_of_a_benchmark(name: str, capsys: pytest.CaptureFixture[str]) 
     pytest.importorskip("open_clip_train")
     module = importlib.import_module(f"benchmarks.{name}")
     parser = module.make_parser()
-    found = examples(parser.format_help(), f"python -m benchmarks.{name}")
+    found = examples(parser.format_help(), f"python -m benchmarks.{name.removesuffix('.__main__')}")
     assert found
     for words in found:
-        parser.parse_known_args(words) if name == "scaling" else parser.parse_intermixed_args(words)
+        parser.parse_known_args(words) if name in HAVE_COMMANDS else parser.parse_intermixed_args(words)
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["--nonsense"])
     assert ended.value.code == 1 and capsys.readouterr().err.count("\n") == 1
