@@ -57,9 +57,9 @@ def test_single_things_are_class_folders(tmp_path: Path) -> None:
     assert pictures.shape == (18, 3, 64, 64) and len(np.unique(pictures, axis=0)) == 18
     files = {path: path.read_bytes() for path in sorted((tmp_path / "things").rglob("*.jpg"))}
     convert(
-        "openmoji", None, tmp_path, overwrite=True, train=0, val=0, single_things=1, kinds=5, **SMALL, console=QUIET
+        "openmoji", None, tmp_path, overwrite=True, train=0, val=0, single_things=1, kinds=6, **SMALL, console=QUIET
     )
-    assert len(list((tmp_path / "things").rglob("*.jpg"))) == 5, "those of before are gone"
+    assert len(list((tmp_path / "things").rglob("*.jpg"))) == 6, "those of before are gone"
     again = Scenes(kinds=9).single_things(2)
     assert {f"{phrase}/{n}.jpg": data for phrase, own in again for n, data in enumerate(own)} == {
         "/".join(path.parts[-2:]): data for path, data in files.items()
