@@ -22,6 +22,7 @@ class Need(StrEnum):
     PROMPTER = "prompter"  # ``Features.region``
     GROUNDING = "grounding"  # ``Features.grounded``
     TEACHER = "teacher"  # embeddings of the model that the run starts from
+    NEGATIVES = "negatives"  # hard negative texts of regions: ``Batch.negatives``
     CROPS = "crops"  # further views of the pictures
 
 
@@ -49,6 +50,7 @@ PROVIDED: dict[Need, tuple[str, str | None, str]] = {
     Need.PROMPTER: ("a Prompter", "prompter", "give weight 0 (CLIP), or choose model/prompter=shared"),
     Need.GROUNDING: ("a head", "grounding", "give weight 0, or choose model/grounding=spatial"),
     Need.TEACHER: ("a teacher", None, "give weight 0, or the model that the run starts from: base, or init_from"),
+    Need.NEGATIVES: ("hard negatives", None, "give weight 0, or draw some: data.negatives=10"),
     Need.CROPS: ("further crops of the pictures", None, "give weight 0"),
 }
 
@@ -90,6 +92,8 @@ def check_needs(config: TrainConfig, terms: Sequence[Listed]) -> None:
 def _provided(config: TrainConfig, need: Need, node: str | None) -> bool:
     if need is Need.TEACHER:
         return config.base is not None or config.init_from is not None
+    if need is Need.NEGATIVES:
+        return config.data.negatives > 0
     return node is not None and getattr(config.model, node) is not None
 
 

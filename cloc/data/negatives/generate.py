@@ -6,6 +6,7 @@ Serves the job beside it. What is drawn depends on the seed, the sample's key an
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloc.contracts import Region, Sample
-from cloc.data.negatives.phrases import SLOTS, Phrase, content, heads, take_apart
+from cloc.data.negatives.phrases import SLOTS, Phrase, content, heads, meanings, take_apart
 from cloc.data.negatives.words import ATTRIBUTES, DETERMINERS, MEASURES, VAGUE
 
 _POOLS = {"the": "one"}  # "the dog" may become "the cat"; but what "the" stands before may be no countable thing
@@ -88,7 +89,7 @@ class Generator:
             sample: as it was read.
             counts: receives how many were made, by what was exchanged, and how many regions got fewer than K.
         """
-        picture = _Picture(sample, self.vocabulary)
+        picture = _Picture(sample)
         regions = [
             region if region.crowd else self._with_negatives(region, sample.key, place, picture, counts)
             for place, region in enumerate(sample.regions)
@@ -146,18 +147,16 @@ class Generator:
 
 
 class _Picture:
-    """What may be true of a picture: the things and phrases of its regions, and the words of its captions."""
+    """What may be true of a picture: the phrases of its regions, and what any word of them or of its captions names."""
 
-    def __init__(self, sample: Sample, vocabulary: Vocabulary) -> None:
+    def __init__(self, sample: Sample) -> None:
         texts = [text for region in sample.regions for text in region.phrases]
-        names = {vocabulary.take_apart(text).name for text in texts}
-        self.heads = frozenset[str | int]().union(*(heads(name) for name in names if name))
         self.phrases = {content(text) for text in texts}
-        self.words = frozenset[str]().union(*(content(text) for text in (*texts, *sample.captions)))
+        self.told = meanings(itertools.chain(*(content(text) for text in (*texts, *sample.captions))))
 
     def holds(self, name: str) -> bool:
         """Whether a thing is in the picture, or may be: it, or what may be the same, has a region or is told of."""
-        return bool(heads(name) & self.heads) or bool(heads(name) & self.words)
+        return bool(heads(name) & self.told)
 
     def shows(self, text: str) -> bool:
         """Whether a text says no more than a phrase of the picture does, so that it is true of that region."""

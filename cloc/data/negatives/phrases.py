@@ -7,6 +7,7 @@ preposition, verb form or comma. Where that is wrong, the negative reads oddly; 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -190,8 +191,13 @@ def heads(name: str) -> frozenset[str | int]:
     """
     words = name.split()
     ends = {words[-1], *(words[place - 1] for place, word in enumerate(words) if word == "of" and place)}
-    plain = {singular(word) for word in ends}
-    return frozenset(plain).union(*(_SYNONYMS.get(word, frozenset()) for word in plain))
+    return meanings(singular(word) for word in ends)
+
+
+def meanings(words: Iterable[str]) -> frozenset[str | int]:
+    """Words in the singular, and the lines of synonyms that hold one of them."""
+    plain = frozenset(words)
+    return plain.union(*(_SYNONYMS.get(word, frozenset()) for word in plain))
 
 
 @lru_cache(1 << 16)
