@@ -125,6 +125,39 @@ def data_split(
     print_next(shlex.join(["python", "-m", "cloc", "data", "check", train, "--against", held_out]), train_on(train))
 
 
+@app.command(
+    "negatives",
+    epilog=epilog(
+        "python -m cloc data negatives data/mine/train data/mine_negatives/train",
+        "python -m cloc data negatives data/mine/val data/mine_negatives/val --per-region 5 --seed 1 --workers 8",
+    ),
+)
+def data_negatives(
+    source: Annotated[Path, typer.Argument(help="Folder of shards.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    per_region: Annotated[int, typer.Option(help="Texts for each region, at most.")] = 10,
+    seed: Annotated[int, typer.Option(help="Another seed draws other texts.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.", min=1)] = 1,
+    max_skip_share: Annotated[float, typer.Option(help="Share of samples that may be unusable.")] = 0.01,
+    max_drop_share: Annotated[float, typer.Option(help="Share of regions that may be unusable.")] = 0.1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+) -> None:
+    """Write shards again with hard negative texts: each region's phrases with one thing or attribute exchanged.
+
+    English phrases, by word lists (docs/shards.md). Interrupted while writing, the same command continues.
+    """
+    from cloc.data.negatives.job import add_negatives, print_negatives
+
+    limits: dict[str, Any] = {"max_skip_share": max_skip_share, "max_drop_share": max_drop_share}
+    with continued():
+        done = add_negatives(
+            source, out, per_region=per_region, seed=seed, workers=workers, overwrite=overwrite, **limits
+        )
+    print_negatives(done)
+    show = ["python", "-m", "cloc", "data", "show", str(out), "--out", "negatives.html"]
+    print_next(shlex.join(show), train_on(str(out), "data.negatives=10"))
+
+
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Keys of data as for train.py: crop=0.4 flip=0.5 regions=8 …", metavar="[KEY=VALUE …]"),

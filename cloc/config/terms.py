@@ -22,6 +22,7 @@ class Need(StrEnum):
     PROMPTER = "prompter"  # ``Features.region``
     GROUNDING = "grounding"  # ``Features.grounded``
     TEACHER = "teacher"  # embeddings of the model that the run starts from
+    NEGATIVES = "negatives"  # hard negative texts of regions: ``Batch.negatives``
     CROPS = "crops"  # regions cut out as further views, ``Features.crop``, and their phrases of all processes
 
 
@@ -53,6 +54,7 @@ PROVIDED: dict[Need, tuple[str, str, str]] = {
         "there is none",
         "give weight 0, or the model that the run starts from: base, or init_from",
     ),
+    Need.NEGATIVES: ("hard negatives", "data.negatives is 0", "give weight 0, or draw some: data.negatives=10"),
     Need.CROPS: ("crops of the regions", "data.crops is 0", "give weight 0, or data.crops=2"),
 }
 
@@ -96,6 +98,7 @@ def _provided(config: TrainConfig, need: Need) -> bool:
         Need.PROMPTER: config.model.prompter is not None,
         Need.GROUNDING: config.model.grounding is not None,
         Need.TEACHER: config.base is not None or config.init_from is not None,
+        Need.NEGATIVES: config.data.negatives > 0,
         Need.CROPS: config.data.crops > 0,
     }[need]
 

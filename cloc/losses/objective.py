@@ -21,6 +21,7 @@ from cloc.losses.crops import CropContrast
 from cloc.losses.distill import Distill
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import BOX, SHARED_PHRASE, Grounding
+from cloc.losses.hard_negatives import HardNegativeContrast
 from cloc.losses.region import CONFLICTS, RegionContrast
 from cloc.losses.term import Term, Weighted
 
@@ -28,8 +29,8 @@ from cloc.losses.term import Term, Weighted
 class ClocLoss(nn.Module):
     """``L = w_g L_CLIP + λ (w_r L_CLOC + w_b L_grounding)``, λ the share of images of the global batch with regions.
 
-    ``λ w_c L_crops`` is added where regions are also cut out (CLIP + crops, or beside CLOC), and ``w_d L_distill``
-    where fine-tuning asks for it.
+    ``λ w_c L_crops`` is added where regions are also cut out (CLIP + crops, or beside CLOC), ``λ w_h L_hard`` where
+    hard negatives have a term of their own, and ``w_d L_distill`` where fine-tuning asks for it.
 
     Args:
         global_: weight of the image-caption contrast, which is measured even where it is 0; null leaves it out, and
@@ -45,6 +46,9 @@ class ClocLoss(nn.Module):
             ``init_from``); 0 leaves it out (see :class:`cloc.losses.distill.Distill`).
         crops: weight of the contrast of cut-out regions (``data.crops``) with their phrases; 0 leaves it out (see
             :class:`cloc.losses.crops.CropContrast`).
+        hard_negatives: weight of the contrast of each region with its own phrase and hard negatives alone (see
+            :class:`cloc.losses.hard_negatives.HardNegativeContrast`); 0 leaves it out, and hard negatives join the
+            denominator of the region contrast instead.
         terms: further terms by name: each a ``_target_`` that names a :class:`cloc.losses.term.Term`, its arguments,
             and a ``weight`` (1 unless given; 0 leaves it out).
 
@@ -68,17 +72,21 @@ class ClocLoss(nn.Module):
         shared_phrase: Annotated[str, OneOf(*SHARED_PHRASE)] = "skip",
         distill: Weight = 0.0,
         crops: Weight = 0.0,
+        hard_negatives: Weight = 0.0,
         terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         weights = {"global_": global_, "region": region, "grounding": grounding, "distill": distill, "crops": crops}
+        weights |= {"hard_negatives": hard_negatives}
         check_arguments(ClocLoss, weights | {"threshold": threshold}, "loss")
+        regions = RegionContrast(contrast, conflicts, threshold, hard=not hard_negatives)
         found = [
             Weighted("global", "loss.global", global_ or 0.0, GlobalContrast(contrast)),
-            Weighted("region", "loss.region", region, RegionContrast(contrast, conflicts, threshold)),
+            Weighted("region", "loss.region", region, regions),
             Weighted("grounding", "loss.grounding", grounding, Grounding(box, shared_phrase)),
             Weighted("distill", "loss.distill", distill, Distill()),
             Weighted("crops", "loss.crops", crops, CropContrast(contrast, conflicts, threshold)),
+            Weighted("hard_negatives", "loss.hard_negatives", hard_negatives, HardNegativeContrast()),
         ]
         found += _further(terms or {}, {one.name for one in found})
         if not any(one.weight for one in found):

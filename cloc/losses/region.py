@@ -30,6 +30,8 @@ class RegionContrast(Term):
         conflicts: ``cosine`` (same text, or texts with a cosine above ``threshold`` that stands out), ``exact`` (same
             text), or ``none`` (the paper's ablation without filter).
         threshold: of the cosine rule.
+        hard: whether hard negatives join; not where a term of their own contrasts them
+            (:class:`cloc.losses.hard_negatives.HardNegativeContrast`).
 
     Raises:
         ConfigError: an unknown ``contrast`` or ``conflicts``.
@@ -37,11 +39,13 @@ class RegionContrast(Term):
 
     needs = frozenset({Need.REGIONS, Need.PHRASES, Need.PROMPTER})
 
-    def __init__(self, contrast: str = "softmax", conflicts: str = "cosine", threshold: float = 0.9) -> None:
+    def __init__(
+        self, contrast: str = "softmax", conflicts: str = "cosine", threshold: float = 0.9, hard: bool = True
+    ) -> None:
         super().__init__()
         self.contrast = check_option("loss.contrast", contrast, CONTRASTS)
         self.conflicts = check_option("loss.conflicts", conflicts, CONFLICTS)
-        self.threshold = threshold
+        self.threshold, self.hard = threshold, hard
 
     def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`cloc.losses.term.Term.forward`."""
@@ -66,7 +70,8 @@ class RegionContrast(Term):
         statistics, rule = {}, self._rule(texts)
         if rule is not None and rule.limit is not None:
             statistics["cosine_limit"] = rule.limit
-        hard = None if batch.negatives is None else _hard_negatives(features.phrase, batch.negatives, batch, valid)
+        joining = batch.negatives if self.hard else None
+        hard = None if joining is None else hard_negatives(features.phrase, joining, batch, valid)
         bias = features.biases[name] if self.contrast == "sigmoid" else None
         loss, left_out = contrast(rows, texts, features.scales[name], bias, rule, hard)
         statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
@@ -78,10 +83,16 @@ class RegionContrast(Term):
         return Conflicts(texts.own) if self.conflicts == "exact" else None
 
 
-def _hard_negatives(phrase: Tensor | None, negatives: Tensor, batch: Batch, valid: Tensor) -> HardNegatives:
+def hard_negatives(phrase: Tensor | None, negatives: Tensor, batch: Batch, valid: Tensor) -> HardNegatives:
     """Those of the valid ones among the first regions of each picture.
 
     A hard negative is near its region's phrase by design, so the cosine rule does not apply to it; the same text does.
+
+    Args:
+        phrase: ``[P,D]`` embeddings of the batch's phrases.
+        negatives: ``[B,M,K]`` places in them, negative for none.
+        batch: of this process.
+        valid: ``[B,K]`` which of the first K regions of each picture are rows.
     """
     assert phrase is not None, "a term that needs phrases"  # Need.PHRASES
     count = valid.shape[1]

@@ -20,6 +20,7 @@ from cloc.losses.distill import Distill
 from cloc.losses.gather import exchange, gather, log_sum_exp_over_ranks
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import Grounding
+from cloc.losses.hard_negatives import HardNegativeContrast
 from cloc.losses.objective import ClocLoss
 from cloc.losses.region import RegionContrast
 from tests.kit.toy import Leaves, gradients, make_batch, make_features, make_leaves, taught
@@ -39,7 +40,7 @@ NEGATIVES = [[[7, 0], [], [3]], [[], [2], []], [[], [], [1]], [[0, 9], [], []], 
 BATCHES = {"mixed": MIXED, "full": FULL, "none": NONE, "last": LAST}
 LOSSES = [f"global-{kind}" for kind in ("softmax", "sigmoid")]
 LOSSES += [f"region-{kind}-{rule}" for kind in ("softmax", "sigmoid") for rule in ("none", "exact", "cosine")]
-LOSSES += ["grounding-l2", "grounding-l1_giou", "distill", "total"]
+LOSSES += ["grounding-l2", "grounding-l1_giou", "distill", "hard", "total"]
 
 
 def compute(name: str, features: Features, batch: Batch) -> Tensor:
@@ -51,6 +52,10 @@ def compute(name: str, features: Features, batch: Batch) -> Tensor:
         return GlobalContrast(options)(features, batch, gathered)[0]
     if loss == "region":
         return RegionContrast(*options.split("-"))(features, batch, gathered)[0]
+    if loss == "hard" and batch.negatives is None:
+        return features.region.sum() * 0  # the other batches have none
+    if loss == "hard":
+        return HardNegativeContrast()(features, batch, gathered)[0]
     if loss == "distill":
         return Distill()(features, batch, gathered)[0]
     return Grounding(options, "nearest")(features, batch, gathered)[0]

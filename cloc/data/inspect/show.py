@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cloc.contracts import BadSample, Sample
+from cloc.contracts import BadSample, Region, Sample
 from cloc.data.decode import decode_rgb
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.manifest import Manifest
@@ -175,13 +175,16 @@ def _cards(manifest: Manifest, count: int, seed: int, chooser: Chooser | None) -
 
 
 def _original(sample: Sample, picture: Tensor) -> Panel:
-    named = [
-        (region.box, " / ".join(dict.fromkeys(region.phrases)) + (" (crowd)" if region.crowd else ""), region.crowd)
-        for region in sample.regions
-    ]
+    named = [(region.box, _named(region), region.crowd) for region in sample.regions]
     return Panel(
         f"{sample.key}  {picture.shape[2]}×{picture.shape[1]}", _pillow(picture), _marks(named), sample.captions
     )
+
+
+def _named(region: Region) -> str:
+    """Phrases, and behind them what the region is not."""
+    named = " / ".join(dict.fromkeys(region.phrases)) + (" (crowd)" if region.crowd else "")
+    return named + (f" (not: {', '.join(region.negatives)})" if region.negatives else "")
 
 
 def _seen(sample: Sample, chooser: Chooser, seed: int, place: int) -> Panel:

