@@ -94,11 +94,9 @@ class Results:
 
     def remeasured(self, row: Row) -> int:
         """Seeds that were measured with other overrides of ``eval.py`` than the study has now."""
-        sets = self.study.sets
-        return sum(
-            any(record.evaluation.get(name) != sets[name] for name in self.study.test)
-            for record in row.records.values()
-        )
+        asked = [(name, self.study.sets[name]) for name in self.study.test]
+        known = [record.evaluation for record in row.records.values()]
+        return sum(any(own.get(name, more) != more for name, more in asked) for own in known)
 
     def machine_hours(self) -> float:
         """Hours of one thread that all runs took: of the processor, or else of training by the clock."""
