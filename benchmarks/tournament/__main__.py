@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.tournament import documents, fits, frontier
 from benchmarks.tournament.child import STOPPED
 from benchmarks.tournament.cost import measure
-from benchmarks.tournament.ledger import LEDGERS
+from benchmarks.tournament.ledger import LEDGERS, rounded
 from benchmarks.tournament.results import Results
 from benchmarks.tournament.runner import Runner, Wanted
 from benchmarks.tournament.runs import Place
@@ -133,11 +133,18 @@ def _command(commands: Any, name: str, act: Any, text: str) -> Parser:
 
 def main() -> None:
     """Run the command; print its JSON line."""
-    options = make_parser().parse_args()
+    parser = make_parser()
+    options = parser.parse_args()
+    for name in ("jobs", "rounds", "samples"):
+        if getattr(options, name, 1) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: must be 1 or more")
+    tree = getattr(options, "tree", ROOT)
+    if not (tree / "train.py").is_file():
+        parser.error(f"--tree {tree}: no train.py there; give a checkout of this project")
     study = read_study(options.study)
     ledger = options.ledger or LEDGERS / f"{study.name}.jsonl"
     result = options.act(study, ledger, options)
-    print(json.dumps(result))
+    print(json.dumps(rounded(result)))
     if result.get("stopped"):
         raise SystemExit(STOPPED)
 

@@ -17,8 +17,9 @@ from benchmarks.tournament.cost import cost_table
 from benchmarks.tournament.fits import fit_table
 from benchmarks.tournament.ledger import LEDGERS
 from benchmarks.tournament.results import Results
-from benchmarks.tournament.study import ConfigError, read_study
+from benchmarks.tournament.study import read_study
 from benchmarks.tournament.table import search_table, table
+from cloc.config import ConfigError
 from cloc.files import write_file
 
 _MARKED = re.compile(r"(<!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tournament.results import Results
-from benchmarks.tournament.study import ConfigError
+from cloc.config import ConfigError
 
 IMAGE, REGION = "image_text/text_to_image_R@1", "own:top1"
 

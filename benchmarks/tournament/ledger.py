@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         LedgerError: a line that is no JSON object with its kind, the last one excepted where it has no end.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
     whole, _, rest = path.read_bytes().rpartition(b"\n")
     found = [_parsed(text, f"{path.name}: line {number}") for number, text in _numbered(whole)]

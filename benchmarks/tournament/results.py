@@ -17,8 +17,8 @@ class Row:
 
     Attributes:
         method: its name.
-        records: of the seeds that are measured on all test sets, by seed.
-        failed: reason by seed.
+        records: of the seeds that are measured on a test set, by seed.
+        failed: reason by seed, of those that are not measured on all of them.
         state: why there is no run at all; empty where there is one.
         asked: seeds that the study asks for.
     """
@@ -64,9 +64,9 @@ class Results:
             return found
         for job in final(study, self.book, [method], study.seeds):
             record = self.book.get(job.id)
-            if record is not None and all(name in record.metrics for name in job.sets):
+            if record is not None and any(name in record.metrics for name in job.sets):
                 found.records[job.seed] = record
-            elif record is not None and record.failed:
+            if record is not None and record.failed and not all(name in record.metrics for name in job.sets):
                 found.failed[job.seed] = record.failed
         return found
 
@@ -94,11 +94,9 @@ class Results:
 
     def remeasured(self, row: Row) -> int:
         """Seeds that were measured with other overrides of ``eval.py`` than the study has now."""
-        sets = self.study.sets
-        return sum(
-            any(record.evaluation.get(name) != sets[name] for name in self.study.test)
-            for record in row.records.values()
-        )
+        asked = [(name, self.study.sets[name]) for name in self.study.test]
+        known = [record.evaluation for record in row.records.values()]
+        return sum(any(own.get(name, more) != more for name, more in asked) for own in known)
 
     def machine_hours(self) -> float:
         """Hours of one thread that all runs took: of the processor, or else of training by the clock."""

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import special
+from scipy import special  # type: ignore[import-untyped]
 
 LEVEL = 0.95
 Seeds = Mapping[int, float]

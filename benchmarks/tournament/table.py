@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.tournament.plan import Search, Trial, search
 from benchmarks.tournament.results import Results, Row, mean
 from benchmarks.tournament.spread import Estimate, difference, estimate, holm
-from benchmarks.tournament.study import COSTS, ConfigError, Study, Table
+from benchmarks.tournament.study import COSTS, Study, Table
+from cloc.config import ConfigError
 
 NONE = "–"
 
@@ -141,15 +142,11 @@ def _notes(results: Results, rows: list[Row], compared: list[Comparison], baseli
 
 
 def _numbers(results: Results, wanted: Table, rows: list[Row]) -> dict[str, Any]:
-    return {
-        row.method: {"n": row.n}
-        | {label: _rounded(mean(results.values(row, one))) for label, one in wanted.columns.items()}
-        for row in rows
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)
+    found: dict[str, Any] = {}
+    for row in rows:
+        means = {label: mean(results.values(row, one)) for label, one in wanted.columns.items()}
+        found[row.method] = {"n": row.n, **{label: round(one, 5) for label, one in means.items() if one is not None}}
+    return found
 
 
 def search_table(results: Results) -> tuple[str, dict[str, Any]]:

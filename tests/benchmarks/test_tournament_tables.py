@@ -95,6 +95,16 @@ def test_missing_seeds_failures_and_columns_are_said(tmp_path: Path) -> None:
     assert "| CLOC with less | waits for the search of cloc |" in empty
 
 
+def test_a_set_that_is_missing_is_told_and_hides_no_other(tmp_path: Path) -> None:
+    study, path = filled(tmp_path, {"clip": [0.1, 0.2, 0.3]})
+    seed = make_job(study, "clip", RATE, 3, ["test"])
+    study.seeds.append(3)
+    write_line(path, done(study, seed, 0.4))
+    assert "| CLIP | 4 | – | 0.250 ± 0.205 | 0.200 ± 0.248 (n=3) |" in table(Results.read(study, path))[0]
+    write_line(path, done(study, seed, 0, status="failed", reason="no such set", metrics={}, evaluation={}))
+    assert "| CLIP | 4; 1 failed: no such set | – | 0.250 ± 0.205 |" in table(Results.read(study, path))[0]
+
+
 def test_another_set_and_a_table_of_its_own(tmp_path: Path) -> None:
     study, path = filled(tmp_path, {"clip": [0.1, 0.1], "cloc": [0.2, 0.2]})
     assert table(Results.read(study, path), dataset="things")[0].startswith("|  | n | top1 |")
