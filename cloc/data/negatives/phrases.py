@@ -176,7 +176,7 @@ def is_plural(word: str) -> bool:
     """Whether a noun is a plural, by its ending."""
     if word in NO_PLURALS or word in IRREGULAR:
         return word in IRREGULAR
-    return word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    return word.endswith("s") and not word.endswith(("ss", "us"))
 
 
 def singular(word: str) -> str:
