@@ -104,6 +104,7 @@ MISSING = {
     "data convert": ["coco", "nowhere", "out"],
     "data check": ["nowhere"],
     "data split": ["nowhere", "out"],
+    "data negatives": ["nowhere", "out"],
     "data index": ["nowhere"],
     "data show": ["nowhere"],
     "data bench": ["nowhere"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,10 @@ from typing import Any
 from cloc.config import ConfigError, TrainConfig
 from cloc.config.terms import Need, terms_of, weights_of
 from cloc.data.frozen.stream import FrozenStream
+from cloc.data.shards.manifest import Manifest
 from cloc.data.shards.opening import open_shards
+from cloc.data.shards.reader import ShardReader
+from cloc.data.shards.samples import each_sample
 from cloc.data.stream.batches import READER_MEMORY, Stream
 from cloc.data.stream.read_plan import check_cache, plan_reading
 from cloc.data.stream.region_sampling import make_chooser
@@ -64,6 +68,22 @@ def check_data(config: TrainConfig, data: ShardSources) -> None:
             f"{weights_of(wants)}, but data.train={config.data.train} holds {data.samples} samples and no region"
             f"{besides}; take data with boxes, or set these weights to 0 and model.prompter=null for a CLIP run"
         )
+    hard = [one for one in terms_of(config.loss) if one.weight and one.needs(Need.NEGATIVES)]
+    if hard and not any(holds_negatives(part.manifest) for part in data.parts):
+        raise ConfigError(
+            f"{weights_of(hard)}, but the first samples of data.train={config.data.train} hold no hard negatives; "
+            "make them: python -m cloc data negatives FOLDER OUT, or set the weight to 0"
+        )
+
+
+def holds_negatives(manifest: Manifest, looked_at: int = 256) -> bool:
+    """Whether a region of the first samples has hard negatives; true of remote shards, which are not fetched for it."""
+    if manifest.remote or not len(manifest.shards):
+        return True
+    count = min(looked_at, next(iter(manifest.shards)).samples)
+    with contextlib.closing(ShardReader(manifest)) as reader:
+        found = (stored.sample for stored in each_sample(reader, [(0, index) for index in range(count)]))
+        return any(region.negatives for sample in found if sample is not None for region in sample.regions)
 
 
 def check_vocabulary(text: Any) -> None:

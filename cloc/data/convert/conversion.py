@@ -109,9 +109,9 @@ def convert(
     identity |= {"options": {name: str(value) for name, value in plain.items()}}
     if chosen.draws:
         chosen.check_options(options)
-        job = Job(Path(out), identity, overwrite=overwrite)
-        drawn = chosen.open(**options)
+        drawn = chosen.open(**options)  # first: what it refuses begins no job
         assert isinstance(drawn, DrawnSource), "a format that draws"
+        job = Job(Path(out), identity, overwrite=overwrite)
         done = _convert_drawn(drawn, job, samples_per_shard, workers, console)
     elif source is None or not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such source; format {chosen.name!r} reads {chosen.reads}")

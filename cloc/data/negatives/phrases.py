@@ -165,11 +165,18 @@ def _number(words: tuple[tuple[str, int, int], ...], first: int, last: int) -> s
     return "the" if before & DETERMINERS else "mass"
 
 
+def color_and_thing(name: str) -> tuple[str, str]:
+    """A class name parted: "a red chick" → ("red", "chick"); no color where none stands before the thing."""
+    phrase = take_apart(name, True)
+    colors = [word for place in phrase.attributes if SLOTS[word := phrase.words[place][0]][0] == "color"]
+    return " ".join(colors), phrase.name
+
+
 def is_plural(word: str) -> bool:
     """Whether a noun is a plural, by its ending."""
     if word in NO_PLURALS or word in IRREGULAR:
         return word in IRREGULAR
-    return word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    return word.endswith("s") and not word.endswith(("ss", "us"))
 
 
 def singular(word: str) -> str:

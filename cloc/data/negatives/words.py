@@ -189,5 +189,8 @@ IRREGULAR = {
     "dice": "die",
 }
 """Plural → singular, where no rule leads there."""
-NO_PLURALS = frozenset("glasses sunglasses pants jeans shorts trousers clothes leggings scissors goggles".split())
+NO_PLURALS = frozenset(
+    "tennis iris debris trellis oasis glasses sunglasses pants jeans shorts trousers clothes leggings scissors "
+    "goggles".split()
+)
 """Words that end like a plural and name one thing."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cloc.contracts import Sample
+from cloc.data.negatives.phrases import color_and_thing
 from cloc.evaluation.metrics.metric import (
     BY_FREQUENCY,
     BY_SIZE,
@@ -67,8 +68,14 @@ PARTS = {
         "Classes that LVIS calls frequent: in more than 100 of its training pictures.",
     ),
 }
+# What a class name of a colored thing is made of → (title, what counts).
+HALVES = {
+    "thing": ("Name a box: the thing right", "The class that is named is of the right thing, whatever its color."),
+    "color": ("Name a box: the color right", "The class that is named is of the right color, whatever the thing."),
+}
 ALONE = (", by names alone", " The class texts are the bare names, without templates.")
 NAMES = re.compile(rf"(top1|top5|mAcc)(?:_(names|{'|'.join(PARTS)}))?")
+HALF = re.compile(rf"top1_({'|'.join(HALVES)})")
 CHANCES = {"top1": Chance(1, "classes"), "top5": Chance(5, "classes"), "mAcc": Chance(1, "classes")}
 SHOWN = {
     "zero_shot_top1": Shown(
@@ -137,6 +144,28 @@ def split_outcomes(
         if mask.any():
             part = classification_outcomes(ranked[mask], truth[mask], group[mask], prefix, f"_{name}")
             found |= {metric: value for metric, value in part.items() if "top5" not in metric}
+    return found
+
+
+def half_outcomes(ranked: Tensor, truth: Tensor, group: Tensor, names: Sequence[str], prefix: str) -> Outcomes:
+    """``top1_thing`` and ``top1_color``, where most classes are things in colors ("a red chick"); else nothing.
+
+    Args:
+        ranked: of :func:`classify`.
+        truth: ``[K]`` class index.
+        group: ``[K]`` picture of each item.
+        names: of the classes.
+        prefix: of the metric names.
+    """
+    parts = [color_and_thing(name) for name in names]
+    colored = sum(bool(color) for color, _ in parts)
+    if 2 * colored < len(names) or len({thing for _, thing in parts}) == len(names) or not len(truth):
+        return {}
+    found: Outcomes = {}
+    for name, half in (("color", 0), ("thing", 1)):
+        place = {value: index for index, value in enumerate(dict.fromkeys(part[half] for part in parts))}
+        own = torch.tensor([place[part[half]] for part in parts])
+        found[f"{prefix}top1_{name}"] = outcome(own[ranked[:, 0]] == own[truth], group)
     return found
 
 
@@ -215,9 +244,9 @@ class RegionNaming(RegionMetric):
         return any(region.category in known for sample in data.samples for region in sample.regions)
 
     def measures(self) -> Collection[str]:
-        """By templates, by names alone, and by part."""
+        """By templates, by names alone, by part, and by thing and color."""
         parts = [f"{row}_{part}" for part in PARTS for row in ("top1", "mAcc")]
-        return [*ROWS, *(f"{row}_names" for row in ROWS), *parts]
+        return [*ROWS, *(f"{row}_names" for row in ROWS), *parts, *(f"top1_{half}" for half in HALVES)]
 
     def measure_rows(self, outputs: ModelOutputs, data: EvalSet, rows: Tensor, prefix: str) -> Outcomes:
         """By templates, with the parts; and by names alone."""
@@ -234,6 +263,7 @@ class RegionNaming(RegionMetric):
             if suffix:
                 continue
             found |= split_outcomes(ranked, truth, group, [sizes[i] for i in classed], SIZES, prefix)
+            found |= half_outcomes(ranked, truth, group, data.categories, prefix)
             if data.frequency:
                 often = [data.frequency.get(name) for name in known.values()]
                 found |= split_outcomes(ranked, truth, group, often, list(FREQUENCIES.values()), prefix)
@@ -241,6 +271,10 @@ class RegionNaming(RegionMetric):
 
     def describe_measure(self, name: str, measure: str, row: str, place: int) -> Description | None:
         """A family for each measure and part."""
+        if half := HALF.fullmatch(measure):
+            title, counts = HALVES[half[1]]
+            order = 2, list(HALVES).index(half[1]), place
+            return Description(name, NAMING, title, f"{BOX_FAMILIES['top1'][1]} {counts}", row, order=order)
         match = NAMES.fullmatch(measure)
         if match is None:
             return None

@@ -130,6 +130,9 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         Scenes(held_out="grounds", kinds=8)
     with pytest.raises(ValueError, match="single things are of"):
         convert("openmoji", None, tmp_path, console=QUIET, held_out="grounds", single_things=1, **SMALL)
+    with pytest.raises(ValueError, match="--single-things -3: give a number"):
+        convert("openmoji", None, tmp_path, console=QUIET, single_things=-3, **SMALL)
+    assert not list(tmp_path.iterdir()), "no job was begun"
 
 
 def test_tinted_things_differ_in_color_and_keep_their_shape() -> None:

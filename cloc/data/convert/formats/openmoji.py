@@ -60,8 +60,13 @@ def open_openmoji(
         seed: number of the data set.
 
     Raises:
-        ValueError: scenes to train on, of things that are never trained on; single things where pairs are held out.
+        ValueError: a negative number; scenes to train on, of things that are never trained on; single things where
+            pairs are held out.
     """
+    given = {"train": train, "val": val, "test": test, "relation_sets": relation_sets, "single_things": single_things}
+    for name, number in given.items():
+        if number is not None and number < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {number}: give a number of pictures, 0 for none")
     scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds, held_out=held_out)
     strangers, pairs = held_out == "things", bool(scenes.cast.unseen)
     if strangers and (train or val):
