@@ -142,6 +142,10 @@ class Batch:
         pooled: ``[B,D]`` unit norm, likewise.
         caption_embeddings: ``[B,D]`` unit norm of a frozen text tower; None where it runs, or no loss reads captions.
         phrase_embeddings: ``[P,D]`` likewise.
+        image_states: ``[B,…]`` what the frozen part of an image tower has made of each picture, from the token cache;
+            None where the whole tower runs, or the whole is frozen.
+        caption_states: ``[B,…]`` likewise of each caption, by the text tower.
+        phrase_states: ``[P,…]`` of each distinct phrase.
         teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
             follows there where a term asks for a teacher, else None.
         teacher_text: ``[B,D]`` of each caption.
@@ -169,6 +173,9 @@ class Batch:
     pooled: Tensor | None = per_picture(default=None)
     caption_embeddings: Tensor | None = per_picture(default=None)
     phrase_embeddings: Tensor | None = per_phrase(default=None)
+    image_states: Tensor | None = per_picture(default=None)
+    caption_states: Tensor | None = per_picture(default=None)
+    phrase_states: Tensor | None = per_phrase(default=None)
     teacher_image: Tensor | None = per_picture(default=None)
     teacher_text: Tensor | None = per_picture(default=None)
     teacher_phrase: Tensor | None = per_phrase(default=None)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
+from cloc.models.frozen import FrozenPart, frozen_part
 from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, as_module, declared, view
 from cloc.models.region_pooling import mask_tokens, roi_tokens
@@ -140,18 +141,23 @@ class Cloc(nn.Module):
         return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
 
     def _seen(self, batch: Batch) -> ImageFeatures:
-        if batch.tokens is None or batch.pooled is None:
+        if batch.tokens is not None and batch.pooled is not None:
+            return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype))
+        if batch.image_states is None:
             return self.encode_images(batch.images)
-        return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype))
+        with record_function("image tower"):
+            return _of_unit_norm(*_frozen(self.image).rest(batch.image_states))
 
     def _read(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Embeddings of a batch's captions, and of its phrases where there is a Prompter."""
         if batch.phrase_embeddings is not None:
             return batch.caption_embeddings, batch.phrase_embeddings
+        given, encode = (batch.captions, batch.phrases), self.encode_texts
+        if batch.caption_states is not None and batch.phrase_states is not None:
+            given, encode = (batch.caption_states, batch.phrase_states), self._encode_states
         if self.prompter is None:
-            return self.encode_texts(batch.captions), None
-        texts = batch.captions, batch.phrases
-        text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
+            return encode(given[0]), None
+        text, phrase = encode(*given).split([len(rows) for rows in given])
         return text, phrase
 
     def scales(self) -> dict[str, Tensor]:
@@ -179,13 +185,17 @@ class Cloc(nn.Module):
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
         with record_function("image tower"):
-            pooled, tokens = self.image(self.pixels(images))
-        return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
+            return _of_unit_norm(*self.image(self.pixels(images)))
 
     def encode_texts(self, *groups: Tensor) -> Tensor:
         """Groups of ``[T,L]`` token ids → ``[T,D]`` of unit norm, of all groups in their order."""
         with record_function("text tower"):
             return normalize(self.text(*groups).float(), dim=-1)
+
+    def _encode_states(self, *groups: Tensor) -> Tensor:
+        """As :meth:`encode_texts`, of what the frozen part of the tower has made of the texts."""
+        with record_function("text tower"):
+            return normalize(_frozen(self.text).rest(torch.cat(groups)).float(), dim=-1)
 
     def encode_boxes(self, image: ImageFeatures, boxes: Tensor, source: str = "prompter") -> Tensor:
         """Embed boxes of encoded pictures.
@@ -255,6 +265,16 @@ class Cloc(nn.Module):
 
     def _onto_grid(self, boxes: Tensor) -> Tensor:
         return onto_grid(boxes, self.covered, self.grid[0])
+
+
+def _of_unit_norm(pooled: Tensor, tokens: Tensor) -> ImageFeatures:
+    return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
+
+
+def _frozen(tower: ImageTower | TextTower) -> FrozenPart:
+    part = frozen_part(tower)
+    assert part is not None, "asked before"  # what its part makes is kept for a tower that has one
+    return part
 
 
 def _in_bytes(values: Sequence[float]) -> Tensor:

@@ -1,13 +1,15 @@
 """Files of the token cache: what a frozen image tower has made of some consecutive samples of one shard.
 
-A block holds of each sample the patch tokens, the pooled embedding, the picture's place in its view and the
-annotations, as safetensors with a checksum. Its name is made of the shard's digest, its folder of the tower's and the
-view's (``cloc.engine.frozen``). So nothing is ever out of date, and the folder can be deleted at any time.
+A block holds of each sample what the tower makes (patch tokens and the pooled embedding, or what its frozen part
+passes on), the picture's place in its view and the annotations, as safetensors with a checksum. Its name is made of the
+shard's digest, its folder of the tower's and the view's (``cloc.engine.frozen``). So nothing is ever out of date, and
+the folder can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,27 @@ from cloc.files import write_tensors
 
 FORMAT = 1  # raised when the same tower and data come to mean other blocks
 MOST_BYTES, MOST_SAMPLES = 1 << 27, 512  # of a block: what is lost when the filling is stopped
-NAMES = ("content", "ends", "pooled", "records", "tokens")
+NAMES = ("content", "ends", "records")  # besides what the tower makes
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One tensor that is kept, a row a picture.
+
+    Attributes:
+        name: of the tensor.
+        shape: of a row.
+        dtype: that is kept.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of a row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +58,24 @@ class Shape:
     """What a tower makes of a picture.
 
     Attributes:
-        tokens: N.
-        width: C.
-        joint_dim: D.
-        dtype: of the tokens that are kept.
+        kept: the tensors.
     """
 
-    tokens: int
-    width: int
-    joint_dim: int
-    dtype: torch.dtype
+    kept: tuple[Rows, ...]
 
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes, without its annotations."""
-        return self.tokens * self.width * self.dtype.itemsize + 4 * self.joint_dim
+        return sum(one.bytes for one in self.kept)
 
     @property
     def block(self) -> int:
         """Samples of a block; the last of a shard has fewer."""
         return max(1, min(MOST_SAMPLES, MOST_BYTES // self.sample_bytes))
+
+    def empty(self, count: int) -> dict[str, Tensor]:
+        """Rows of so many pictures, all zero."""
+        return {one.name: torch.zeros(count, *one.shape, dtype=one.dtype) for one in self.kept}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +128,7 @@ def write_block(file: Path, tensors: Mapping[str, Tensor], records: Sequence[str
 
     Args:
         file: its path; the folder is there.
-        tensors: ``tokens``, ``pooled``, ``content``, a row a sample.
+        tensors: what the tower makes, and ``content``, a row a sample.
         records: of each sample, see :func:`record_of`.
     """
     texts = [record.encode() for record in records]
@@ -146,7 +166,7 @@ class Block:
             self.tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}
         if missing := sorted(set(NAMES) - self.tensors.keys()):
             raise KeyError(missing[0])
-        self.tokens, self.pooled, self.content = (self.tensors[name] for name in ("tokens", "pooled", "content"))
+        self.content = self.tensors["content"]
         self._records, self._ends = self.tensors["records"].numpy(), self.tensors["ends"].numpy()
 
     def record(self, number: int) -> dict[str, Any]:
@@ -157,9 +177,12 @@ class Block:
 
     def is_whole(self, place: BlockPlace, shape: Shape) -> bool:
         """Whether shapes and checksum are right. Reads all of it."""
-        wanted = (place.count, shape.tokens, shape.width)
-        fits = tuple(self.tokens.shape) == wanted and self.tokens.dtype == shape.dtype
+        fits = all(self._holds(one, place.count) for one in shape.kept)
         return fits and self.metadata.get("crc32") == str(checksum(self.tensors))
+
+    def _holds(self, rows: Rows, count: int) -> bool:
+        found = self.tensors[rows.name]
+        return tuple(found.shape) == (count, *rows.shape) and found.dtype == rows.dtype
 
 
 def open_whole(place: BlockPlace, shape: Shape) -> Block | None:
@@ -234,11 +257,11 @@ class Blocks:
                 ) from error
         return self._open[where], number - first
 
-    def rows(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens ``[B,N,C]`` and pooled embeddings ``[B,D]`` of samples ``[B,3]`` (source, shard, number)."""
+    def rows(self, places: Tensor) -> dict[str, Tensor]:
+        """What is kept of samples ``[B,3]`` (source, shard, number), by name, a row each."""
         found = [self.find(source, (shard, number)) for source, shard, number in places.tolist()]
-        tokens = torch.stack([block.tokens[row] for block, row in found])
-        return tokens, torch.stack([block.pooled[row] for block, row in found])
+        names = [one.name for one in self.shape.kept]
+        return {name: torch.stack([block.tensors[name][row] for block, row in found]) for name in names}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}

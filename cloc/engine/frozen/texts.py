@@ -1,4 +1,4 @@
-"""Embeddings of a frozen text tower, each text encoded once: kept in files, looked up by the id of its tokens."""
+"""What a frozen text tower, or its frozen part, makes of a text: kept in files, found by the id of its tokens."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from cloc.console import progress, progress_console
 from cloc.data.frozen.blocks import BlockPlace, Blocks, checksum
-from cloc.data.tokenizer import Tokenizer, pack, text_id
+from cloc.data.tokenizer import pack, text_id
+from cloc.engine.frozen.cuts import TextCut
 from cloc.engine.frozen.filling import no_room
 from cloc.engine.process_group import barrier, rank_and_world
 from cloc.files import write_tensors
-from cloc.models.model import Cloc
 
 SEGMENT, TOGETHER = 4096, 128  # texts of a file, of a forward pass
 Ids = tuple[int, ...]
 
 
 class TextTable:
-    """Texts and their embeddings.
+    """Texts and what is kept of them.
 
     Args:
         ids: ``[K]`` int64, distinct; see :func:`cloc.data.tokenizer.text_id`.
-        embeddings: ``[K,D]`` float32, unit norm.
+        embeddings: ``[K,D]`` float32, unit norm; of a frozen part ``[K,…]``, as it makes them.
     """
 
     def __init__(self, ids: Tensor, embeddings: Tensor) -> None:
@@ -87,12 +87,11 @@ class TextFiles:
 
     Args:
         folder: of the tower; it is there.
-        model: whose text tower is frozen.
-        tokenizer: of it.
+        cut: where the tower is cut.
     """
 
-    def __init__(self, folder: Path, model: Cloc, tokenizer: Tokenizer) -> None:
-        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+    def __init__(self, folder: Path, cut: TextCut) -> None:
+        self.folder, self.cut, self.tokenizer = folder, cut, cut.tokenizer
 
     def table(self, texts: Iterable[str]) -> tuple[TextTable, int]:
         """Embeddings of texts; those that no file holds are encoded, a share by each process.
@@ -137,10 +136,8 @@ class TextFiles:
                 known |= dict(zip(keys, embeddings, strict=True))
         return len(new)
 
-    @torch.no_grad()
     def _forward(self, ids: list[Ids]) -> Tensor:
-        tokens = pack(ids, self.tokenizer.pad_id).to(self.model.mean.device)
-        return self.model.encode_texts(tokens).cpu()
+        return self.cut.made_of(pack(ids, self.tokenizer.pad_id)).cpu()
 
     def _write(self, keys: Sequence[int], embeddings: Tensor) -> None:
         held = {"ids": torch.tensor(keys), "embeddings": embeddings}
