@@ -205,10 +205,10 @@ def test_a_token_that_float16_cannot_hold_is_refused(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["loss.distill=1", "model.frozen_towers=false", "init_from=elsewhere"], "a teacher sees the pictures"),
+        (["+loss.distill=1", "model.frozen_towers=false", "init_from=elsewhere"], "a teacher sees the pictures"),
         (["data.flip=0.5"], r"data\.flip=0.5: a view that is drawn at random .* set data\.flip=0"),
         (["data.crop=0.5"], r"data\.crop=0.5: .* set data\.crop=null"),
-        (["trainer.strategy=fsdp", "optim=adamw"], "need no shards"),
+        (["trainer.strategy=fsdp", "optim=adamw"], "needs no shards"),
         (
             ["model.prompter=null", "model.grounding=null", "loss.region=0", "loss.grounding=0", "loss.global=1"],
             "nothing would be trained",
