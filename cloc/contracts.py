@@ -136,6 +136,8 @@ class Batch:
         stats: counters of the data worker (skips by reason, truncated texts, …).
         negatives: ``[B,M,K]`` int64 index into ``phrases`` of each region's hard negatives, −1 for none; None where
             ``data.negatives`` is 0.
+        crops: ``[B,K,3,H,W]`` uint8, views of the picture's first K regions, cut out at the picture's own resolution;
+            crop k is that of region k and there where ``region_valid[:, k]``. None where ``data.crops`` is 0.
         places: ``[B,3]`` int64 of what frozen towers have made of each sample (source, shard, number in it); None where
             pictures are read. ``images`` then holds none: ``[B,3,0,0]``.
         tokens: ``[B,N,C]`` patch tokens of a frozen image tower, from the token cache; None where it runs.
@@ -144,6 +146,9 @@ class Batch:
         phrase_embeddings: ``[P,D]`` likewise.
         image_states: ``[B,…]`` what the frozen part of an image tower has made of each picture, from the token cache;
             None where the whole tower runs, or the whole is frozen.
+        crop_places: ``[B,K]`` int64, which of a sample's regions (without crowds) each crop is, −1 for none; None where
+            pictures are read, or ``data.crops`` is 0.
+        crop_states: ``[B,K,…]`` as ``image_states`` of those.
         caption_states: ``[B,…]`` likewise of each caption, by the text tower.
         phrase_states: ``[P,…]`` of each distinct phrase.
         teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
@@ -168,12 +173,15 @@ class Batch:
     cursor: int = per_batch()
     stats: dict[str, float] = per_batch(default_factory=dict)
     negatives: Tensor | None = per_picture(into_phrases=True, default=None)
+    crops: Tensor | None = per_picture(default=None)
     places: Tensor | None = per_picture(default=None)
     tokens: Tensor | None = per_picture(default=None)
     pooled: Tensor | None = per_picture(default=None)
     caption_embeddings: Tensor | None = per_picture(default=None)
     phrase_embeddings: Tensor | None = per_phrase(default=None)
     image_states: Tensor | None = per_picture(default=None)
+    crop_places: Tensor | None = per_picture(default=None)
+    crop_states: Tensor | None = per_picture(default=None)
     caption_states: Tensor | None = per_picture(default=None)
     phrase_states: Tensor | None = per_phrase(default=None)
     teacher_image: Tensor | None = per_picture(default=None)
@@ -181,7 +189,7 @@ class Batch:
     teacher_phrase: Tensor | None = per_phrase(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled, all but the pictures travels by value.
+        """Pickled, all but pixels travels by value.
 
         PyTorch shares every tensor through a file descriptor of its own, which is handed over through a socket: for
         the dozen small ones that took a data worker longer than reading two photographs.
@@ -190,13 +198,24 @@ class Batch:
         small = {
             name: value.numpy()
             for name, value in state.items()
-            if name != "images" and isinstance(value, Tensor) and _by_value(value)
+            if name not in PIXELS and isinstance(value, Tensor) and _by_value(value)
         }
         return state | small
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether regions are cut out, or what a frozen part makes of that is at hand."""
+        return self.crops is not None or self.crop_states is not None
+
+    @property
+    def crop_valid(self) -> Tensor:
+        """``[B,K]`` bool, which crops there are; K = 0 for a batch without."""
+        crops = self.crop_states if self.crops is None else self.crops
+        return self.region_valid[:, : 0 if crops is None else crops.shape[1]]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -217,6 +236,10 @@ class Batch:
         return Batch(**pinned)
 
 
+PIXELS = ("images", "crops")
+"""Fields of a batch that are too large to travel by value."""
+
+
 def _by_value(value: Tensor) -> bool:
     """Whether NumPy can carry a tensor."""
     return value.device.type == "cpu" and value.dtype != torch.bfloat16 and not value.requires_grad
@@ -231,6 +254,7 @@ class Features:
         text: ``[B,D]`` caption embedding; None where no loss reads captions and frozen towers' outputs are at hand.
         region: ``[B,M,D]`` Prompter embedding of each box, or None for a model without Prompter.
         phrase: ``[P,D]`` embedding of each distinct phrase, or None.
+        crop: ``[B,K,D]`` embedding of each crop of the batch, zero where there is none; None for a batch without crops.
         grounded: ``[B,M,4]`` xyxy box predicted from each region's phrase, or None for a model without grounding.
         scales: inverse temperature of each contrastive loss, each ``[1]``, already exponentiated and clamped.
         biases: added to the logits of each contrastive loss, each ``[1]``; none without ``model.logit_bias``.
@@ -243,6 +267,7 @@ class Features:
     grounded: Tensor | None = per_picture()
     scales: dict[str, Tensor] = per_batch()
     biases: dict[str, Tensor] = per_batch(default_factory=dict)
+    crop: Tensor | None = per_picture(default=None)
 
 
 @dataclass(slots=True)

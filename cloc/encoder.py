@@ -21,7 +21,7 @@ from cloc.data.inputs import Phrases, Pictures, as_boxes, as_phrases, as_picture
 from cloc.data.inputs import to_tensor as to_tensor
 from cloc.data.preprocess import Preprocess
 from cloc.data.tokenizer import Tokenizer
-from cloc.data.transforms import to_picture, to_view
+from cloc.data.transforms import blank_outside, cut, to_picture, to_view
 from cloc.models import taps
 from cloc.models.devices import Device, DType, Placed, find_device, find_dtype, split_target
 from cloc.models.model import Cloc, ImageFeatures
@@ -29,6 +29,9 @@ from cloc.models.protocols import view
 
 Dense = tuple[Tensor, tuple[int, int]]  # patch tokens and their grid
 SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
+# What becomes a picture of its own, a pass of the tower for each box. `native` is not in SOURCES: it is asked for by
+# name alone.
+AS_PICTURES = {"crop": cut, "native": blank_outside}
 PAD = Preprocess()
 CROP_PIXELS = 4_000_000  # of the views of one forward pass of crops: 80 at 224 px, 500 at 64 px (at most)
 
@@ -115,10 +118,16 @@ class Encoder(Placed):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Region sources that this model has; crops alone where its patch tokens have no way to the joint space."""
+        """Region sources that are measured unless others are named; crops alone where patch tokens do not reach the
+        joint space."""
         if self.model.prompter is not None:
             return SOURCES
         return SOURCES[1:] if getattr(self.model.image, "dense", True) else ("crop",)
+
+    @property
+    def every_source(self) -> tuple[str, ...]:
+        """All region sources that this model has: ``native``, which costs as much as crops, is asked for by name."""
+        return (*self.sources, *(name for name in AS_PICTURES if name not in self.sources))
 
     @torch.no_grad()
     def see(self, pictures: Pictures) -> EncodedPictures:
@@ -232,7 +241,8 @@ class Encoder(Placed):
             pictures: B pictures.
             boxes: for each, ``[K_i,4]`` xyxy normalized to the picture (a tensor, an array or nested lists); for a
                 picture that is not in a list its boxes alone.
-            source: ``prompter``, ``roi_align``, ``mask_pool``, or ``crop`` (cut out and encode as a picture).
+            source: ``prompter``, ``roi_align``, ``mask_pool``, ``crop`` (cut out and encode as a picture), or ``native``
+                (blank all around the box and encode as a picture: a thing keeps its place and its size).
 
         Returns:
             B tensors ``[K_i,D]``, unit norm.
@@ -245,8 +255,8 @@ class Encoder(Placed):
         _check_counts(len(found), checked, "boxes")
         if not found:
             return []
-        if source == "crop":  # what is cut out needs no pass over the whole pictures
-            return self._crops(found, checked)
+        if source in AS_PICTURES:  # what is cut out needs no pass over the whole pictures
+            return self._as_pictures(found, checked, source)
         return self.regions(self.see(found), checked, source)
 
     @torch.no_grad()
@@ -257,12 +267,16 @@ class Encoder(Placed):
         """
         rows = as_boxes(boxes, len(seen.pictures) == 1, check=False)
         _check_counts(len(seen.pictures), rows, "boxes")
-        if source == "crop":
-            return self._crops(seen.pictures, rows)
+        if source in AS_PICTURES:
+            return self._as_pictures(seen.pictures, rows, source)
         if source == "prompter" and self.model.prompter is None:
-            raise ValueError(f"{self.name} has no Prompter (a CLIP model): use source roi_align, mask_pool or crop")
+            raise ValueError(
+                f"{self.name} has no Prompter (a CLIP model): use source roi_align, mask_pool, crop or native"
+            )
         if source in SOURCES and source not in self.sources:
-            raise ValueError(f"{self.name} has no patch tokens in the joint space: source={source!r} must be crop")
+            raise ValueError(
+                f"{self.name} has no patch tokens in the joint space: source={source!r} must be crop or native"
+            )
         if not rows:
             return []
         seen, counts = self._whole(seen), [len(own) for own in rows]
@@ -274,11 +288,19 @@ class Encoder(Placed):
         embedded = self.model.encode_boxes(seen.features, views, source)
         return [_own(row[:count]) for row, count in zip(embedded, counts, strict=True)]
 
-    def _crops(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
+    @torch.no_grad()
+    def _as_pictures(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor], source: str) -> list[Tensor]:
+        # What is blanked keeps its place: a view that cuts pictures off would not show a thing at their border.
+        preprocess = self.preprocess if source == "crop" or self.preprocess.whole else PAD
         batch_size = min(512, max(16, CROP_PIXELS // self.image_size**2))
-        cuts = [cut(picture, box) for picture, rows in zip(pictures, boxes, strict=True) for box in rows.tolist()]
-        parts = [self.encode_image(cuts[start : start + batch_size]) for start in range(0, len(cuts), batch_size)]
-        rows = torch.cat([torch.zeros(0, self.joint_dim, device=self.device), *parts])
+        every = [(picture, box) for picture, rows in zip(pictures, boxes, strict=True) for box in rows.tolist()]
+        parts = [torch.zeros(0, self.joint_dim, device=self.device)]
+        for start in range(0, len(every), batch_size):
+            # A picture with its surroundings blanked is as large as it was: no more than one at a time.
+            shown = (AS_PICTURES[source](*one) for one in every[start : start + batch_size])
+            views = torch.stack([preprocess(one, self.image_size)[0] for one in shown])
+            parts.append(self.model.encode_images(views.to(self.device)).pooled)
+        rows = torch.cat(parts)
         return [_own(own) for own in rows.split([len(own) for own in boxes])]
 
     @overload
@@ -373,11 +395,3 @@ def _own(rows: Tensor) -> Tensor:
 def _check_counts(pictures: int, lists: Sequence[Any], name: str) -> None:
     if pictures != len(lists):
         raise ValueError(f"{pictures} pictures but {len(lists)} lists of {name}; give one list a picture")
-
-
-def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
-    """Cut a normalized box out of a picture ``[3,H,W]``; at least one pixel."""
-    height, width = picture.shape[-2:]
-    left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
-    right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
-    return picture[:, top:bottom, left:right]

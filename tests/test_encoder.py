@@ -12,8 +12,10 @@ from torch import Tensor
 
 import cloc
 from cloc.config import ConfigError
+from cloc.config.schema import DEFAULT_SOURCES, SOURCES
 from cloc.data.decode import decode_rgb
-from cloc.data.transforms import to_view
+from cloc.data.preprocess import Preprocess
+from cloc.data.transforms import PAD_VALUE, blank_outside, to_view
 from cloc.encoder import Encoder, cut, to_tensor
 from cloc.loading import load
 from cloc.models.build import build_model
@@ -139,7 +141,7 @@ def test_dense_tokens_of_any_layers(pictures: list[Tensor]) -> None:
         deep.encode_dense(pictures, layers=(3,))
 
 
-@pytest.mark.parametrize("source", ["prompter", "roi_align", "crop", "mask_pool"])
+@pytest.mark.parametrize("source", ["prompter", "roi_align", "crop", "mask_pool", "native"])
 def test_each_picture_gets_as_many_regions_as_it_has_boxes(
     encoder: Encoder, pictures: list[Tensor], source: str
 ) -> None:
@@ -170,6 +172,30 @@ def test_a_crop_is_the_picture_cut_out(encoder: Encoder, pictures: list[Tensor])
     (regions,) = encoder.encode_regions(pictures[:1], [[[0.25, 0.5, 0.75, 1.0]]], "crop")
     torch.testing.assert_close(regions, encoder.encode_image([pictures[0][:, 20:40, 15:45]]))
     assert cut(pictures[0], (0.999, 0.999, 1.0, 1.0)).shape == (3, 1, 1)
+
+
+def test_native_is_the_picture_with_all_around_the_box_blanked(encoder: Encoder, pictures: list[Tensor]) -> None:
+    blank = torch.full_like(pictures[0], PAD_VALUE)
+    blank[:, 20:40, 15:45] = pictures[0][:, 20:40, 15:45]
+    (regions,) = encoder.encode_regions(pictures[:1], [[[0.25, 0.5, 0.75, 1.0]]], "native")
+    torch.testing.assert_close(regions, encoder.encode_image([blank]))
+    (whole,) = encoder.encode_regions(pictures[:1], [[[0.0, 0.0, 1.0, 1.0]]], "native")
+    torch.testing.assert_close(whole, encoder.encode_image(pictures[:1]))
+    speck = blank_outside(pictures[0], (0.999, 0.999, 1.0, 1.0))
+    assert torch.equal(speck[:, -1, -1], pictures[0][:, -1, -1]) and (speck[:, :, :-1] == PAD_VALUE).all()
+
+
+def test_native_keeps_what_a_center_crop_would_cut_off(encoder: Encoder, pictures: list[Tensor]) -> None:
+    cutting = Encoder(encoder.model, encoder.info, tokenizer=encoder.tokenizer, preprocess=Preprocess("crop"))
+    box = [[[0.0, 0.0, 0.15, 1.0]]]  # left of the center of a picture that is wider than high
+    (ours,), (padded,) = (one.encode_regions(pictures[:1], box, "native") for one in (cutting, encoder))
+    torch.testing.assert_close(ours, padded)
+
+
+def test_native_is_measured_where_it_is_asked_for_alone(encoder: Encoder, clip: Encoder) -> None:
+    assert "native" not in encoder.sources and encoder.every_source == (*encoder.sources, "native")
+    assert clip.every_source == ("roi_align", "crop", "mask_pool", "native")
+    assert "native" in SOURCES and set(DEFAULT_SOURCES) == set(encoder.sources)
 
 
 def test_grounded_boxes_lie_in_the_picture(encoder: Encoder, pictures: list[Tensor]) -> None:

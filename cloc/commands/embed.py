@@ -41,7 +41,10 @@ def embed_command(
     overlap: Annotated[float, typer.Option(help="Of two regions that overlap more (IoU) keep one.")] = 0.9,
     format: Annotated[str, typer.Option(help="npz, or parquet (needs the extra `parquet`).")] = "npz",
     index: Annotated[str, typer.Option(help="exact, or usearch: a graph for millions (extra `search`).")] = "exact",
-    source: Annotated[str, typer.Option(help="Of box embeddings; the model's first by default.")] = "",
+    source: Annotated[
+        str,
+        typer.Option(help="Of boxes: prompter, roi_align, mask_pool, crop, native; the model's first by default."),
+    ] = "",
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures of a COCO file.")] = None,
     max_skip_share: Annotated[float, typer.Option(help="Share of pictures that may be unreadable.")] = 0.1,
     device: DeviceOption = "auto",

@@ -15,7 +15,7 @@ from cloc.config.command_line import CONF, hint
 from cloc.config.domains import ConfigError
 from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
-from cloc.config.terms import Need, check_needs, check_negatives, terms_of, weights_of
+from cloc.config.terms import Need, check_crops, check_needs, check_negatives, terms_of, weights_of
 from cloc.config.values import KINDS, check_schema, check_value, kind_of, written
 from cloc.usage import meant
 
@@ -126,6 +126,7 @@ def _check_train(config: TrainConfig) -> None:
     terms = terms_of(config.loss)
     check_needs(config, terms)
     check_negatives(config, terms)
+    check_crops(config, terms)
     _check_frozen(config)
     _check_contrast(config)
     _check_measured(config)
@@ -222,6 +223,11 @@ def _check_measured(config: TrainConfig) -> None:
 
 
 def _check_view(data: DataConfig) -> None:
+    if data.crops > data.regions:
+        raise ConfigError(
+            f"data.crops={data.crops} with data.regions={data.regions}: the first of the drawn regions are cut out; "
+            f"give data.regions={data.crops}, or fewer crops"
+        )
     if data.jitter is not None and data.jitter[3] > 0.5:
         raise ConfigError(f"data.jitter={data.jitter}: the last, of the hue, is at most 0.5")
 

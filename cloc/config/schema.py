@@ -50,7 +50,8 @@ METRICS = (
     "average_precision",
     "relations",
 )
-SOURCES = ("prompter", "roi_align", "crop", "mask_pool")
+SOURCES = ("prompter", "roi_align", "crop", "mask_pool", "native")
+DEFAULT_SOURCES = SOURCES[:-1]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "auto")
@@ -73,6 +74,9 @@ class DataConfig:
     negatives: Annotated[int, Interval(0, 4096)] = 0
     """Hard negative texts drawn per region, where the shards hold them; they join its denominator. See
     docs/method.md."""
+    crops: Annotated[int, Interval(0, 64)] = 0
+    """Of the drawn regions of an image the first so many are also cut out, at the picture's own resolution, as further
+    pictures for ``loss.crops``; 0 for none. See docs/training.md#regions-as-pictures."""
     min_size: Share = 0.0
     """Boxes with a shorter side than this share of the view are not drawn."""
     choice: Annotated[str, OneOf("uniform", "score")] = "uniform"
@@ -128,6 +132,8 @@ class ModelConfig:
     """D, width of the joint space."""
     logit_bias: Finite | None = None
     """Start of the bias that ``loss.contrast=sigmoid`` learns (SigLIP: −10); null for softmax."""
+    crop_scale: bool = False
+    """Give ``loss.crops`` an inverse temperature (and bias) of its own; false: it takes the captions'."""
     frozen_towers: bool = False
     """Keep both towers as they are, projections included: Prompter and grounding head alone are trained, and every
     image-level result stays what it was, to the bit."""
@@ -269,8 +275,8 @@ class EvaluationConfig:
     """``image`` is classification and retrieval."""
     metrics: list[Annotated[Any, NameOrNode(*METRICS)]] = field(default_factory=lambda: list(METRICS))
     """What is measured: names of ours, or nodes with the ``_target_`` of a class of your own."""
-    sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(SOURCES))
-    """Region sources; those that a model lacks are left out, and ``crop`` while training."""
+    sources: list[Annotated[str, OneOf(*SOURCES)]] = field(default_factory=lambda: list(DEFAULT_SOURCES))
+    """Region sources; those that a model lacks are left out, and ``crop`` and ``native`` while training."""
     batch_size: Pictures = 64
     """Pictures a forward pass."""
     bootstrap: Annotated[int, Interval(0, 1_000_000)] = 1000

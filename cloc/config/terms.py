@@ -22,7 +22,7 @@ class Need(StrEnum):
     PROMPTER = "prompter"  # ``Features.region``
     GROUNDING = "grounding"  # ``Features.grounded``
     TEACHER = "teacher"  # embeddings of the model that the run starts from
-    CROPS = "crops"  # further views of the pictures
+    CROPS = "crops"  # regions cut out as further views, ``Features.crop``, and their phrases of all processes
 
 
 class Listed(Protocol):
@@ -44,12 +44,16 @@ class Listed(Protocol):
         """Whether it needs one of these."""
 
 
-# In words, the node of the model that provides it (None where nothing does yet), the remedy.
-PROVIDED: dict[Need, tuple[str, str | None, str]] = {
-    Need.PROMPTER: ("a Prompter", "prompter", "give weight 0 (CLIP), or choose model/prompter=shared"),
-    Need.GROUNDING: ("a head", "grounding", "give weight 0, or choose model/grounding=spatial"),
-    Need.TEACHER: ("a teacher", None, "give weight 0, or the model that the run starts from: base, or init_from"),
-    Need.CROPS: ("further crops of the pictures", None, "give weight 0"),
+# In words, why it is lacking, the remedy.
+PROVIDED: dict[Need, tuple[str, str, str]] = {
+    Need.PROMPTER: ("a Prompter", "model.prompter is null", "give weight 0 (CLIP), or choose model/prompter=shared"),
+    Need.GROUNDING: ("a head", "model.grounding is null", "give weight 0, or choose model/grounding=spatial"),
+    Need.TEACHER: (
+        "a teacher",
+        "there is none",
+        "give weight 0, or the model that the run starts from: base, or init_from",
+    ),
+    Need.CROPS: ("crops of the regions", "data.crops is 0", "give weight 0, or data.crops=2"),
 }
 
 UNUSED = {
@@ -80,17 +84,20 @@ def check_needs(config: TrainConfig, terms: Sequence[Listed]) -> None:
     Raises:
         ConfigError: names the terms, their weights, and what is missing.
     """
-    for need, (what, node, remedy) in PROVIDED.items():
+    for need, (what, why, remedy) in PROVIDED.items():
         asking = [one for one in terms if one.needs(need)]
-        if asking and not _provided(config, need, node):
-            verb, why = "needs" if len(asking) == 1 else "need", f"model.{node} is null" if node else "there is none"
+        if asking and not _provided(config, need):
+            verb = "needs" if len(asking) == 1 else "need"
             raise ConfigError(f"{weights_of(asking)} {verb} {what}, but {why}; {remedy}")
 
 
-def _provided(config: TrainConfig, need: Need, node: str | None) -> bool:
-    if need is Need.TEACHER:
-        return config.base is not None or config.init_from is not None
-    return node is not None and getattr(config.model, node) is not None
+def _provided(config: TrainConfig, need: Need) -> bool:
+    return {
+        Need.PROMPTER: config.model.prompter is not None,
+        Need.GROUNDING: config.model.grounding is not None,
+        Need.TEACHER: config.base is not None or config.init_from is not None,
+        Need.CROPS: config.data.crops > 0,
+    }[need]
 
 
 def idle_parts(config: TrainConfig, terms: Sequence[Listed]) -> list[str]:
@@ -109,8 +116,33 @@ def check_negatives(config: TrainConfig, terms: Sequence[Listed]) -> None:
     Raises:
         ConfigError: they are drawn for nothing.
     """
-    if config.data.negatives and terms and not any(one.needs(Need.PHRASES) for one in terms):
+    if config.data.negatives and terms and not any(one.needs(Need.PHRASES, Need.CROPS) for one in terms):
         raise ConfigError(
             f"data.negatives={config.data.negatives} with loss.region={config.loss.get('region', 0)}: hard negatives "
             "belong to the region loss; set data.negatives=0, or a weight"
+        )
+
+
+def check_crops(config: TrainConfig, terms: Sequence[Listed]) -> None:
+    """Regions are cut out for a term that compares them, of those that are drawn, and for towers that learn of them.
+
+    Raises:
+        ConfigError: they are cut out for nothing, or are more than the drawn ones.
+    """
+    data, model = config.data, config.model
+    wanted = not terms or any(one.needs(Need.CROPS) for one in terms)
+    if data.crops and not wanted:
+        raise ConfigError(
+            f"data.crops={data.crops} with loss.crops={config.loss.get('crops', 0)}: no term of the loss reads crops; "
+            "set data.crops=0, or a weight"
+        )
+    if data.crops and model.frozen_towers:
+        raise ConfigError(
+            f"data.crops={data.crops} with model.frozen_towers=true: crops pass through the towers alone, which stay "
+            "as they are; set data.crops=0 and loss.crops=0"
+        )
+    if model.crop_scale and not data.crops:
+        raise ConfigError(
+            "model.crop_scale=true with data.crops=0: no crop is compared, the temperature would not be trained; set "
+            "model.crop_scale=false, or data.crops"
         )

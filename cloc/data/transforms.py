@@ -21,6 +21,9 @@ from torchvision.transforms.v2 import functional as tv
 
 PAD_VALUE = 114  # near the mean of natural pictures: padding is neither black nor white
 
+Jitter = tuple[tuple[int, float], ...]
+"""Changes of color in their order: which of the four, and its factor."""
+
 _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
 _SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|handed|wards?)?\b)", re.IGNORECASE)
 
@@ -81,21 +84,28 @@ def crop_resize(
     return view, np.array(corners, dtype=np.float32)
 
 
-def color_jitter(image: Tensor, amounts: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast, saturation and hue, in random order, as ``v2.ColorJitter`` does.
+def draw_jitter(amounts: Sequence[float], rng: np.random.Generator) -> Jitter:
+    """Draw changes of brightness, contrast, saturation and hue, in random order, as ``v2.ColorJitter`` does.
 
     Args:
-        image: ``[3,H,W]`` uint8.
         amounts: of the four. A factor is drawn from [max(0, 1 - amount), 1 + amount]; the turn of the hue, in turns of
             the color wheel, from [-amount, amount]. 0 leaves that one alone.
         rng: seeded by the sample's global position.
     """
-    for which in rng.permutation(len(_JITTER)):
+    drawn = []
+    for which in rng.permutation(len(_JITTER)).tolist():
         amount = amounts[which]
         if amount:
             is_hue = _JITTER[which] is tv.adjust_hue
             low, high = (-amount, amount) if is_hue else (max(0.0, 1 - amount), 1 + amount)
-            image = _JITTER[which](image, rng.uniform(low, high))
+            drawn.append((which, rng.uniform(low, high)))
+    return tuple(drawn)
+
+
+def color_jitter(image: Tensor, drawn: Jitter) -> Tensor:
+    """Change the colors of a picture ``[3,H,W]`` uint8 as :func:`draw_jitter` has drawn it."""
+    for which, factor in drawn:
+        image = _JITTER[which](image, factor)
     return image
 
 
@@ -115,11 +125,13 @@ class ViewedPicture(NamedTuple):
         image: ``[3,size,size]`` uint8.
         content: ``[4]`` float32, the picture's place in the view before it is mirrored; a crop's reaches beyond 0..1.
         mirrored: left and right have changed places; texts take :func:`mirror_text`.
+        jitter: what was drawn for its colors.
     """
 
     image: Tensor
     content: np.ndarray
     mirrored: bool
+    jitter: Jitter = ()
 
 
 class ViewBoxes(NamedTuple):
@@ -146,7 +158,7 @@ class View:
         size: side in pixels.
         crop: smallest share of the area that a random-resized crop keeps; None for the paper's resize-and-pad.
         min_visible: a box keeps its phrase while at least this share of it is inside the view.
-        jitter: amounts of brightness, contrast, saturation and hue, see :func:`color_jitter`; None for no change.
+        jitter: amounts of brightness, contrast, saturation and hue, see :func:`draw_jitter`; None for no change.
         flip: share of pictures that are mirrored.
         resize: ``pad`` (long side, the paper) or ``squash`` (both sides: no token is spent on padding, shapes change).
     """
@@ -167,16 +179,36 @@ class View:
             out: ``[3,size,size]`` uint8 to write the view to, for instance its row of the batch; a new one by default.
         """
         if self.crop is None:
-            image = _fit(image, self.size) if self.resize == "pad" else _resize(image, self.size, self.size)
+            image = self._whole(image)
             content = _centered(image, self.size)
         else:
             image, content = crop_resize(image, self.size, rng, (self.crop, 1.0))
-        if self.jitter is not None:
-            image = color_jitter(image, self.jitter, rng)
+        jitter = () if self.jitter is None else draw_jitter(self.jitter, rng)
+        image = color_jitter(image, jitter)
         mirrored = self.flip > 0 and rng.random() < self.flip
         out = new_views(1, self.size)[0] if out is None else out
         # Behind the jitter: padding keeps its color.
-        return ViewedPicture(_place(image, out, mirrored), content, mirrored)
+        return ViewedPicture(_place(image, out, mirrored), content, mirrored, jitter)
+
+    def of_box(self, image: Tensor, box: Sequence[float], seen: ViewedPicture, out: Tensor) -> None:
+        """Write the view of one box of a picture, cut out at the picture's own resolution.
+
+        The pixels are those that the region source ``crop`` of :mod:`cloc.encoder` reads. Mirrored and jittered as the
+        picture's view is; nothing is drawn. The random-resized crop of the picture's view does not touch it.
+
+        Args:
+            image: ``[3,H,W]`` uint8, as decoded.
+            box: xyxy, normalized to the picture, not mirrored.
+            seen: the picture's view.
+            out: ``[3,size,size]`` uint8 to write to.
+        """
+        # Float32, as boxes come to an encoder: rounding decides about a pixel.
+        part = cut(image, np.asarray(box, dtype=np.float32).tolist())
+        _place(color_jitter(self._whole(part), seen.jitter), out, seen.mirrored)
+
+    def _whole(self, image: Tensor) -> Tensor:
+        """All of a picture ``[3,H,W]`` resized into the view, not yet padded."""
+        return _fit(image, self.size) if self.resize == "pad" else _resize(image, self.size, self.size)
 
     def move(self, seen: Sequence[ViewedPicture], boxes: np.ndarray, counts: Sequence[int]) -> ViewBoxes:
         """Move boxes with their pictures.
@@ -194,6 +226,27 @@ class View:
         clipped = moved.clip(0, 1)
         visible = _area(clipped) >= self.min_visible * _area(moved).clip(min=1e-12)
         return ViewBoxes(content.clip(0, 1), clipped, visible)
+
+
+def cut(picture: Tensor, box: Sequence[float]) -> Tensor:
+    """Cut a normalized box out of a picture ``[3,H,W]``; at least one pixel."""
+    left, top, right, bottom = pixels_of(picture, box)
+    return picture[:, top:bottom, left:right]
+
+
+def blank_outside(picture: Tensor, box: Sequence[float]) -> Tensor:
+    """A picture ``[3,H,W]`` uint8 with the padding's color all around a normalized box; at least one pixel stays."""
+    left, top, right, bottom = pixels_of(picture, box)
+    blank = torch.full_like(picture, PAD_VALUE)
+    blank[:, top:bottom, left:right] = picture[:, top:bottom, left:right]
+    return blank
+
+
+def pixels_of(picture: Tensor, box: Sequence[float]) -> tuple[int, int, int, int]:
+    """Pixels left, top, right (exclusive), bottom of a normalized box in a picture ``[3,H,W]``; at least one each."""
+    height, width = picture.shape[-2:]
+    left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
+    return left, top, max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
 
 
 def _fit(image: Tensor, size: int) -> Tensor:

@@ -59,7 +59,7 @@ class Pretrain(Task):
     schema = TrainConfig
     keys = {
         **dict.fromkeys(("base", "init_from"), After.START),
-        **dict.fromkeys(("model.joint_dim", "model.logit_bias", "model.frozen_towers"), After.REFUSED),
+        **dict.fromkeys(keys_of("model", "joint_dim logit_bias crop_scale frozen_towers"), After.REFUSED),
         **dict.fromkeys(keys_of("model", " ".join(PARTS)), After.PART),
         "loss": After.HOLDS,
         "datasets": After.HOW,
@@ -179,7 +179,7 @@ class Pretrain(Task):
         """Features, then the objective, in float32 whatever precision the towers run in."""
         parts = self.config.trainer.accumulate
         for teacher in self.teacher:
-            batch = teacher.teach(batch, self.model.prompter is not None, parts)
+            batch = teacher.teach(batch, self.model.reads_phrases(batch), parts)
         if parts > 1:
             return accumulated(self.model, self.loss, batch, parts)
         features = self.model(batch)

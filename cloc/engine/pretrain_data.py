@@ -146,12 +146,12 @@ def build_stream(
         SharedMemoryError: they do not fit into ``/dev/shm``, where this system needs it.
     """
     seen = view(model.image)
-    needed = 3 * seen.size**2 * (config.batch_size // world)
+    needed = 3 * seen.size**2 * (1 + config.data.crops) * (config.batch_size // world)
     if needed > memory():
         raise ConfigError(
-            f"batch_size={config.batch_size}: the pictures of a process, {seen.size} px wide, take "
-            f"{needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give a smaller batch, or more "
-            "processes"
+            f"batch_size={config.batch_size}: the pictures{' and crops' * bool(config.data.crops)} of a process, "
+            f"{seen.size} px wide, take {needed / 2**30:,.0f} GiB, and this machine has {memory() / 2**30:,.0f}; give "
+            "a smaller batch, or more processes"
         )
     workers = readers(config)
     buffers = buffers_needed(workers, prefetched(workers), needed) * host_share().processes
@@ -183,9 +183,17 @@ def plan(config: TrainConfig, data: ShardSources, world: int) -> dict[str, str]:
     return {
         **plan_reading(data, config.seed, config.samples, config.batch_size, nodes(config.trainer.num_nodes)),
         "regions": f"{data.regions:,} in the data, up to {config.data.regions} drawn per image and step",
+        **_plan_crops(config),
         **data.left_out(),
         "readers": f"{who} of {share.host_cores} cores, {config.batch_size // world} samples a rank and step",
     }
+
+
+def _plan_crops(config: TrainConfig) -> dict[str, str]:
+    crops, size = config.data.crops, config.batch_size
+    if not crops:
+        return {}
+    return {"crops": f"the first {crops} of those, up to {size * crops:,} further pictures a step beside its {size:,}"}
 
 
 def data_health(parts: Sequence[Reading]) -> dict[str, float]:

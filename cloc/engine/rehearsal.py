@@ -159,7 +159,9 @@ def forward_flops(task: Task, config: TrainConfig, batch: Batch) -> float:
 
     Where a tower's code cannot run there: two for each weight and place of a sequence.
     """
-    count, texts = len(batch.images), [batch.captions] + [batch.phrases] * (config.model.prompter is not None)
+    reads_phrases = config.model.prompter is not None or batch.has_crops
+    texts = [batch.captions] + [batch.phrases] * reads_phrases
+    count = len(batch.images) + int(batch.crop_valid.sum())
     try:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model: Any = type(task).blank_model(task.resolved)

@@ -123,7 +123,9 @@ def _compare(config: EvalConfig, sets: dict[str, DatasetConfig], catalog: Catalo
         result["models"] = {encoder.name: _facts(encoder) for encoder in encoders}
         if config.cost:
             with working(waiting, "timing the models"):
-                result["cost"] = {encoder.name: measure_cost(encoder, probe) for encoder in encoders}
+                result["cost"] = {
+                    encoder.name: measure_cost(encoder, probe, config.evaluation.sources) for encoder in encoders
+                }
         write_json(out / "metrics.json", result)
         write_file(out / "metrics.md", markdown(result, catalog))
         console.print(comparison_table(result, catalog, console.width))

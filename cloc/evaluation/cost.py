@@ -22,7 +22,7 @@ from torch import Tensor
 from cloc.contracts import BadSample
 from cloc.data.decode import decode_rgb
 from cloc.data.inputs import as_pictures
-from cloc.encoder import Encoder
+from cloc.encoder import AS_PICTURES, Encoder
 from cloc.evaluation.report.metrics_file import Cost
 from cloc.evaluation.sets.eval_set import EvalSet
 
@@ -85,16 +85,17 @@ def _bare_pictures(data: EvalSet) -> Iterator[Tensor]:
         yield decode_rgb(item.read())
 
 
-def measure_cost(encoder: Encoder, probe: Probe | None) -> Cost:
+def measure_cost(encoder: Encoder, probe: Probe | None, sources: Sequence[str] = ()) -> Cost:
     """Time a model, warm: each question is asked once before the clock runs, then up to five times; the median counts.
 
     Pictures are decoded already. A picture's time is that of its view, its transfer and the image tower. Boxes and
-    phrases are asked of pictures that the tower has seen, so only crops contain passes of it; a phrase's embedding is
+    phrases are asked of pictures that the tower has seen, so only crops and their kin contain passes of it; a phrase's embedding is
     there too.
 
     Args:
         encoder: the model.
         probe: of :func:`take_probe`; None times nothing and counts parameters alone.
+        sources: of boxes, timed beside :attr:`~cloc.encoder.Encoder.sources` where the model has them.
     """
     parts: dict[str, Any] = {"image": encoder.model.image, "text": encoder.model.text}
     parts |= {"prompter": encoder.model.prompter, "grounding": encoder.model.grounding}
@@ -106,7 +107,7 @@ def measure_cost(encoder: Encoder, probe: Probe | None) -> Cost:
     }
     if encoder.device.type == "cpu":
         found["threads"] = torch.get_num_threads()
-    return found if probe is None else {**found, **_timed(encoder, probe)}
+    return found if probe is None else {**found, **_timed(encoder, probe, sources)}
 
 
 def _count(part: torch.nn.Module) -> int:
@@ -114,7 +115,7 @@ def _count(part: torch.nn.Module) -> int:
 
 
 @torch.no_grad()
-def _timed(encoder: Encoder, probe: Probe) -> Cost:
+def _timed(encoder: Encoder, probe: Probe, more: Sequence[str]) -> Cost:
     boxes, phrases = sum(map(len, probe.boxes)), sum(map(len, probe.phrases))
     seconds, repeats = _median(lambda: encoder.see(probe.pictures), encoder.device)
     found: Cost = {
@@ -126,8 +127,9 @@ def _timed(encoder: Encoder, probe: Probe) -> Cost:
     seen = encoder.see(probe.pictures)
     if boxes:
         found |= {"boxes": boxes, "boxes_per_second": {}}
-        for source in encoder.sources:
-            own = first_boxes(probe.boxes, MOST_CROPS) if source == "crop" else probe.boxes
+        asked = (source for source in encoder.every_source if source in encoder.sources or source in more)
+        for source in asked:
+            own = first_boxes(probe.boxes, MOST_CROPS) if source in AS_PICTURES else probe.boxes
             seconds, _ = _median(partial(encoder.regions, seen, own, source), encoder.device)
             found["boxes_per_second"][source] = _rounded(sum(map(len, own)) / seconds)
     if phrases and encoder.can_ground:

@@ -135,7 +135,7 @@ class ModelOutputs:
         if data.samples:
             wanted = ["images"] if "images" in asked else []
             if "regions" in asked:
-                wanted += [f"region-{source}" for source in config.sources if source in self.encoder.sources]
+                wanted += [f"region-{source}" for source in config.sources if source in self.encoder.every_source]
             if "grounded" in asked and self.encoder.can_ground:
                 wanted.append("grounded")
             self._fill(found, data, wanted, config.batch_size)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from cloc.config import ConfigError, DatasetConfig, EvaluationConfig
 from cloc.console import progress_console
-from cloc.encoder import Encoder
+from cloc.encoder import AS_PICTURES, Encoder
 from cloc.evaluation.metrics.catalog import ALL, Catalog, build_catalog
 from cloc.evaluation.metrics.metric import Metric, listed_names
 from cloc.evaluation.metrics.outcome import Outcomes, values
@@ -87,7 +87,7 @@ def check_chosen(
             raise ConfigError(f"{key}={name!r}: {data} is not measured in training, evaluation.data has {sets}{close}")
         held = read.get(data) if read else None
         asked = list(_asked(config, datasets[data], catalog, lacking, held))
-        sources = [source for source in config.sources if source != "crop" and source not in lacking]
+        sources = [source for source in config.sources if source not in AS_PICTURES and source not in lacking]
         listed = [listed_names(own, sources) for own in asked]
         names = [known for own in listed if own is not None for known in own]
         silent = [own for own, told in zip(asked, listed, strict=True) if told is None]
@@ -152,10 +152,10 @@ class TrainingSuite:
         self.catalog = build_catalog(config.metrics)
         for name in config.data:
             check_lead(name, datasets[name], self.catalog)
-        self.config = replace(config, sources=[s for s in config.sources if s != "crop"])
+        self.config = replace(config, sources=[s for s in config.sources if s not in AS_PICTURES])
         self.sets = [load_eval_set(name, datasets[name], config.limit) for name in config.data]
         encoder = Encoder(model, {}, "cpu")
-        lacking = [source for source in config.sources if source not in encoder.sources]
+        lacking = [source for source in config.sources if source not in encoder.every_source]
         lacking += [] if encoder.can_ground else ["grounded"]
         read = {data.name: data for data in self.sets}
         check_chosen(chosen or {}, config, datasets, self.catalog, lacking, read)

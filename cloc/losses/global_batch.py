@@ -42,6 +42,8 @@ class GlobalBatch:
         with_regions: pictures with a valid region.
         regions: valid regions.
         unshared: valid regions whose phrase owns no other box of the picture.
+        crops: valid regions that were cut out.
+        crop_phrases: their rows are those; None where no loss asks for them.
     """
 
     captions: Texts | None
@@ -50,37 +52,53 @@ class GlobalBatch:
     with_regions: Tensor
     regions: Tensor
     unshared: Tensor
+    crops: Tensor
+    crop_phrases: Texts | None = None
 
 
-def gather_batch(features: Features, batch: Batch, phrases: bool = True) -> GlobalBatch:
+def gather_batch(features: Features, batch: Batch, phrases: bool = True, crops: bool = False) -> GlobalBatch:
     """Gather what the losses need.
 
     Args:
         features: of this process.
         batch: the batch they were made of.
         phrases: whether phrases are gathered too; the features must hold them.
+        crops: whether those of the regions that were cut out are, likewise.
     """
-    valid = batch.region_valid
-    parts, owners = [], []
+    valid, cut_out = batch.region_valid, batch.crop_valid
+    parts: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     if features.text is not None:
-        parts.append((features.text, batch.caption_id, torch.ones_like(batch.caption_id)))
-        owners.append(batch.caption_id)
+        parts["captions"] = features.text, batch.caption_id, torch.ones_like(batch.caption_id), batch.caption_id
     if phrases:
-        assert features.phrase is not None, "a term that needs phrases"  # Need.PHRASES
-        owned = batch.region_phrase[valid]
-        count = torch.zeros_like(batch.phrase_id).index_add_(0, owned, torch.ones_like(owned))
-        used = count > 0  # neither hard negatives nor the text that stands in where there is no region are columns
-        parts.append((features.phrase[used], batch.phrase_id[used], count[used]))
-        owners.append(batch.phrase_id[owned])
-    counts = [valid.any(1).sum(), valid.sum(), (valid & ~batch.phrase_is_shared).sum()]
-    rows = torch.tensor([*(len(ids) for _, ids, _ in parts), len(valid)], device=valid.device)
+        parts["phrases"] = _owned_phrases(features, batch, batch.region_phrase[valid])
+    if crops:
+        parts["crops"] = _owned_phrases(features, batch, batch.region_phrase[:, : cut_out.shape[1]][cut_out])
+    counts = [valid.any(1).sum(), valid.sum(), (valid & ~batch.phrase_is_shared).sum(), cut_out.sum()]
+    rows = torch.tensor([*(len(ids) for _, ids, _, _ in parts.values()), len(valid)], device=valid.device)
     every = exchange(torch.cat([rows, torch.stack(counts)]))
     sizes = every[:, : len(parts)].tolist() if world_size() > 1 else []
-    embeddings = gather([embedding for embedding, _, _ in parts], sizes) if parts else ()
-    facts = gather([torch.stack([ids, count], 1) for _, ids, count in parts], sizes) if parts else ()
-    texts = [_distinct(*part) for part in zip(embeddings, facts, owners, strict=True)]
-    total, last = every.sum(0), texts[-1] if phrases else None
-    return GlobalBatch(texts[0] if features.text is not None else None, last, *total[-4:])
+    embeddings = gather([embedding for embedding, _, _, _ in parts.values()], sizes) if parts else ()
+    facts = gather([torch.stack([ids, count], 1) for _, ids, count, _ in parts.values()], sizes) if parts else ()
+    texts = {
+        name: _distinct(embedding, facts, own)
+        for (name, (_, _, _, own)), embedding, facts in zip(parts.items(), embeddings, facts, strict=True)
+    }
+    counted = every.sum(0)[-1 - len(counts) :]
+    return GlobalBatch(texts.get("captions"), texts.get("phrases"), *counted, crop_phrases=texts.get("crops"))
+
+
+def _owned_phrases(features: Features, batch: Batch, owned: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of this process's phrases those that rows own: embeddings, ids, how many own each; and the id of each row's.
+
+    Args:
+        features: of this process.
+        batch: they were made of.
+        owned: ``[R]`` index of each row's phrase.
+    """
+    assert features.phrase is not None, "a term that needs phrases"  # its needs
+    count = torch.zeros_like(batch.phrase_id).index_add_(0, owned, torch.ones_like(owned))
+    used = count > 0  # neither hard negatives nor the text that stands in where there is no region are columns
+    return features.phrase[used], batch.phrase_id[used], count[used], batch.phrase_id[owned]
 
 
 def _distinct(embedding: Tensor, facts: Tensor, own: Tensor) -> Texts:

@@ -17,6 +17,7 @@ from cloc.config.terms import Need
 from cloc.config.values import check_arguments, check_value
 from cloc.contracts import Batch, Features, LossTerms, Per, per
 from cloc.losses.contrastive import CONTRASTS, GlobalContrast
+from cloc.losses.crops import CropContrast
 from cloc.losses.distill import Distill
 from cloc.losses.global_batch import gather_batch
 from cloc.losses.grounding import BOX, SHARED_PHRASE, Grounding
@@ -27,7 +28,8 @@ from cloc.losses.term import Term, Weighted
 class ClocLoss(nn.Module):
     """``L = w_g L_CLIP + λ (w_r L_CLOC + w_b L_grounding)``, λ the share of images of the global batch with regions.
 
-    ``w_d L_distill`` is added where fine-tuning asks for it.
+    ``λ w_c L_crops`` is added where regions are also cut out (CLIP + crops, or beside CLOC), and ``w_d L_distill``
+    where fine-tuning asks for it.
 
     Args:
         global_: weight of the image-caption contrast, which is measured even where it is 0; null leaves it out, and
@@ -41,6 +43,8 @@ class ClocLoss(nn.Module):
         shared_phrase: ``skip``, ``nearest`` or ``union``.
         distill: weight of the distance to the embeddings of the model that the run starts from (``base`` or
             ``init_from``); 0 leaves it out (see :class:`cloc.losses.distill.Distill`).
+        crops: weight of the contrast of cut-out regions (``data.crops``) with their phrases; 0 leaves it out (see
+            :class:`cloc.losses.crops.CropContrast`).
         terms: further terms by name: each a ``_target_`` that names a :class:`cloc.losses.term.Term`, its arguments,
             and a ``weight`` (1 unless given; 0 leaves it out).
 
@@ -63,16 +67,18 @@ class ClocLoss(nn.Module):
         box: Annotated[str, OneOf(*BOX)] = "l2",
         shared_phrase: Annotated[str, OneOf(*SHARED_PHRASE)] = "skip",
         distill: Weight = 0.0,
+        crops: Weight = 0.0,
         terms: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        weights = {"global_": global_, "region": region, "grounding": grounding, "distill": distill}
+        weights = {"global_": global_, "region": region, "grounding": grounding, "distill": distill, "crops": crops}
         check_arguments(ClocLoss, weights | {"threshold": threshold}, "loss")
         found = [
             Weighted("global", "loss.global", global_ or 0.0, GlobalContrast(contrast)),
             Weighted("region", "loss.region", region, RegionContrast(contrast, conflicts, threshold)),
             Weighted("grounding", "loss.grounding", grounding, Grounding(box, shared_phrase)),
             Weighted("distill", "loss.distill", distill, Distill()),
+            Weighted("crops", "loss.crops", crops, CropContrast(contrast, conflicts, threshold)),
         ]
         found += _further(terms or {}, {one.name for one in found})
         if not any(one.weight for one in found):
@@ -94,7 +100,7 @@ class ClocLoss(nn.Module):
 
     def forward(self, features: Features, batch: Batch) -> LossTerms:
         """Compute the terms; a batch without any region is a normal case."""
-        gathered = gather_batch(features, batch, self.needs(Need.PHRASES))
+        gathered = gather_batch(features, batch, self.needs(Need.PHRASES), self.needs(Need.CROPS))
         stats = {f"scale_{name}": value.detach().squeeze(0) for name, value in features.scales.items()}
         share = gathered.with_regions / gathered.pictures
         if self.needs_regions:

@@ -45,17 +45,32 @@ class RegionContrast(Term):
 
     def forward(self, features: Features, batch: Batch, gathered: GlobalBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`cloc.losses.term.Term.forward`."""
-        texts = gathered.phrases
+        texts, valid = gathered.phrases, batch.region_valid
         assert texts is not None and features.region is not None, "a term that needs regions and phrases"  # its needs
-        rows, statistics = features.region[batch.region_valid], {"regions": gathered.regions}
-        rule = self._rule(texts)
+        summed, statistics = self.contrast_regions("region", features.region[valid], valid, texts, features, batch)
+        return local_mean(summed, gathered.regions), {"regions": gathered.regions} | statistics
+
+    def contrast_regions(
+        self, name: str, rows: Tensor, valid: Tensor, texts: Texts, features: Features, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the loss over embeddings of regions, and statistics.
+
+        Args:
+            name: whose inverse temperature and bias.
+            rows: ``[R,D]`` unit norm, of this process's valid regions.
+            valid: ``[B,K]`` which of the first K regions of each picture those are.
+            texts: their phrases, of the global batch.
+            features: of this process.
+            batch: they were made of.
+        """
+        statistics, rule = {}, self._rule(texts)
         if rule is not None and rule.limit is not None:
             statistics["cosine_limit"] = rule.limit
-        hard = None if batch.negatives is None else _hard_negatives(features.phrase, batch.negatives, batch)
-        bias = features.biases["region"] if self.contrast == "sigmoid" else None
-        loss, left_out = contrast(rows, texts, features.scales["region"], bias, rule, hard)
+        hard = None if batch.negatives is None else _hard_negatives(features.phrase, batch.negatives, batch, valid)
+        bias = features.biases[name] if self.contrast == "sigmoid" else None
+        loss, left_out = contrast(rows, texts, features.scales[name], bias, rule, hard)
         statistics["filtered"] = left_out / max(1, len(rows) * len(texts.id))
-        return local_mean(loss.sum(), gathered.regions), statistics
+        return loss.sum(), statistics
 
     def _rule(self, texts: Texts) -> Conflicts | None:
         if self.conflicts == "cosine":
@@ -63,13 +78,14 @@ class RegionContrast(Term):
         return Conflicts(texts.own) if self.conflicts == "exact" else None
 
 
-def _hard_negatives(phrase: Tensor | None, negatives: Tensor, batch: Batch) -> HardNegatives:
-    """Those of the valid regions.
+def _hard_negatives(phrase: Tensor | None, negatives: Tensor, batch: Batch, valid: Tensor) -> HardNegatives:
+    """Those of the valid ones among the first regions of each picture.
 
     A hard negative is near its region's phrase by design, so the cosine rule does not apply to it; the same text does.
     """
     assert phrase is not None, "a term that needs phrases"  # Need.PHRASES
-    place = negatives[batch.region_valid]
-    own = batch.phrase_id[batch.region_phrase[batch.region_valid]]
+    count = valid.shape[1]
+    place = negatives[:, :count][valid]
+    own = batch.phrase_id[batch.region_phrase[:, :count][valid]]
     index = place.clamp(min=0)
     return HardNegatives(phrase[index], (place >= 0) & (batch.phrase_id[index] != own.unsqueeze(1)))

@@ -24,8 +24,8 @@ def build_model(
     One that a file brings passes :func:`cloc.models.trust.registry.admit` before.
 
     Args:
-        config: ``joint_dim``, the nodes ``image``, ``text``, ``prompter``, ``grounding``, and maybe ``logit_bias`` and
-            ``frozen_towers``.
+        config: ``joint_dim``, the nodes ``image``, ``text``, ``prompter``, ``grounding``, and maybe ``logit_bias``,
+            ``crop_scale`` and ``frozen_towers``.
         pretrained: False builds the architecture alone, for weights that a checkpoint brings.
         known: by part, the only classes that may be named; None for a user's own configuration, which may name any.
 
@@ -48,8 +48,8 @@ def build_model(
         else None
         for part in ("prompter", "grounding")
     }
-    frozen = bool(config.get("frozen_towers"))
-    return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"), frozen_towers=frozen)
+    flags = {name: bool(config.get(name)) for name in ("crop_scale", "frozen_towers")}
+    return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"), **flags)
 
 
 # What the model asks of each part, see cloc.models.protocols.

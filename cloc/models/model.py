@@ -47,6 +47,7 @@ class Cloc(nn.Module):
         logit_bias: start of a learned bias of the logits of each contrastive loss; None for no bias. With one, inverse
             temperatures start at 10 and not at 1/0.07: SigLIP's values and CLIP's.
         frozen_towers: keep both towers, and what scales their logits, as they are. They stay in evaluation mode.
+        crop_scale: learn a temperature (and bias) for crops of regions beside that of pictures.
 
     Raises:
         ValueError: a grounding head without such a Prompter.
@@ -63,6 +64,7 @@ class Cloc(nn.Module):
         grounding: GroundingHead | None = None,
         logit_bias: float | None = None,
         frozen_towers: bool = False,
+        crop_scale: bool = False,
     ) -> None:
         super().__init__()
         if grounding is not None and not getattr(prompter, "supports_phrases", False):
@@ -74,7 +76,7 @@ class Cloc(nn.Module):
         if grounding is None and prompter is not None and hasattr(prompter, "phrase_prompt"):
             # Never asked for a phrase; distributed training would wait for its gradient.
             declared(prompter).phrase_prompt.requires_grad_(False)
-        names = ["global", "region"] if prompter is not None else ["global"]
+        names = ["global", *["region"] * (prompter is not None), *["crops"] * crop_scale]
         self.log_scales = new_log_scales(names, logit_bias is not None)
         biases = {} if logit_bias is None else dict.fromkeys(names, float(logit_bias))
         self.biases = nn.ParameterDict({n: nn.Parameter(torch.full((1,), value)) for n, value in biases.items()})
@@ -127,7 +129,7 @@ class Cloc(nn.Module):
 
         What a batch brings of frozen towers is taken from it.
         """
-        image = self._seen(batch)
+        image, crop = self._seen(batch)
         region = grounded = None
         text, phrase = self._read(batch)
         if self.prompter is not None and phrase is not None:
@@ -138,27 +140,43 @@ class Cloc(nn.Module):
                     own = phrase[batch.region_phrase]
                     grounded = self._ground(self.prompter, self.grounding, memory, own, image.tokens)
         biases = {name: value.clone() for name, value in self.biases.items()}
-        return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases)
+        return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases, crop)
 
-    def _seen(self, batch: Batch) -> ImageFeatures:
+    def _seen(self, batch: Batch) -> tuple[ImageFeatures, Tensor | None]:
+        """The pictures encoded, and ``[B,K,D]`` of their crops where there are any.
+
+        Both in one pass: towers take no statistics of a batch, a row does not depend on the others. One pass, whatever
+        regions there are, is also what sharded weights need: each process gathers them as often.
+        """
         if batch.tokens is not None and batch.pooled is not None:
-            return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype))
-        if batch.image_states is None:
-            return self.encode_images(batch.images)
-        with record_function("image tower"):
-            return _of_unit_norm(*_frozen(self.image).rest(batch.image_states))
+            return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype)), None
+        given, crops = batch.images, batch.crops
+        encode: Callable[[Tensor], ImageFeatures] = self.encode_images
+        if batch.image_states is not None:
+            given, crops, encode = batch.image_states, batch.crop_states, self._encode_image_states
+        if crops is None:
+            return encode(given), None
+        count, valid = len(given), batch.crop_valid
+        seen = encode(torch.cat([given, crops[valid]]))
+        crop = seen.pooled.new_zeros(*valid.shape, seen.pooled.shape[-1])
+        crop[valid] = seen.pooled[count:]
+        return ImageFeatures(seen.pooled[:count], seen.tokens[:count]), crop
 
     def _read(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings of a batch's captions, and of its phrases where there is a Prompter."""
+        """Embeddings of a batch's captions, and of its phrases where a Prompter or crops want them."""
         if batch.phrase_embeddings is not None:
             return batch.caption_embeddings, batch.phrase_embeddings
         given, encode = (batch.captions, batch.phrases), self.encode_texts
         if batch.caption_states is not None and batch.phrase_states is not None:
-            given, encode = (batch.caption_states, batch.phrase_states), self._encode_states
-        if self.prompter is None:
+            given, encode = (batch.caption_states, batch.phrase_states), self._encode_text_states
+        if not self.reads_phrases(batch):
             return encode(given[0]), None
         text, phrase = encode(*given).split([len(rows) for rows in given])
         return text, phrase
+
+    def reads_phrases(self, batch: Batch) -> bool:
+        """Whether the phrases of a batch are embedded."""
+        return self.prompter is not None or batch.has_crops
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""
@@ -192,7 +210,12 @@ class Cloc(nn.Module):
         with record_function("text tower"):
             return normalize(self.text(*groups).float(), dim=-1)
 
-    def _encode_states(self, *groups: Tensor) -> Tensor:
+    def _encode_image_states(self, states: Tensor) -> ImageFeatures:
+        """As :meth:`encode_images`, of what the frozen part of the tower has made of the pictures."""
+        with record_function("image tower"):
+            return _of_unit_norm(*_frozen(self.image).rest(states))
+
+    def _encode_text_states(self, *groups: Tensor) -> Tensor:
         """As :meth:`encode_texts`, of what the frozen part of the tower has made of the texts."""
         with record_function("text tower"):
             return normalize(_frozen(self.text).rest(torch.cat(groups)).float(), dim=-1)
@@ -214,12 +237,14 @@ class Cloc(nn.Module):
         """
         if source == "prompter":
             if self.prompter is None:
-                raise ValueError("source='prompter': this model has no Prompter; use roi_align, mask_pool or crop")
+                raise ValueError(
+                    "source='prompter': this model has no Prompter; use roi_align, mask_pool, crop or native"
+                )
             memory = self.prompter.memory(image.tokens)
             return normalize(self.prompter.boxes(memory, self._onto_grid(boxes)).float(), dim=-1)
         pool = {"roi_align": roi_tokens, "mask_pool": mask_tokens}.get(source)
         if pool is None:
-            raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool or crop")
+            raise ValueError(f"source={source!r}: give prompter, roi_align, mask_pool, crop or native")
         pooled = pool(image.tokens, self.grid, self._onto_grid(boxes))
         return normalize(self.image.project_tokens(pooled).float(), dim=-1)
 

@@ -16,6 +16,7 @@ from cloc.data.shards.reader import ShardReader
 from cloc.engine import run
 from cloc.models.frozen import FrozenPart, frozen_part, is_frozen
 from cloc.models.image import TimmTower
+from cloc.models.text import ClipText
 from tests.kit.resuming import assert_same, configure, make_squares, weights
 
 TRUNK = ["+model.image.tune_last=0", "+model.image.adapter_depth=1", "+model.image.adapter_width=64"]
@@ -100,6 +101,38 @@ def test_a_second_run_reads_no_picture_whatever_is_trained_behind_the_cut(
     assert len(list((squares / "tokens").glob("image-*"))) == 1
 
 
+CROPS = ["data.crops=2", "+loss.crops=1", "loss.region=0", "loss.grounding=0"]
+CLIP = ["model.prompter=null", "model.grounding=null"]
+
+
+def test_with_crops_too_the_same_is_learned_to_the_bit(squares: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CLIP + crops: regions are cut out and pass the backbone once; the second run finds all of them."""
+    own = [DROPOUT, *CLIP, *CROPS]
+    plain = train(squares, "plain-crops", *own)
+    cache = squares / "with-crops"
+    assert_same(plain, train(squares, "kept-crops", *own, f"data.token_cache={cache}"))
+    assert "and 48 crops" in " ".join(capsys.readouterr().out.split())
+    files = list(cache.glob("crops-*/*.safetensors"))
+    before = [(file, file.stat().st_mtime_ns) for file in files]
+    damage(files[0])
+    assert_same(plain, train(squares, "again-crops", *own, f"data.token_cache={cache}"))
+    assert "1 damaged files made anew" in " ".join(capsys.readouterr().err.split())
+    assert [(file, file.stat().st_mtime_ns) for file in files[1:]] == before[1:]
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_crops_of_a_frozen_tower_are_refused(squares: Path) -> None:
+    """They pass through the towers alone."""
+    own = ["data.token_cache=tokens", "dry_run=true", "model.frozen_towers=true", "loss.global=null", "data.crops=1"]
+    with pytest.raises(ConfigError, match=r"data\.crops=1 .*set data\.crops=0"):
+        run.train(composed(squares, "refused-crops", *own, "+loss.crops=1"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_it_is_so_in_bfloat16_and_in_micro_batches(squares: Path, precision: str) -> None:
@@ -163,4 +196,4 @@ def test_a_tower_is_its_frozen_part_and_the_rest(options: dict[str, Any]) -> Non
 def test_a_tower_without_gradient_that_drops_out_is_not_frozen() -> None:
     tower = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).requires_grad_(False).eval()
     assert not is_frozen(tower) and not tower.training
-    assert is_frozen(tower[0])
+    assert is_frozen(ClipText(16, options={"width": 32, "heads": 2, "layers": 1}, frozen=True))

@@ -240,7 +240,7 @@ def fill(data: ShardSources, seen: View, folder: Path) -> Blocks:
     folder.mkdir()
     config = DataConfig(train="-", token_cache=str(folder))
     shape = Shape((Rows("tokens", (4, 3), torch.float32), Rows("pooled", (3,), torch.float32)))
-    places = places_of(data, folder, shape)
+    places = places_of(data, folder, shape.block)
     Filler(MeanTower(), data, seen, shape, config, 2).fill(places)
     return Blocks(places, shape)
 

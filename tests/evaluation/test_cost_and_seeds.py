@@ -57,7 +57,10 @@ def test_a_crop_is_a_pass_of_its_own_so_few_are_timed(encoder: Encoder, monkeypa
     monkeypatch.setattr(costs, "MOST_CROPS", 3)
     probe = costs.take_probe(toy(), 4)
     assert probe is not None and costs.measure_cost(encoder, probe)["boxes"] == sum(map(len, probe.boxes))
-    assert sum(asked.pop("crop")) == 3 and all(sum(own) == sum(map(len, probe.boxes)) > 3 for own in asked.values())
+    costs.measure_cost(encoder, probe, ["native", "roi_align"])
+    assert sum(asked.pop("crop")) == sum(asked.pop("native")) == 3 and all(
+        sum(own) == sum(map(len, probe.boxes)) > 3 for own in asked.values()
+    )
 
 
 def test_timing_warms_up_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:

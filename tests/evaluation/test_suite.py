@@ -17,6 +17,7 @@ from cloc.data.shards.writer import write_shards
 from cloc.encoder import Encoder
 from cloc.evaluation.cache import Cache, model_digest
 from cloc.evaluation.compare import _replaced, compare
+from cloc.evaluation.metrics.catalog import ALL
 from cloc.evaluation.metrics.outcome import values
 from cloc.evaluation.model_outputs import ModelOutputs
 from cloc.evaluation.reduce import Ranks
@@ -190,7 +191,7 @@ def test_intervals_differences_and_a_cache_that_saves_every_pass(
         raise AssertionError("the model was asked again")
 
     monkeypatch.setattr("cloc.loading.tried", lambda encoder, **_: encoder)
-    for method in ("see", "encode_text", "encode_image"):
+    for method in ("see", "encode_text", "encode_image", "regions"):
         monkeypatch.setattr(Encoder, method, never)
     compare(configuration(data, runs, tmp_path, cost=0))
     assert result(tmp_path)["data"] == first["data"]
@@ -217,10 +218,16 @@ def test_the_same_run_twice_and_an_unknown_set_are_refused(data: Path, runs: Pat
         compare(configuration(data, runs, tmp_path, data=["nothing"]))
 
 
+def test_native_is_measured_where_it_is_named(data: Path, encoder: Encoder) -> None:
+    found = run(encoder, dataset(data), replace(QUICK, sources=["native"], parts=["region"]))
+    assert 0 <= found["region/native/top1"] <= 1 and ALL.describe("region/native/top1").row == "Native"
+    assert not any("native" in name for name in run(encoder, dataset(data), replace(QUICK, parts=["region"])))
+
+
 def test_training_measures_without_crops(data: Path, encoder: Encoder) -> None:
-    config = replace(QUICK, data=["toy"], limit=6)
+    config = replace(QUICK, data=["toy"], limit=6, sources=[*QUICK.sources, "native"])
     found = TrainingSuite(config, {"toy": dataset(data)}, encoder.model)(encoder.model)
-    assert 0 <= found["toy/region/prompter/top1"] <= 1 and not any("crop" in name for name in found)
+    assert 0 <= found["toy/region/prompter/top1"] <= 1 and not any("crop" in name or "native" in name for name in found)
     with pytest.raises(ValueError, match="unknown; known sets are"):
         TrainingSuite(replace(config, data=["x"]), {"toy": dataset(data)}, encoder.model)
 

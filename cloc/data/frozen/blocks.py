@@ -12,10 +12,10 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -97,22 +97,22 @@ class BlockPlace:
     file: Path
 
 
-def places_of(data: ShardSources, folder: Path, shape: Shape) -> list[BlockPlace]:
+def places_of(data: ShardSources, folder: Path, block: int) -> list[BlockPlace]:
     """All blocks of a data set, in the order of sources and shards.
 
     Args:
         data: the data set.
         folder: of the tower and the view.
-        shape: of what the tower makes.
+        block: samples of a block.
     """
     found = []
     for source, part in enumerate(data.parts):
         shards = part.manifest.shards
         for shard, samples in enumerate(shards.column("samples").tolist()):
             name = shards.sha256(shard) or _unknown(part.manifest.location(shard), shards.size(shard))
-            for first in range(0, samples, shape.block):
+            for first in range(0, samples, block):
                 file = folder / f"{name[:32]}-{first:08d}.safetensors"
-                found.append(BlockPlace(source, shard, first, min(shape.block, samples - first), file))
+                found.append(BlockPlace(source, shard, first, min(block, samples - first), file))
     return found
 
 
@@ -137,7 +137,12 @@ def write_block(file: Path, tensors: Mapping[str, Tensor], records: Sequence[str
         "records": torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8),
         "ends": torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64),
     }
-    write_tensors(file, held, {"crc32": str(checksum(held)), "format": str(FORMAT)})
+    write_sound(file, held)
+
+
+def write_sound(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors with its checksum, whole or not at all."""
+    write_tensors(file, dict(tensors), {"crc32": str(checksum(tensors)), "format": str(FORMAT)})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
@@ -148,11 +153,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     return found
 
 
-class Block:
-    """A block that is open: its tensors are parts of the file, read where they are looked at.
+class StoredTensors:
+    """A file of tensors that is open: they are parts of the file, read where they are looked at.
 
     Args:
         place: of it.
+        names: of what it must hold.
 
     Raises:
         OSError: it is not there.
@@ -160,12 +166,28 @@ class Block:
         KeyError: it lacks a tensor.
     """
 
-    def __init__(self, place: BlockPlace) -> None:
+    def __init__(self, place: BlockPlace, names: Sequence[str]) -> None:
         with safe_open(place.file, "pt") as stored:
             self.metadata: dict[str, str] = stored.metadata() or {}
             self.tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}
-        if missing := sorted(set(NAMES) - self.tensors.keys()):
+        if missing := sorted(set(names) - self.tensors.keys()):
             raise KeyError(missing[0])
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the checksum is right. Reads all of it."""
+        return self.metadata.get("crc32") == str(checksum(self.tensors))
+
+
+class Block(StoredTensors):
+    """A block that is open, see :class:`StoredTensors`.
+
+    Args:
+        place: of it.
+    """
+
+    def __init__(self, place: BlockPlace) -> None:
+        super().__init__(place, NAMES)
         self.content = self.tensors["content"]
         self._records, self._ends = self.tensors["records"].numpy(), self.tensors["ends"].numpy()
 
@@ -178,7 +200,7 @@ class Block:
     def is_whole(self, place: BlockPlace, shape: Shape) -> bool:
         """Whether shapes and checksum are right. Reads all of it."""
         fits = all(self._holds(one, place.count) for one in shape.kept)
-        return fits and self.metadata.get("crc32") == str(checksum(self.tensors))
+        return fits and self.is_sound
 
     def _holds(self, rows: Rows, count: int) -> bool:
         found = self.tensors[rows.name]
@@ -226,8 +248,47 @@ def _region(one: Mapping[str, Any]) -> Region:
     return Region(**{**one, **texts})
 
 
-class Blocks:
-    """Blocks of a data set, to be read from. May be pickled into workers: files open where they are read.
+Opened = TypeVar("Opened", bound=StoredTensors)
+
+
+class OpenFiles(Generic[Opened]):
+    """Files of the token cache, to be read from. May be pickled into workers: files open where they are read.
+
+    Args:
+        places: of all files.
+        block: samples of one.
+        read: opens one.
+    """
+
+    def __init__(self, places: Sequence[BlockPlace], block: int, read: Callable[[BlockPlace], Opened]) -> None:
+        self._block, self._read = block, read
+        self._places = {(one.source, one.shard, one.first): one for one in places}
+        self._open: dict[BlockPlace, Opened] = {}
+
+    def find(self, source: int, place: Place) -> tuple[Opened, int]:
+        """The file that holds a sample, and its number there.
+
+        Raises:
+            ConfigError: the file has vanished or changed since the run began.
+        """
+        shard, number = place
+        first = number // self._block * self._block
+        where = self._places[source, shard, first]
+        if where not in self._open:
+            try:
+                self._open[where] = self._read(where)
+            except (OSError, SafetensorError, KeyError) as error:
+                raise ConfigError(
+                    f"{where.file}: the token cache has lost this file ({error}); start again, which makes it anew"
+                ) from error
+        return self._open[where], number - first
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+
+class Blocks(OpenFiles[Block]):
+    """Blocks of a data set, see :class:`OpenFiles`.
 
     Args:
         places: of all blocks.
@@ -235,33 +296,11 @@ class Blocks:
     """
 
     def __init__(self, places: Sequence[BlockPlace], shape: Shape) -> None:
+        super().__init__(places, shape.block, Block)
         self.shape = shape
-        self._places = {(one.source, one.shard, one.first): one for one in places}
-        self._open: dict[BlockPlace, Block] = {}
-
-    def find(self, source: int, place: Place) -> tuple[Block, int]:
-        """The block that holds a sample, and its number there.
-
-        Raises:
-            ConfigError: the file has vanished or changed since the run began.
-        """
-        shard, number = place
-        first = number // self.shape.block * self.shape.block
-        where = self._places[source, shard, first]
-        if where not in self._open:
-            try:
-                self._open[where] = Block(where)
-            except (OSError, SafetensorError, KeyError) as error:
-                raise ConfigError(
-                    f"{where.file}: the token cache has lost this file ({error}); start again, which makes it anew"
-                ) from error
-        return self._open[where], number - first
 
     def rows(self, places: Tensor) -> dict[str, Tensor]:
         """What is kept of samples ``[B,3]`` (source, shard, number), by name, a row each."""
         found = [self.find(source, (shard, number)) for source, shard, number in places.tolist()]
         names = [one.name for one in self.shape.kept]
         return {name: torch.stack([block.tensors[name][row] for block, row in found]) for name in names}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}

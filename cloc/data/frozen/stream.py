@@ -45,8 +45,8 @@ class FrozenStream(Stream):
         for position in self.positions():
             yield self.batch_at(position)
 
-    def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
-        """See :meth:`Stream.batch_at`; ``images`` is not written to."""
+    def batch_at(self, position: int, views: Tensor | None = None) -> Batch:
+        """See :meth:`Stream.batch_at`; ``views`` is not written to."""
         stats: Counter[str] = Counter()
         places = rank_positions(position, self.batch_size, self.streams, self.rank, self.world_size)
         candidates, found = [], []
@@ -62,6 +62,9 @@ class FrozenStream(Stream):
         end = position + self.batch_size
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, none)
         batch.places = torch.tensor(found, dtype=torch.int64)
+        if crops := self.chooser.crops:
+            padded = [item.cut + [-1] * (crops - len(item.cut)) for item in items]
+            batch.crop_places = torch.tensor(padded, dtype=torch.int64)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
 

@@ -192,7 +192,7 @@ def _candidate(stream: Stream, reader: ShardReader, position: int, clock: _Clock
         picture = clock("decode", decode_rgb, sample.image)
     except (BadSample, OSError):  # counted by the caller; check says which
         return None
-    return Candidate(sample, clock("view", stream.chooser.view, picture, rng, out), rng)
+    return stream.chooser.candidate(sample, clock("view", stream.chooser.view, picture, rng, out), rng, picture)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> None:

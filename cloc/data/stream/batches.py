@@ -38,8 +38,8 @@ from cloc.data.transforms import new_views
 READER_MEMORY = "reader_memory_bytes"
 """Entry of ``Batch.stats`` that is no counter: the most memory that the reading process has had."""
 
-TOGETHER = 64
-"""Samples whose encoded pictures a reader holds at a time."""
+TOGETHER, TOGETHER_DECODED = 64, 8
+"""Samples whose encoded pictures a reader holds at a time; and decoded ones, where regions are cut out of them."""
 
 
 class _ParsedSample(NamedTuple):
@@ -130,7 +130,7 @@ class Stream(IterableDataset[Batch | SharedBatch]):
 
     def __iter__(self) -> Iterator[Batch | SharedBatch]:
         buffers = SharedBuffers() if get_worker_info() else None
-        count, size = self.batch_size // self.world_size, self.chooser.view.size
+        count, size = self.batch_size // self.world_size * (1 + self.chooser.crops), self.chooser.view.size
         for position in self.positions():
             if buffers is None:
                 yield self.batch_at(position)
@@ -148,34 +148,45 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             yield self.cursor + number * self.batch_size
             number += step
 
-    def batch_at(self, position: int, images: Tensor | None = None) -> Batch:
+    def batch_at(self, position: int, views: Tensor | None = None) -> Batch:
         """Build this rank's part of the global batch that starts at a global position.
 
         Args:
             position: of the global batch's first sample.
-            images: ``[B,3,size,size]`` uint8 to write the pictures to; a new one by default.
+            views: ``[B·(1+K),3,size,size]`` uint8 to write the pictures to, and behind them the K crops of each; a new
+                one by default.
         """
         local = self.batch_size // self.world_size
         stats: Counter[str] = Counter()
         places = rank_positions(position, self.batch_size, self.streams, self.rank, self.world_size)
         self._load(places)
         items: list[Item] = []
-        images = new_views(local, self.chooser.view.size) if images is None else images
-        for start in range(0, local, TOGETHER):
+        images, crops = self._parted(views)
+        together = TOGETHER if crops is None else TOGETHER_DECODED
+        for start in range(0, local, together):
             # First read, then decode, then choose: between two decodings the code of the rest would leave the
             # processor's cache each time.
-            rows = slice(start, start + TOGETHER)
+            rows = slice(start, start + together)
             parsed = [self._read_usable(place, iter(range(REPLACEMENTS)), stats) for place in places[rows]]
-            seen = [self._view(one, out, stats) for one, out in zip(parsed, images[rows], strict=True)]
+            outs = zip(images[rows], [None] * local if crops is None else crops[rows], strict=False)
+            seen = [self._view(one, *out, stats) for one, out in zip(parsed, outs, strict=True)]
             items += self.chooser.choose(seen)
         end = position + self.batch_size
         if damaged := self.cache.damaged - self.damaged:  # read once: shards are fetched ahead meanwhile
             stats["cached_shards_damaged"] += damaged
             self.damaged += damaged
         stats.update(self.cache.access.traffic.take_counts())
-        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images)
+        batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, images, crops)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
+
+    def _parted(self, views: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Room for the pictures ``[B,3,size,size]``, and ``[B,K,3,size,size]`` for their crops, where there are any."""
+        local, crops = self.batch_size // self.world_size, self.chooser.crops
+        views = new_views(local * (1 + crops), self.chooser.view.size) if views is None else views
+        if not crops:
+            return views, None
+        return views[:local], views[local:].unflatten(0, (local, crops))
 
     def read(self, position: int, replacement: int = 0) -> tuple[Sample, Counter[str]]:
         """Read the sample that stands at a global position, or one of its substitutes.
@@ -238,12 +249,12 @@ class Stream(IterableDataset[Batch | SharedBatch]):
             return _ParsedSample(position, number, sample, decode, counts, choices(self.seed, position), tries)
         raise source.skips.no_substitute(position, REPLACEMENTS)
 
-    def _view(self, parsed: _ParsedSample, out: Tensor, stats: Counter[str]) -> Candidate:
+    def _view(self, parsed: _ParsedSample, out: Tensor, crops: Tensor | None, stats: Counter[str]) -> Candidate:
         """Decode and transform the picture, or that of the next substitute, into its row of the batch."""
         source = self.sources[parsed.number]
         while True:
             try:
-                candidate = self.chooser(parsed.sample, parsed.rng, out, parsed.decode)
+                candidate = self.chooser(parsed.sample, parsed.rng, out, parsed.decode, crops)
             except BadSample as error:
                 self._leave_out(source, error, stats)
                 parsed = self._read_usable(parsed.position, parsed.tries, stats)

@@ -24,6 +24,7 @@ def collate(
     stats: Counter[str],
     negatives: int = 0,
     images: Tensor | None = None,
+    crops: Tensor | None = None,
 ) -> Batch:
     """Stack items to a batch of one rank.
 
@@ -35,6 +36,7 @@ def collate(
         stats: counters of reading; the items' own and the texts' are added.
         negatives: K, the padded number of hard negatives per region.
         images: ``[B,3,size,size]``, the items' pictures, where they already lie together.
+        crops: ``[B,K,3,size,size]``, views of the items' first K regions, where they are cut out.
     """
     size, totals = len(items), Counter(stats)
     captions = []
@@ -77,6 +79,7 @@ def collate(
         cursor=cursor,
         stats=dict(totals),
         negatives=hard,
+        crops=crops,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cloc.config import DataConfig, from_fields
 from cloc.contracts import Region, Sample
 from cloc.data.decode import decoder
-from cloc.data.transforms import View, ViewedPicture, mirror_text
+from cloc.data.transforms import PAD_VALUE, View, ViewedPicture, mirror_text, new_views
 
 _LEAST_SCORE = 1e-6  # a region of score 0 is drawn where nothing else is left
 
@@ -30,12 +30,16 @@ class Candidate:
         seen: its view.
         rng: of the choices still to be made.
         source: index of the data source.
+        picture: ``[3,H,W]`` uint8 as decoded, where regions are cut out of it; else it is let go.
+        crops: ``[K,3,size,size]`` uint8, where they are written.
     """
 
     sample: Sample
     seen: ViewedPicture
     rng: np.random.Generator
     source: int = 0
+    picture: Tensor | None = None
+    crops: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class Item:
         stats: counters.
         source: index of the data source.
         negatives: K times the hard negative texts of the region; empty where none are asked for.
+        cut: numbers of the regions, among those that are no crowd, that are cut out.
     """
 
     key: str
@@ -67,6 +72,7 @@ class Item:
     stats: Counter[str]
     source: int = 0
     negatives: list[list[str]] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Chooser:
         groups: what becomes of a phrase that owns several boxes ("two dogs"). ``all``: each of them may be drawn.
             ``one``: a text is drawn once a picture, at one of its boxes. ``skip``: not at all.
         negatives: at most so many of a region's hard negatives are drawn.
+        crops: of the drawn regions the first so many are also cut out of the decoded picture, each a view of its own.
     """
 
     view: View
@@ -90,6 +97,7 @@ class Chooser:
     choice: str = "uniform"
     groups: str = "all"
     negatives: int = 0
+    crops: int = 0
 
     def __call__(
         self,
@@ -97,6 +105,7 @@ class Chooser:
         rng: np.random.Generator,
         out: Tensor | None = None,
         decode: Callable[[], Tensor] | None = None,
+        crops: Tensor | None = None,
     ) -> Candidate:
         """Decode and transform the picture.
 
@@ -105,12 +114,27 @@ class Chooser:
             rng: seeded by its global position.
             out: where the view is written, see :class:`View`.
             decode: what :func:`~cloc.data.decode.decoder` made of the sample's picture, if that was called already.
+            crops: ``[K,3,size,size]`` uint8, where the views of drawn regions will be written; new ones by default.
 
         Raises:
             BadSample: it cannot be decoded.
         """
         picture = (decode or decoder(sample.image))()
-        return Candidate(sample, self.view(picture, rng, out), rng)
+        return self.candidate(sample, self.view(picture, rng, out), rng, picture, crops)
+
+    def candidate(
+        self,
+        sample: Sample,
+        seen: ViewedPicture,
+        rng: np.random.Generator,
+        picture: Tensor,
+        crops: Tensor | None = None,
+    ) -> Candidate:
+        """A sample that was decoded and seen; its picture is kept where regions will be cut out of it."""
+        if not self.crops:
+            return Candidate(sample, seen, rng)
+        room = new_views(self.crops, self.view.size) if crops is None else crops
+        return Candidate(sample, seen, rng, picture=picture, crops=room)
 
     def choose(self, candidates: Sequence[Candidate]) -> list[Item]:
         """Draw caption, regions and phrases of each picture of a batch.
@@ -148,6 +172,9 @@ class Chooser:
         drawn, phrases = self._draw(regions, kept, owners, rng, stats)
         caption = self._caption(sample, regions, rng, stats)
         negatives = [self._negatives(regions[i], rng) for i in drawn] if self.negatives else []
+        cut = drawn[: self.crops]
+        if candidate.picture is not None:
+            _cut_regions(self.view, candidate, [regions[i].box for i in cut])
         shown = mirror_text if candidate.seen.mirrored else str
         targets = [_union([boxes[i] for i in owners[phrase] if usable[i]]) for phrase in phrases]
         return Item(
@@ -162,6 +189,7 @@ class Chooser:
             stats=stats,
             source=candidate.source,
             negatives=[[shown(text) for text in texts] for texts in negatives],
+            cut=cut,
         )
 
     def _draw(
@@ -217,6 +245,16 @@ def make_chooser(config: DataConfig, image_size: int, resize: str = "pad") -> Ch
         resize: the model's own, ``pad`` or ``squash``.
     """
     return from_fields(Chooser, config, view=from_fields(View, config, size=image_size, resize=resize))
+
+
+def _cut_regions(view: View, candidate: Candidate, boxes: Sequence[Sequence[float]]) -> None:
+    """Write the views of boxes, of a picture that is then let go; the rows that are left over get one even color."""
+    assert candidate.picture is not None and candidate.crops is not None, "kept and given with crops"
+    for box, out in zip(boxes, candidate.crops, strict=False):
+        view.of_box(candidate.picture, box, candidate.seen, out)
+    # Memory is used again: what is left over must not depend on what was there.
+    candidate.crops[len(boxes) :].fill_(PAD_VALUE)
+    candidate.picture = None
 
 
 def _union(boxes: Sequence[Sequence[float]]) -> Sequence[float]:

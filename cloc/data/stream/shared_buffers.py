@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloc.contracts import Batch
+from cloc.contracts import PIXELS, Batch
 
 _received: dict[tuple[int, int], Tensor] = {}
 """SharedBuffers of this process's workers, by process and number."""
@@ -88,7 +88,7 @@ def buffers_needed(workers: int, prefetch: int, batch_bytes: int) -> int:
     Args:
         workers: its reading processes; without any there are none.
         prefetch: batches that each reads ahead.
-        batch_bytes: of the pictures of one batch.
+        batch_bytes: of the pictures and crops of one batch.
     """
     return (workers * prefetch + IN_HAND) * (batch_bytes + 1) if workers else 0
 
@@ -140,7 +140,7 @@ def _mib(count: int) -> str:
 
 
 class SharedBuffers:
-    """Shared memory for pictures, of one worker.
+    """Shared memory for pictures and crops, of one worker.
 
     A buffer is free again when the training process holds no tensor over it any more, views and slices included. Where
     none is free a new one is made, so there are as many as batches under way at a time.
@@ -193,9 +193,16 @@ class SharedBatch:
         self.batch, self.number, self.buffer = batch, number, buffer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        images = self.batch.images
-        layout = (tuple(images.shape), images.stride())
-        return _receive, (os.getpid(), self.number, self.buffer, layout, self.batch.__getstate__() | {"images": None})
+        state = self.batch.__getstate__()
+        layouts = {name: _layout(state[name]) for name in PIXELS if state[name] is not None}
+        return _receive, (os.getpid(), self.number, self.buffer, layouts, state | dict.fromkeys(PIXELS))
+
+
+Layout = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and place in a buffer
+
+
+def _layout(pixels: Tensor) -> Layout:
+    return tuple(pixels.shape), pixels.stride(), pixels.storage_offset()
 
 
 class _Lease(np.ndarray):
@@ -206,7 +213,7 @@ def _receive(
     process: int,
     number: int,
     buffer: Tensor | None,
-    layout: tuple[tuple[int, ...], tuple[int, ...]],
+    layouts: dict[str, Layout],
     state: dict[str, Any],
 ) -> Batch:
     if buffer is not None:  # a buffer comes once, and is known by its number from then on
@@ -217,7 +224,8 @@ def _receive(
     lease = memory[:-1].numpy().view(_Lease)
     weakref.finalize(lease, _free, memory.numpy()[-1:], os.getpid()).atexit = False
     batch = Batch.__new__(Batch)
-    batch.__setstate__(state | {"images": torch.from_numpy(lease).as_strided(*layout)})
+    pixels = torch.from_numpy(lease)
+    batch.__setstate__(state | {name: pixels.as_strided(*layout) for name, layout in layouts.items()})
     return batch
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from cloc.config import ConfigError, TrainConfig
 from cloc.contracts import Batch
-from cloc.data.frozen.blocks import FORMAT, BlockPlace, Blocks, places_of
+from cloc.data.frozen.blocks import FORMAT, BlockPlace, Blocks, Shape, places_of
+from cloc.data.frozen.crops import CropBlocks, pictures_of
 from cloc.data.frozen.stream import FrozenStream
 from cloc.data.stream.sources import ShardSources
+from cloc.engine.frozen.crops import CropFiller
 from cloc.engine.frozen.cuts import Cut, ImageCut, TextCut
 from cloc.engine.frozen.filling import Filler, check_bound
 from cloc.engine.frozen.texts import TextFiles, TextTable, texts_of
@@ -47,11 +49,13 @@ class FrozenTowers:
         self.config, self.data, self.threads = config.data, data, threads
         precision = precision_of(config.trainer.precision, config.trainer.accelerator)
         self.image = ImageCut(model, nodes["image"], config.data, precision)
+        self.image.check_crops(config.data.crops)
         self.text = TextCut(model, nodes["text"], precision)
         self.notes = [f"token cache: {check_bound(config.data, data, self.image.shape())} in {config.data.token_cache}"]
         self.notes += [f"token cache: {said}" for said in self._says()]
         self.reads_captions = False
         self.blocks: Blocks | None = None
+        self.crops: CropBlocks | None = None
         self.table: TextTable | None = None
 
     def _says(self) -> Iterator[str]:
@@ -75,15 +79,25 @@ class FrozenTowers:
         start, root = time.perf_counter(), Path(str(self.config.token_cache)).expanduser()
         shape = self.image.shape()  # again: on another device the same part may give another precision
         digest = cut_digest(self.image, FORMAT, self.image.view_facts, str(shape.kept[0].dtype))
-        places = places_of(self.data, _folder(root, f"image-{digest}"), shape)
-        filler = Filler(self.image, self.data, stream.chooser.view, shape, self.config, self.threads)
-        pictures, damaged = filler.fill(places)
+        places = places_of(self.data, _folder(root, f"image-{digest}"), shape.block)
+        arguments = (self.image, self.data, stream.chooser.view, shape, self.config, self.threads)
+        pictures, damaged = Filler(*arguments).fill(places)
         self.blocks = stream.blocks = Blocks(places, shape)
         self.reads_captions = stream.captions
         texts = self._keep_texts(root, places, stream) if self.text.is_kept else 0
+        if self.config.crops:
+            damaged += self._keep_crops(_folder(root, f"crops-{digest}"), shape, arguments)
         said = f"token cache: {pictures:,} pictures and {texts:,} texts encoded, the rest was there"
         again = f", {damaged} damaged files made anew" if damaged else ""
         return f"{said}{again} ({clock(time.perf_counter() - start)})"
+
+    def _keep_crops(self, folder: Path, shape: Shape, arguments: tuple[Any, ...]) -> int:
+        """Fill the part with the regions' crops; returns how many files had been damaged."""
+        rows = shape.kept[0]
+        places = places_of(self.data, folder, pictures_of(rows))
+        _, damaged = CropFiller(*arguments, regions=self.data.regions / max(1, self.data.samples)).fill(places)
+        self.crops = CropBlocks(places, rows)
+        return damaged
 
     def _keep_texts(self, root: Path, places: Sequence[BlockPlace], stream: FrozenStream) -> int:
         """Fill the table of texts; returns how many were encoded by this process."""
@@ -98,6 +112,8 @@ class FrozenTowers:
         """Put into a batch what the towers make of its samples and texts."""
         assert self.blocks is not None and batch.places is not None, "prepared before"
         self.image.put(batch, self.blocks.rows(batch.places))
+        if self.crops is not None and batch.crop_places is not None:
+            batch.crop_states = self.crops.of(batch.places, batch.crop_places)
         if self.table is not None:
             self.text.put(batch, self.table.of, self.reads_captions)
         return batch

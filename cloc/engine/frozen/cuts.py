@@ -107,6 +107,18 @@ class ImageCut(Cut):
         else:
             batch.image_states = rows[STATES]
 
+    def check_crops(self, crops: int) -> None:
+        """Crops pass through the towers alone.
+
+        Raises:
+            ConfigError: and nothing of the image tower is trained.
+        """
+        if crops and self.part is None:
+            raise ConfigError(
+                f"data.crops={crops}: the image tower is frozen, from which alone crops are read; set data.crops=0 and "
+                "loss.crops=0"
+            )
+
 
 class TextCut(Cut):
     """Of the text tower. ``is_kept`` is False where all of it is trained: texts then pass through it at each step."""

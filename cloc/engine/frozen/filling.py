@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 def check_bound(config: DataConfig, data: ShardSources, shape: Shape) -> str:
-    """Refuse a data set whose tokens are more than the cache may hold.
+    """Refuse a data set whose tokens, those of its regions' crops among them, are more than the cache may hold.
 
     Returns:
         How much they take, in words.
@@ -42,6 +42,10 @@ def check_bound(config: DataConfig, data: ShardSources, shape: Shape) -> str:
     """
     needed = data.samples * shape.sample_bytes
     said = f"{data.samples:,} samples × {shape.sample_bytes / 1024:,.0f} KiB = {needed / GIB:,.2f} GiB"
+    if config.crops:
+        of_crops = data.regions * shape.sample_bytes
+        needed += of_crops
+        said += f" and {data.regions:,} crops = {of_crops / GIB:,.2f} GiB"
     if needed > config.token_cache_bytes:
         halved = any(one.dtype.itemsize > 2 and len(one.shape) > 1 for one in shape.kept)
         smaller = ", data.token_precision=float16" if halved else ""
@@ -72,6 +76,8 @@ class Filler:
         threads: that decode.
     """
 
+    label = "frozen tower"
+
     def __init__(
         self, cut: Makes, data: ShardSources, view: View, shape: Shape, config: DataConfig, threads: int
     ) -> None:
@@ -98,18 +104,39 @@ class Filler:
         done = self._make(missing[rank::world])
         if world > 1:
             barrier()
-            done += self._make(_still_missing(missing, damaged, self.shape))
+            done += self._make(self._still_missing(missing, damaged))
         return done, len(damaged)
+
+    def is_whole(self, place: BlockPlace) -> bool:
+        """Whether a file is there, and as it was written."""
+        return open_whole(place, self.shape) is not None
+
+    def write(self, place: BlockPlace, pool: ThreadPoolExecutor, bar: Any) -> None:
+        """Make and write one file."""
+        tensors, records = self._encode(place, pool, bar)
+        write_block(place.file, tensors, records)
+
+    @property
+    def sample_bytes(self) -> float:
+        """Bytes that a sample takes, about."""
+        return self.shape.sample_bytes
 
     def _missing(self, places: Sequence[BlockPlace]) -> list[BlockPlace]:
         with progress(progress_console(), "checking the token cache", len(places), "files") as bar:
-            return [place for place in bar.each(places) if open_whole(place, self.shape) is None]
+            return [place for place in bar.each(places) if not self.is_whole(place)]
+
+    def _still_missing(self, missing: Sequence[BlockPlace], damaged: Sequence[BlockPlace]) -> list[BlockPlace]:
+        """What others should have made, but have made on another machine: a damaged file is still there then."""
+        looked_into = set(damaged)
+        return [
+            place for place in missing if not place.file.exists() or (place in looked_into and not self.is_whole(place))
+        ]
 
     def _check_room(self, missing: Sequence[BlockPlace]) -> None:
         if not missing:
             return
         root = Path(str(self.config.token_cache)).expanduser()
-        needed = sum(place.count for place in missing) * self.shape.sample_bytes
+        needed = sum(place.count for place in missing) * self.sample_bytes
         held = sum(map(_size, root.rglob("*.safetensors")))
         replaced = sum(_size(place.file) for place in missing)
         if held - replaced + needed > self.config.token_cache_bytes:
@@ -128,12 +155,11 @@ class Filler:
             return 0
         with (
             ThreadPoolExecutor(self.threads) as pool,
-            progress(progress_console(), "frozen tower", total, "pictures") as bar,
+            progress(progress_console(), self.label, total, "pictures") as bar,
         ):
             for place in places:
-                tensors, records = self._encode(place, pool, bar)
                 try:
-                    write_block(place.file, tensors, records)
+                    self.write(place, pool, bar)
                 except OSError as error:
                     if error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise no_room(place.file.parent, "the disk is full") from error
@@ -160,7 +186,7 @@ class Filler:
                     pictures.append(picture[0])
                     content[number] = torch.from_numpy(picture[1])
             if rows:
-                for name, made in self._forward(torch.stack(pictures), place).items():
+                for name, made in self.forward(torch.stack(pictures), place).items():
                     kept[name][rows] = made
             bar.advance(len(numbers))
         return {**kept, "content": content}, records
@@ -176,7 +202,12 @@ class Filler:
         seen = self.view(decoder(sample.image)(), np.random.default_rng(0))  # which is not asked: no view draws here
         return seen.image, seen.content
 
-    def _forward(self, pictures: Tensor, place: BlockPlace) -> dict[str, Tensor]:
+    def forward(self, pictures: Tensor, place: BlockPlace) -> dict[str, Tensor]:
+        """What is kept of views ``[B,3,S,S]`` uint8, by name.
+
+        Raises:
+            ConfigError: the precision that is kept cannot hold it.
+        """
         made = self.cut.made_of(pictures)
         kept = {one.name: made[one.name].to(one.dtype).cpu() for one in self.shape.kept}
         for name, value in kept.items():
@@ -187,16 +218,6 @@ class Filler:
                     "data.token_cache=null"
                 )
         return kept
-
-
-def _still_missing(missing: Sequence[BlockPlace], damaged: Sequence[BlockPlace], shape: Shape) -> list[BlockPlace]:
-    """What other processes should have made, but have made on another machine: a damaged file is still there then."""
-    looked_into = set(damaged)
-    return [
-        place
-        for place in missing
-        if not place.file.exists() or (place in looked_into and open_whole(place, shape) is None)
-    ]
 
 
 def _size(file: Path) -> int:

@@ -115,8 +115,8 @@ def _embed(
     ranks: Ranks,
 ) -> None:
     """Make all pieces, of all ranks."""
-    if source not in encoder.sources:
-        raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.sources)}")
+    if source not in encoder.every_source:
+        raise ValueError(f"source {source!r}: {encoder.name} has {', '.join(encoder.every_source)}")
     work = Work(encoder, pictures, Proposer(encoder, regions) if regions.asked else None, source)
     plan = {"model": model_digest(encoder), "data": pictures.digest, "source": source, "piece": piece_size()}
     if ranks.first:

@@ -25,11 +25,13 @@ SOURCES = {
     "roi_align": "RoI-Align",
     "mask_pool": "Mask pool",
     "crop": "Crop",
+    "native": "Native",
 }
 SOURCE_MEANING = (
     "The rows are ways to turn a box into an embedding. Prompter: the trained prompt module reads the patch tokens. "
     "RoI-Align: tokens interpolated inside the box. Mask pool: the mean of the tokens that the box covers. "
-    "Crop: the box is cut out and encoded as a picture of its own. Best source of each: every model by the one that "
+    "Crop: the box is cut out and encoded as a picture of its own. Native, where asked for: as a picture too, but all "
+    "around the box is blanked and a thing keeps its place and size. Best source of each: every model by the one that "
     "serves it best."
 )
 

@@ -43,7 +43,7 @@ from cloc.models.trust.values import (
     read_json,
 )
 
-NUMBERS = ("joint_dim", "logit_bias")
+NUMBERS = ("joint_dim", "logit_bias", "crop_scale")
 # Arguments that name a folder, where it is not the tokenizer alone.
 FOLDERS: dict[type, tuple[str, ...]] = {HuggingFaceText: ("tokenizer", "name")}
 
