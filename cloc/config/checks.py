@@ -228,6 +228,9 @@ def _check_view(data: DataConfig) -> None:
             f"data.crops={data.crops} with data.regions={data.regions}: the first of the drawn regions are cut out; "
             f"give data.regions={data.crops}, or fewer crops"
         )
+    for template in data.templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"data.templates: {template!r} must hold {{}} once, in the place of the phrase")
     if data.jitter is not None and data.jitter[3] > 0.5:
         raise ConfigError(f"data.jitter={data.jitter}: the last, of the hue, is at most 0.5")
 

@@ -83,6 +83,12 @@ class DataConfig:
     """How regions are drawn: alike, or in proportion to their scores."""
     groups: Annotated[str, OneOf("all", "one", "skip")] = "all"
     """Phrases that own several boxes of a picture: all boxes may be drawn, one of them, or none."""
+    names: bool = False
+    """Take the name of the thing in each English phrase as a further phrase of its region: "dog" of "two dogs in the
+    snow". See docs/training.md#names-of-things."""
+    templates: list[str] = field(default_factory=list)
+    """Texts around phrases, of which one is drawn for each region; ``{}`` is the phrase, ["{}", "a photo of a {}"]
+    leaves half of them as they are. An article before ``{}`` gives way to the phrase's own."""
     crop: PositiveShare | None = None
     """Smallest share of the area that a random-resized crop keeps; null for resize-and-pad (the paper)."""
     min_visible: Share = 0.5

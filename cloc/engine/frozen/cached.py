@@ -104,7 +104,7 @@ class FrozenTowers:
         assert self.blocks is not None, "made before"
         digest = cut_digest(self.text, FORMAT, self.text.tokenizer.digest)
         files = TextFiles(_folder(root, f"text-{digest}"), self.text)
-        wanted = texts_of(self.blocks, places, stream.captions, bool(self.config.negatives))
+        wanted = texts_of(self.blocks, places, stream.chooser.wording, stream.captions, bool(self.config.negatives))
         self.table, encoded = files.table(wanted)
         return encoded
 

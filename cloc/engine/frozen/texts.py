@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cloc.console import progress, progress_console
 from cloc.data.frozen.blocks import BlockPlace, Blocks, checksum
+from cloc.data.stream.wording import Wording
 from cloc.data.tokenizer import pack, text_id
 from cloc.engine.frozen.cuts import TextCut
 from cloc.engine.frozen.filling import no_room
@@ -51,12 +52,15 @@ class TextTable:
         return self.embeddings[place]
 
 
-def texts_of(blocks: Blocks, places: Sequence[BlockPlace], captions: bool, negatives: bool) -> set[str]:
+def texts_of(
+    blocks: Blocks, places: Sequence[BlockPlace], wording: Wording, captions: bool, negatives: bool
+) -> set[str]:
     """All texts that training may draw from a data set.
 
     Args:
         blocks: that hold the annotations.
         places: of them.
+        wording: of phrases in training.
         captions: those of pictures too.
         negatives: hard ones too.
     """
@@ -66,16 +70,16 @@ def texts_of(blocks: Blocks, places: Sequence[BlockPlace], captions: bool, negat
             block, row = blocks.find(place.source, (place.shard, number))
             record = block.record(row)
             if "bad" not in record:
-                found.update(_texts(record, captions, negatives))
+                found.update(texts_of_record(record, wording, captions, negatives))
     return found
 
 
-def _texts(record: Mapping[str, Any], captions: bool, negatives: bool) -> Iterable[str]:
-    regions = [region for region in record["regions"] if not region["crowd"]]
-    for region in regions:
-        yield from region["phrases"]
-        if negatives:
-            yield from region["negatives"]
+def texts_of_record(record: Mapping[str, Any], wording: Wording, captions: bool, negatives: bool) -> Iterable[str]:
+    """All texts that training may draw from one sample, see :func:`texts_of`."""
+    for region in record["regions"]:
+        if not region["crowd"]:
+            for phrase in [*wording.phrases(region["phrases"]), *(region["negatives"] if negatives else ())]:
+                yield from wording.forms(phrase)
     if captions:
         yield from record["captions"]
         # What region_sampling says of a picture that has none.
