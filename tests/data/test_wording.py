@@ -112,6 +112,6 @@ def test_a_name_that_two_regions_share_owns_both() -> None:
 
 def test_the_configuration_names_both_and_refuses_a_template_without_a_place() -> None:
     config = data_config(["names=true", "templates=['a {}']"])
-    assert make_chooser(config, 8).wording == Wording(True, ["a {}"])
+    assert make_chooser(config, 8).wording == Wording(True, ("a {}",))
     with pytest.raises(ConfigError, match=r"data\.templates: 'a photo' must hold \{\} once"):
         data_config(["templates=[a photo]"])

@@ -23,9 +23,9 @@ DETERMINERS = frozenset(
     "five six seven eight nine ten several many few both all no".split()
 )
 ENDS = frozenset(
-    "in on of with at by near from to for over under behind beside besides between into onto through along across around "
-    "above below inside outside against among toward towards up down off out about like as and or next while that which "
-    "who whose where is are was were has have wearing holding carrying sitting standing".split()
+    "in on of with at by near from to for over under behind beside besides between into onto through along across "
+    "around above below inside outside against among toward towards up down off out about like as and or next while "
+    "that which who whose where is are was were has have wearing holding carrying sitting standing".split()
 )
 NO_NAMES = DETERMINERS | frozenset(
     "black white red blue green yellow brown gray grey orange purple pink tan gold silver "
@@ -33,8 +33,8 @@ NO_NAMES = DETERMINERS | frozenset(
     "left right front back side top bottom".split()
 )
 NOUNS_IN_ING = frozenset(
-    "building clothing ring king string swing wing railing thing ceiling painting drawing awning wedding evening morning "
-    "crossing landing lightning duckling sibling icing spring earring siding stocking bedding parking".split()
+    "building clothing ring king string swing wing railing thing ceiling painting drawing awning wedding evening "
+    "morning crossing landing lightning duckling sibling icing spring earring siding stocking bedding parking".split()
 )
 PLURALS = {"men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth"}
 PLURALS |= {"buses": "bus", "mice": "mouse", "knives": "knife", "leaves": "leaf", "wolves": "wolf", "shelves": "shelf"}
