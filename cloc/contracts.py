@@ -154,7 +154,7 @@ class Batch:
         teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
             follows there where a term asks for a teacher, else None.
         teacher_text: ``[B,D]`` of each caption.
-        teacher_phrase: ``[P,D]`` of each distinct phrase; None also for a model without Prompter.
+        teacher_phrase: ``[P,D]`` of each distinct phrase; None also where phrases are not read.
     """
 
     images: Tensor = per_picture()

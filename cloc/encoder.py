@@ -118,8 +118,7 @@ class Encoder(Placed):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Region sources that are measured unless others are named; crops alone where patch tokens do not reach the
-        joint space."""
+        """Region sources to compare by default; crops alone where its patch tokens have no way to the joint space."""
         if self.model.prompter is not None:
             return SOURCES
         return SOURCES[1:] if getattr(self.model.image, "dense", True) else ("crop",)
@@ -241,7 +240,7 @@ class Encoder(Placed):
             pictures: B pictures.
             boxes: for each, ``[K_i,4]`` xyxy normalized to the picture (a tensor, an array or nested lists); for a
                 picture that is not in a list its boxes alone.
-            source: ``prompter``, ``roi_align``, ``mask_pool``, ``crop`` (cut out and encode as a picture), or ``native``
+            source: ``prompter``, ``roi_align``, ``mask_pool``, ``crop`` (cut out and encode as a picture) or ``native``
                 (blank all around the box and encode as a picture: a thing keeps its place and its size).
 
         Returns:

@@ -89,8 +89,8 @@ def measure_cost(encoder: Encoder, probe: Probe | None, sources: Sequence[str] =
     """Time a model, warm: each question is asked once before the clock runs, then up to five times; the median counts.
 
     Pictures are decoded already. A picture's time is that of its view, its transfer and the image tower. Boxes and
-    phrases are asked of pictures that the tower has seen, so only crops and their kin contain passes of it; a phrase's embedding is
-    there too.
+    phrases are asked of pictures that the tower has seen, so only what is read as a picture contains passes of it; a
+    phrase's embedding is there too.
 
     Args:
         encoder: the model.

@@ -83,8 +83,17 @@ def gather_batch(features: Features, batch: Batch, phrases: bool = True, crops: 
         name: _distinct(embedding, facts, own)
         for (name, (_, _, _, own)), embedding, facts in zip(parts.items(), embeddings, facts, strict=True)
     }
-    counted = every.sum(0)[-1 - len(counts) :]
-    return GlobalBatch(texts.get("captions"), texts.get("phrases"), *counted, crop_phrases=texts.get("crops"))
+    pictures, with_regions, regions, unshared, crop_count = every.sum(0)[len(parts) :]
+    return GlobalBatch(
+        captions=texts.get("captions"),
+        phrases=texts.get("phrases"),
+        pictures=pictures,
+        with_regions=with_regions,
+        regions=regions,
+        unshared=unshared,
+        crops=crop_count,
+        crop_phrases=texts.get("crops"),
+    )
 
 
 def _owned_phrases(features: Features, batch: Batch, owned: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

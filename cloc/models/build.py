@@ -48,8 +48,9 @@ def build_model(
         else None
         for part in ("prompter", "grounding")
     }
-    flags = {name: bool(config.get(name)) for name in ("crop_scale", "frozen_towers")}
-    return Cloc(**towers, **heads, logit_bias=config.get("logit_bias"), **flags)
+    frozen, crop_scale = bool(config.get("frozen_towers")), bool(config.get("crop_scale"))
+    bias = config.get("logit_bias")
+    return Cloc(**towers, **heads, logit_bias=bias, frozen_towers=frozen, crop_scale=crop_scale)
 
 
 # What the model asks of each part, see cloc.models.protocols.

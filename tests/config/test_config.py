@@ -74,7 +74,7 @@ def test_every_experiment_is_a_complete_run(experiment: str) -> None:
 def test_every_experiment_builds_its_loss_and_evaluates_known_sets(experiment: str) -> None:
     config = validate(composed(f"experiment={experiment}"))
     loss = instantiate(config.loss, "loss")
-    assert loss.needs_regions == (config.model.prompter is not None)
+    assert loss.needs_regions == (config.model.prompter is not None or config.data.crops > 0)
     assert set(config.evaluation.data) <= set(config.datasets)
 
 

@@ -170,3 +170,19 @@ def test_several_readers_and_micro_batches_train_the_same(squares: Path, tmp_pat
     run.train(configure(squares, tmp_path / "one", "samples=16"))
     run.train(configure(squares, tmp_path / "two", "samples=16", "data.workers=2"))
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["hf", "open_clip"])
+def test_an_export_is_that_of_a_clip(format: str, squares: Path, tmp_path: Path) -> None:
+    """The temperature of the crops belongs to the training; no file is written for it alone."""
+    from cloc.export.pipeline import export
+
+    run.train(configure(squares, tmp_path / "run", "samples=8"))
+    export(format, tmp_path / "run", tmp_path / "out")
+    own, again = load(tmp_path / "run"), load(tmp_path / "out")
+    assert not (tmp_path / "out" / "prompter.safetensors").exists() and "crops" not in again.model.log_scales
+    picture = torch.randint(0, 256, (3, 40, 30), dtype=torch.uint8)
+    for source in own.every_source:
+        one, other = (model.encode_regions(picture, [[0.1, 0.2, 0.8, 0.9]], source)[0] for model in (own, again))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from tests.kit.toy import Leaves, gradients, make_batch, make_features, make_lea
 from tests.losses.test_losses import CAPTIONS, NEGATIVES, WIDE, M, assert_same, naive_contrast, naive_sigmoid
 
 K = 2
-# Texts 1 and 5 are owned by crops and by regions behind them, 0, 3 and 7's neighbour 5 by those alone.
+# In WIDE texts 1 and 5 are owned by crops and by regions behind them, 0 and 3 by such regions alone.
 KINDS = [(kind, rule) for kind in ("softmax", "sigmoid") for rule in ("none", "exact", "cosine")]
 
 
@@ -145,8 +145,13 @@ SPREAD = {
 
 def part_of(name: str, rank: int | None = None) -> tuple[Leaves, Batch, slice]:
     captions, phrases = SPREAD[name]
-    rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
-    return leaves_of(4), with_crops(make_batch(captions[rows], phrases[rows], M)), rows
+    whole = with_crops(make_batch(captions, phrases, M))
+    if rank is None:
+        return leaves_of(4), whole, slice(None)
+    rows = slice(2 * rank, 2 * rank + 2)
+    batch = with_crops(make_batch(captions[rows], phrases[rows], M))
+    batch.boxes, batch.target_boxes = whole.boxes[rows], whole.target_boxes[rows]
+    return leaves_of(4), batch, rows
 
 
 def results(rank: int | None = None) -> dict[str, Any]:

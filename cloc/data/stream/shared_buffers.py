@@ -202,7 +202,7 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and plac
 
 
 def _layout(pixels: Tensor) -> Layout:
-    return tuple(pixels.shape), pixels.stride(), pixels.storage_offset()
+    return tuple(pixels.shape), pixels.stride(), int(pixels.storage_offset())
 
 
 class _Lease(np.ndarray):
