@@ -53,7 +53,7 @@ CALLS: dict[str, Call] = {
     "encode_image": lambda model, pictures, each: model.encode_image(pictures),
     "encode_dense": lambda model, pictures, each: model.encode_dense(pictures, layers=(-1, -2, 0)),
     "encode_regions": lambda model, pictures, each: [
-        model.encode_regions(pictures, each(BOXES), source) for source in model.sources
+        model.encode_regions(pictures, each(BOXES), source) for source in model.every_source
     ],
     "ground": lambda model, pictures, each: (
         model.can_ground
@@ -72,6 +72,7 @@ STATED: dict[str, Callable[[Encoder], Any]] = {
     "image_size": lambda model: model.image_size,
     "joint_dim": lambda model: model.joint_dim,
     "sources": lambda model: model.sources,
+    "every_source": lambda model: model.every_source,
     "can_ground": lambda model: model.can_ground,
 }
 MOVES: dict[str, Callable[[Encoder], tuple[Any, torch.dtype]]] = {

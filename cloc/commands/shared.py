@@ -24,6 +24,9 @@ def group(name: str, help: str, example: str) -> typer.Typer:
 
 def train_on(folder: str, *data: str) -> str:
     """The plan of a run on shards; ``data`` are further keys of that group, which may lack its name."""
-    more = [shlex.quote(f"data.{one.removeprefix('data.')}") for one in data]
+    given = [f"data.{one.removeprefix('data.')}" for one in data]
+    more = [shlex.quote(one) for one in given]
+    # One without the other is refused.
+    more += ["loss.crops=1"] if any(one.startswith("data.crops=") and one != "data.crops=0" for one in given) else []
     keys = ["name=mine", override("data.train", folder), "samples=100_000", "batch_size=64", *more, "dry_run=true"]
     return " ".join(["python train.py", *keys])
