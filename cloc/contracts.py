@@ -144,6 +144,13 @@ class Batch:
         pooled: ``[B,D]`` unit norm, likewise.
         caption_embeddings: ``[B,D]`` unit norm of a frozen text tower; None where it runs, or no loss reads captions.
         phrase_embeddings: ``[P,D]`` likewise.
+        image_states: ``[B,…]`` what the frozen part of an image tower has made of each picture, from the token cache;
+            None where the whole tower runs, or the whole is frozen.
+        crop_places: ``[B,K]`` int64, which of a sample's regions (without crowds) each crop is, −1 for none; None where
+            pictures are read, or ``data.crops`` is 0.
+        crop_states: ``[B,K,…]`` as ``image_states`` of those.
+        caption_states: ``[B,…]`` likewise of each caption, by the text tower.
+        phrase_states: ``[P,…]`` of each distinct phrase.
         teacher_image: ``[B,D]`` a frozen teacher's embedding of each picture, unit norm; the engine puts it and what
             follows there where a term asks for a teacher, else None.
         teacher_text: ``[B,D]`` of each caption.
@@ -172,6 +179,11 @@ class Batch:
     pooled: Tensor | None = per_picture(default=None)
     caption_embeddings: Tensor | None = per_picture(default=None)
     phrase_embeddings: Tensor | None = per_phrase(default=None)
+    image_states: Tensor | None = per_picture(default=None)
+    crop_places: Tensor | None = per_picture(default=None)
+    crop_states: Tensor | None = per_picture(default=None)
+    caption_states: Tensor | None = per_picture(default=None)
+    phrase_states: Tensor | None = per_phrase(default=None)
     teacher_image: Tensor | None = per_picture(default=None)
     teacher_text: Tensor | None = per_picture(default=None)
     teacher_phrase: Tensor | None = per_phrase(default=None)
@@ -195,9 +207,15 @@ class Batch:
             setattr(self, name, torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
 
     @property
+    def has_crops(self) -> bool:
+        """Whether regions are cut out, or what a frozen part makes of that is at hand."""
+        return self.crops is not None or self.crop_states is not None
+
+    @property
     def crop_valid(self) -> Tensor:
         """``[B,K]`` bool, which crops there are; K = 0 for a batch without."""
-        return self.region_valid[:, : 0 if self.crops is None else self.crops.shape[1]]
+        crops = self.crop_states if self.crops is None else self.crops
+        return self.region_valid[:, : 0 if crops is None else crops.shape[1]]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""

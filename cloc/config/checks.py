@@ -15,7 +15,7 @@ from cloc.config.command_line import CONF, hint
 from cloc.config.domains import ConfigError
 from cloc.config.nodes import resolve
 from cloc.config.schema import DataConfig, RunConfig, TrainConfig
-from cloc.config.terms import check_crops, check_needs, check_negatives, terms_of
+from cloc.config.terms import Need, check_crops, check_needs, check_negatives, terms_of, weights_of
 from cloc.config.values import KINDS, check_schema, check_value, kind_of, written
 from cloc.usage import meant
 
@@ -153,10 +153,11 @@ def _check_frozen(config: TrainConfig) -> None:
         )
     if data.token_cache is None:
         return
-    if not model.frozen_towers:
+    taught = [one for one in terms_of(config.loss) if one.needs(Need.TEACHER)]
+    if taught:
         raise ConfigError(
-            f"data.token_cache={data.token_cache} with model.frozen_towers=false: towers that are trained make other "
-            "tokens at each step; set model.frozen_towers=true, or data.token_cache=null"
+            f"data.token_cache={data.token_cache} with {weights_of(taught)}: a teacher sees the pictures, which are "
+            "not read; set data.token_cache=null, or the weight to 0"
         )
     drawn = {"crop": data.crop, "jitter": data.jitter, "flip": data.flip}
     for key, value in drawn.items():
@@ -167,8 +168,8 @@ def _check_frozen(config: TrainConfig) -> None:
             )
     if config.trainer.strategy == "fsdp":
         raise ConfigError(
-            f"data.token_cache={data.token_cache} with trainer.strategy=fsdp: Prompter and head alone are trained, and "
-            "need no shards; use trainer=ddp"
+            f"data.token_cache={data.token_cache} with trainer.strategy=fsdp: what is trained behind frozen towers is "
+            "small, and needs no shards; use trainer=ddp"
         )
 
 
@@ -227,6 +228,9 @@ def _check_view(data: DataConfig) -> None:
             f"data.crops={data.crops} with data.regions={data.regions}: the first of the drawn regions are cut out; "
             f"give data.regions={data.crops}, or fewer crops"
         )
+    for template in data.templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"data.templates: {template!r} must hold {{}} once, in the place of the phrase")
     if data.jitter is not None and data.jitter[3] > 0.5:
         raise ConfigError(f"data.jitter={data.jitter}: the last, of the hue, is at most 0.5")
 

@@ -83,6 +83,12 @@ class DataConfig:
     """How regions are drawn: alike, or in proportion to their scores."""
     groups: Annotated[str, OneOf("all", "one", "skip")] = "all"
     """Phrases that own several boxes of a picture: all boxes may be drawn, one of them, or none."""
+    names: bool = False
+    """Take the name of the thing in each English phrase as a further phrase of its region: "dog" of "two dogs in the
+    snow". See docs/training.md#names-of-things."""
+    templates: list[str] = field(default_factory=list)
+    """Texts around phrases, of which one is drawn for each region; ``{}`` is the phrase, ["{}", "a photo of a {}"]
+    leaves half of them as they are. An article before ``{}`` gives way to the phrase's own."""
     crop: PositiveShare | None = None
     """Smallest share of the area that a random-resized crop keeps; null for resize-and-pad (the paper)."""
     min_visible: Share = 0.5
@@ -114,12 +120,14 @@ class DataConfig:
     redirect_hosts: list[Annotated[str, Host()]] = field(default_factory=list)
     """Hosts (NAME or NAME:PORT) that HTTP redirects may lead to besides a URL's own."""
     token_cache: Path | None = None
-    """Folder in which the outputs of frozen towers (``model.frozen_towers``) are kept: each picture and each phrase is
-    encoded once, and steps read no picture; null encodes them at each step. See docs/training.md#frozen-towers."""
+    """Folder in which the outputs of frozen towers (``model.frozen_towers``), or of the frozen parts of towers (a
+    backbone below trained blocks), are kept: each picture and each phrase is encoded once, and steps read no picture;
+    null encodes them at each step. See docs/training.md#frozen-towers."""
     token_cache_bytes: Amount = 1 << 36
     """Bound of that folder (64 GiB); a run that needs more is refused before it begins."""
-    token_precision: Annotated[str, OneOf("float16", "float32")] = "float16"
-    """Of the patch tokens there; embeddings are float32."""
+    token_precision: Annotated[str, OneOf("auto", "float16", "float32")] = "auto"
+    """Of the patch tokens there; embeddings are float32. ``auto``: float16 of frozen towers, of frozen parts what they
+    make in the run's own precision, as it is."""
 
 
 @dataclass

@@ -145,14 +145,14 @@ class Pretrain(Task):
         stream = pretrain_data.build_stream(self.config, self.model, data, rank, world, captions)
         if self.config.data.token_cache is not None:
             threads = max(1, readers(self.config))
-            self.towers = FrozenTowers(self.config.data, self.resolved["model"], self.model, data, threads)
-            self.notes.append(self.towers.note)
+            self.towers = FrozenTowers(self.config, self.resolved["model"], self.model, data, threads)
+            self.notes += self.towers.notes
         return stream
 
     def rates(self, data: ShardSources, stream: Stream, world: int) -> dict[str, str]:
         """See :func:`cloc.engine.rehearsal.rates`."""
         if self.towers is not None:
-            return {"reading": "no pictures: tokens of frozen towers, from data.token_cache"}
+            return {"reading": "no pictures: what frozen towers make, from data.token_cache"}
         return rehearsal.rates(self, self.config, data, stream, world)
 
     @contextmanager

@@ -159,7 +159,7 @@ def forward_flops(task: Task, config: TrainConfig, batch: Batch) -> float:
 
     Where a tower's code cannot run there: two for each weight and place of a sequence.
     """
-    reads_phrases = config.model.prompter is not None or batch.crops is not None
+    reads_phrases = config.model.prompter is not None or batch.has_crops
     texts = [batch.captions] + [batch.phrases] * reads_phrases
     count = len(batch.images) + int(batch.crop_valid.sum())
     try:

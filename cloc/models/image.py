@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cloc.config.domains import Amount, Decay, Depth, Finite, Interval, Length, OneOf, Rate, Side, Width
+from cloc.models.frozen import FrozenPart
 from cloc.models.open_clip_visual import open_visual
 from cloc.models.positions.encodings import ENCODINGS, install
 from cloc.models.positions.fourier import covered_share, grid_positions
@@ -139,6 +140,7 @@ class TimmTower(nn.Module):
         self.covered = covered_share(self.grid[0], trunk_stride(self.trunk), image_size)
         own = self.trunk.pretrained_cfg
         self.mean, self.std = mean or own.get("mean", IMAGENET_MEAN), std or own.get("std", IMAGENET_STD)
+        self.positions = positions
         install(positions, self.trunk)
         if self.is_vit and zero_init:
             _zero_branches(self.trunk.blocks)
@@ -166,10 +168,12 @@ class TimmTower(nn.Module):
             joint-space embedding ``[B,D]`` (not yet of unit norm) and patch tokens ``[B,N,C]`` after the last norm.
         """
         if self.memory is not None and self.training:
-            maps = self.memory(images, self.trunk.forward_features)
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune_last != 0):
-                maps = self.trunk.forward_features(images)
+            return self._rest(self.memory(images, self.trunk.forward_features))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tune_last != 0):
+            maps = self.trunk.forward_features(images)
+        return self._rest(maps)
+
+    def _rest(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         tokens = tokens_of(self.trunk, maps)
         if self.adapter is not None:
             tokens = self.adapter(tokens)
@@ -179,6 +183,11 @@ class TimmTower(nn.Module):
         if self.fc_norm is not None:
             tokens = self.fc_norm(tokens)
         return self.proj(pooled), tokens
+
+    def frozen_part(self) -> FrozenPart | None:
+        """The backbone's map, where all of the backbone is frozen."""
+        facts = f"{self.name} {self.arguments} {self.positions}"
+        return FrozenPart(self.trunk, self.trunk.forward_features, self._rest, facts) if self.tune_last == 0 else None
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """Patch tokens ``[...,C]`` → joint space ``[...,D]``, as the pooled embedding is projected."""

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from torch.profiler import record_function
 
 from cloc.contracts import Batch, Features
+from cloc.models.frozen import FrozenPart, frozen_part
 from cloc.models.positions.fourier import onto_grid, onto_view
 from cloc.models.protocols import GroundingHead, ImageTower, Prompter, TextTower, as_module, declared, view
 from cloc.models.region_pooling import mask_tokens, roi_tokens
@@ -142,20 +143,21 @@ class Cloc(nn.Module):
         return Features(image.pooled, text, region, phrase, grounded, self.scales(), biases, crop)
 
     def _seen(self, batch: Batch) -> tuple[ImageFeatures, Tensor | None]:
-        """The pictures encoded, and ``[B,K,D]`` of their crops where there are any."""
-        if batch.crops is not None:
-            return self._seen_with_crops(batch, batch.crops)
-        if batch.tokens is None or batch.pooled is None:
-            return self.encode_images(batch.images), None
-        return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype)), None
+        """The pictures encoded, and ``[B,K,D]`` of their crops where there are any.
 
-    def _seen_with_crops(self, batch: Batch, crops: Tensor) -> tuple[ImageFeatures, Tensor]:
-        """Pictures and crops in one pass: towers take no statistics of a batch, a row does not depend on the others.
-
-        One pass, whatever regions there are, is also what sharded weights need: each process gathers them as often.
+        Both in one pass: towers take no statistics of a batch, a row does not depend on the others. One pass, whatever
+        regions there are, is also what sharded weights need: each process gathers them as often.
         """
-        count, valid = len(batch.images), batch.crop_valid
-        seen = self.encode_images(torch.cat([batch.images, crops[valid]]))
+        if batch.tokens is not None and batch.pooled is not None:
+            return ImageFeatures(batch.pooled, batch.tokens.to(self.dtype)), None
+        given, crops = batch.images, batch.crops
+        encode: Callable[[Tensor], ImageFeatures] = self.encode_images
+        if batch.image_states is not None:
+            given, crops, encode = batch.image_states, batch.crop_states, self._encode_image_states
+        if crops is None:
+            return encode(given), None
+        count, valid = len(given), batch.crop_valid
+        seen = encode(torch.cat([given, crops[valid]]))
         crop = seen.pooled.new_zeros(*valid.shape, seen.pooled.shape[-1])
         crop[valid] = seen.pooled[count:]
         return ImageFeatures(seen.pooled[:count], seen.tokens[:count]), crop
@@ -164,15 +166,17 @@ class Cloc(nn.Module):
         """Embeddings of a batch's captions, and of its phrases where a Prompter or crops want them."""
         if batch.phrase_embeddings is not None:
             return batch.caption_embeddings, batch.phrase_embeddings
+        given, encode = (batch.captions, batch.phrases), self.encode_texts
+        if batch.caption_states is not None and batch.phrase_states is not None:
+            given, encode = (batch.caption_states, batch.phrase_states), self._encode_text_states
         if not self.reads_phrases(batch):
-            return self.encode_texts(batch.captions), None
-        texts = batch.captions, batch.phrases
-        text, phrase = self.encode_texts(*texts).split([len(tokens) for tokens in texts])
+            return encode(given[0]), None
+        text, phrase = encode(*given).split([len(rows) for rows in given])
         return text, phrase
 
     def reads_phrases(self, batch: Batch) -> bool:
         """Whether the phrases of a batch are embedded."""
-        return self.prompter is not None or batch.crops is not None
+        return self.prompter is not None or batch.has_crops
 
     def scales(self) -> dict[str, Tensor]:
         """Inverse temperatures, exponentiated and clamped at 100."""
@@ -199,13 +203,22 @@ class Cloc(nn.Module):
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """``[B,3,H,W]`` uint8 views → features; normalized here, on the device."""
         with record_function("image tower"):
-            pooled, tokens = self.image(self.pixels(images))
-        return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
+            return _of_unit_norm(*self.image(self.pixels(images)))
 
     def encode_texts(self, *groups: Tensor) -> Tensor:
         """Groups of ``[T,L]`` token ids → ``[T,D]`` of unit norm, of all groups in their order."""
         with record_function("text tower"):
             return normalize(self.text(*groups).float(), dim=-1)
+
+    def _encode_image_states(self, states: Tensor) -> ImageFeatures:
+        """As :meth:`encode_images`, of what the frozen part of the tower has made of the pictures."""
+        with record_function("image tower"):
+            return _of_unit_norm(*_frozen(self.image).rest(states))
+
+    def _encode_text_states(self, *groups: Tensor) -> Tensor:
+        """As :meth:`encode_texts`, of what the frozen part of the tower has made of the texts."""
+        with record_function("text tower"):
+            return normalize(_frozen(self.text).rest(torch.cat(groups)).float(), dim=-1)
 
     def encode_boxes(self, image: ImageFeatures, boxes: Tensor, source: str = "prompter") -> Tensor:
         """Embed boxes of encoded pictures.
@@ -277,6 +290,16 @@ class Cloc(nn.Module):
 
     def _onto_grid(self, boxes: Tensor) -> Tensor:
         return onto_grid(boxes, self.covered, self.grid[0])
+
+
+def _of_unit_norm(pooled: Tensor, tokens: Tensor) -> ImageFeatures:
+    return ImageFeatures(normalize(pooled.float(), dim=-1), tokens)
+
+
+def _frozen(tower: ImageTower | TextTower) -> FrozenPart:
+    part = frozen_part(tower)
+    assert part is not None, "asked before"  # what its part makes is kept for a tower that has one
+    return part
 
 
 def _in_bytes(values: Sequence[float]) -> Tensor:

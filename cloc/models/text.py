@@ -17,6 +17,7 @@ from torch.nn.functional import embedding, pad
 from cloc.config.domains import ConfigError, Interval, OneOf, TextLength, Width
 from cloc.data.downloads import from_hub
 from cloc.data.tokenizer import CLEANINGS, refusing_code, without_code
+from cloc.models.frozen import FrozenPart
 from cloc.models.registration import registered
 from cloc.models.trust.values import check_hugging_face
 from cloc.models.weights.class_token import activation
@@ -26,6 +27,7 @@ from cloc.models.weights.open_clip_towers import open_clip_tower
 from cloc.models.weights.other_formats import reasons_of_clip_text
 
 Cleaning = Annotated[str, OneOf(*CLEANINGS)]
+WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of what an encoder makes
 MEMORY = 400_000  # texts of a frozen encoder that are remembered: 600 MB at width 384
 
 
@@ -311,6 +313,15 @@ class HuggingFaceText(nn.Module):
         pool = self._remembered if self.frozen else self._pooled
         joint: Tensor = self.proj(torch.cat([pool(tokens) for tokens in groups]))
         return joint
+
+    def frozen_part(self) -> FrozenPart | None:
+        """The pooled states of a frozen encoder, float32."""
+        config = {key: value for key, value in self.tower.config.to_dict().items() if key not in WHENCE}
+        facts = f"{self.pad_id} {sorted(config.items())}"
+        return FrozenPart(self.tower, self._encoded, self.proj, facts) if self.frozen else None
+
+    def _encoded(self, tokens: Tensor) -> Tensor:
+        return self._pooled(tokens).to(self.tower.dtype)
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         mask = tokens != self.pad_id

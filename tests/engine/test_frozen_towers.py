@@ -18,7 +18,7 @@ import cloc
 from cloc.config import ConfigError, DataConfig, validate
 from cloc.contracts import Batch
 from cloc.data.frozen import blocks as blocks_module
-from cloc.data.frozen.blocks import Blocks, Shape, places_of
+from cloc.data.frozen.blocks import Blocks, Rows, Shape, places_of
 from cloc.data.frozen.stream import FrozenStream
 from cloc.data.shards.cache import ShardCache
 from cloc.data.shards.reader import ShardReader
@@ -27,10 +27,9 @@ from cloc.data.stream.region_sampling import Chooser
 from cloc.data.stream.sources import ShardSource, ShardSources
 from cloc.data.transforms import View
 from cloc.engine import run
-from cloc.engine.frozen import filling
 from cloc.engine.frozen.filling import Filler
 from cloc.models.build import build_model
-from cloc.models.model import ImageFeatures
+from cloc.models.model import Cloc
 from tests.kit.resuming import assert_same, configure, make_squares, weights
 from tests.kit.streams import TOKENIZER, make_manifest
 
@@ -191,14 +190,14 @@ def test_a_bound_is_held_before_anything_is_made(squares: Path, base: Path, tmp_
 def test_a_token_that_float16_cannot_hold_is_refused(
     squares: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = filling.Cloc.encode_images
+    encode = Cloc.encode_images
 
     def large(self: Any, images: torch.Tensor) -> Any:
         found = encode(self, images)
         found.tokens[0, 0, 0] = 1e5
         return found
 
-    monkeypatch.setattr(filling.Cloc, "encode_images", large)
+    monkeypatch.setattr(Cloc, "encode_images", large)
     with pytest.raises(ConfigError, match=r"tokens up to 1e\+05, which it cannot hold; give float32"):
         run.train(configure(squares, tmp_path / "run", *cached(tmp_path / "tokens", base)))
 
@@ -206,10 +205,10 @@ def test_a_token_that_float16_cannot_hold_is_refused(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["model.frozen_towers=false"], "towers that are trained make other tokens"),
+        (["+loss.distill=1", "model.frozen_towers=false", "init_from=elsewhere"], "a teacher sees the pictures"),
         (["data.flip=0.5"], r"data\.flip=0.5: a view that is drawn at random .* set data\.flip=0"),
         (["data.crop=0.5"], r"data\.crop=0.5: .* set data\.crop=null"),
-        (["trainer.strategy=fsdp", "optim=adamw"], "need no shards"),
+        (["trainer.strategy=fsdp", "optim=adamw"], "needs no shards"),
         (
             ["model.prompter=null", "model.grounding=null", "loss.region=0", "loss.grounding=0", "loss.global=1"],
             "nothing would be trained",
@@ -239,21 +238,19 @@ def test_bad_pictures_are_skipped_and_counted_as_they_are_without_the_cache(tmp_
 def fill(data: ShardSources, seen: View, folder: Path) -> Blocks:
     """Blocks of a tower that is the mean of its patches."""
     folder.mkdir()
-    model, config = MeanTower(), DataConfig(train="-", token_cache=str(folder))
-    shape = Shape(4, 3, 3, torch.float32)
-    places = places_of(data, folder, shape)
-    Filler(model, data, seen, shape, config, 2).fill(places)  # type: ignore[arg-type]  # all that it asks for
+    config = DataConfig(train="-", token_cache=str(folder))
+    shape = Shape((Rows("tokens", (4, 3), torch.float32), Rows("pooled", (3,), torch.float32)))
+    places = places_of(data, folder, shape.block)
+    Filler(MeanTower(), data, seen, shape, config, 2).fill(places)
     return Blocks(places, shape)
 
 
 class MeanTower:
     """The mean color of each quarter."""
 
-    mean = torch.zeros(1)
-
-    def encode_images(self, images: torch.Tensor) -> ImageFeatures:
-        tokens = avg_pool2d(images.float(), images.shape[-1] // 2).flatten(2).transpose(1, 2)
-        return ImageFeatures(tokens.mean(1), tokens)
+    def made_of(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = avg_pool2d(pictures.float(), pictures.shape[-1] // 2).flatten(2).transpose(1, 2)
+        return {"tokens": tokens, "pooled": tokens.mean(1)}
 
 
 def same(one: Batch, other: Batch) -> bool:

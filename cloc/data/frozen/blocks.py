@@ -1,19 +1,21 @@
 """Files of the token cache: what a frozen image tower has made of some consecutive samples of one shard.
 
-A block holds of each sample the patch tokens, the pooled embedding, the picture's place in its view and the
-annotations, as safetensors with a checksum. Its name is made of the shard's digest, its folder of the tower's and the
-view's (``cloc.engine.frozen``). So nothing is ever out of date, and the folder can be deleted at any time.
+A block holds of each sample what the tower makes (patch tokens and the pooled embedding, or what its frozen part
+passes on), the picture's place in its view and the annotations, as safetensors with a checksum. Its name is made of the
+shard's digest, its folder of the tower's and the view's (``cloc.engine.frozen``). So nothing is ever out of date, and
+the folder can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +30,27 @@ from cloc.files import write_tensors
 
 FORMAT = 1  # raised when the same tower and data come to mean other blocks
 MOST_BYTES, MOST_SAMPLES = 1 << 27, 512  # of a block: what is lost when the filling is stopped
-NAMES = ("content", "ends", "pooled", "records", "tokens")
+NAMES = ("content", "ends", "records")  # besides what the tower makes
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One tensor that is kept, a row a picture.
+
+    Attributes:
+        name: of the tensor.
+        shape: of a row.
+        dtype: that is kept.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of a row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +58,24 @@ class Shape:
     """What a tower makes of a picture.
 
     Attributes:
-        tokens: N.
-        width: C.
-        joint_dim: D.
-        dtype: of the tokens that are kept.
+        kept: the tensors.
     """
 
-    tokens: int
-    width: int
-    joint_dim: int
-    dtype: torch.dtype
+    kept: tuple[Rows, ...]
 
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes, without its annotations."""
-        return self.tokens * self.width * self.dtype.itemsize + 4 * self.joint_dim
+        return sum(one.bytes for one in self.kept)
 
     @property
     def block(self) -> int:
         """Samples of a block; the last of a shard has fewer."""
         return max(1, min(MOST_SAMPLES, MOST_BYTES // self.sample_bytes))
+
+    def empty(self, count: int) -> dict[str, Tensor]:
+        """Rows of so many pictures, all zero."""
+        return {one.name: torch.zeros(count, *one.shape, dtype=one.dtype) for one in self.kept}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +97,22 @@ class BlockPlace:
     file: Path
 
 
-def places_of(data: ShardSources, folder: Path, shape: Shape) -> list[BlockPlace]:
+def places_of(data: ShardSources, folder: Path, block: int) -> list[BlockPlace]:
     """All blocks of a data set, in the order of sources and shards.
 
     Args:
         data: the data set.
         folder: of the tower and the view.
-        shape: of what the tower makes.
+        block: samples of a block.
     """
     found = []
     for source, part in enumerate(data.parts):
         shards = part.manifest.shards
         for shard, samples in enumerate(shards.column("samples").tolist()):
             name = shards.sha256(shard) or _unknown(part.manifest.location(shard), shards.size(shard))
-            for first in range(0, samples, shape.block):
+            for first in range(0, samples, block):
                 file = folder / f"{name[:32]}-{first:08d}.safetensors"
-                found.append(BlockPlace(source, shard, first, min(shape.block, samples - first), file))
+                found.append(BlockPlace(source, shard, first, min(block, samples - first), file))
     return found
 
 
@@ -108,7 +128,7 @@ def write_block(file: Path, tensors: Mapping[str, Tensor], records: Sequence[str
 
     Args:
         file: its path; the folder is there.
-        tensors: ``tokens``, ``pooled``, ``content``, a row a sample.
+        tensors: what the tower makes, and ``content``, a row a sample.
         records: of each sample, see :func:`record_of`.
     """
     texts = [record.encode() for record in records]
@@ -117,7 +137,12 @@ def write_block(file: Path, tensors: Mapping[str, Tensor], records: Sequence[str
         "records": torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8),
         "ends": torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64),
     }
-    write_tensors(file, held, {"crc32": str(checksum(held)), "format": str(FORMAT)})
+    write_sound(file, held)
+
+
+def write_sound(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors with its checksum, whole or not at all."""
+    write_tensors(file, dict(tensors), {"crc32": str(checksum(tensors)), "format": str(FORMAT)})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
@@ -128,11 +153,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     return found
 
 
-class Block:
-    """A block that is open: its tensors are parts of the file, read where they are looked at.
+class StoredTensors:
+    """A file of tensors that is open: they are parts of the file, read where they are looked at.
 
     Args:
         place: of it.
+        names: of what it must hold.
 
     Raises:
         OSError: it is not there.
@@ -140,13 +166,29 @@ class Block:
         KeyError: it lacks a tensor.
     """
 
-    def __init__(self, place: BlockPlace) -> None:
+    def __init__(self, place: BlockPlace, names: Sequence[str]) -> None:
         with safe_open(place.file, "pt") as stored:
             self.metadata: dict[str, str] = stored.metadata() or {}
             self.tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}
-        if missing := sorted(set(NAMES) - self.tensors.keys()):
+        if missing := sorted(set(names) - self.tensors.keys()):
             raise KeyError(missing[0])
-        self.tokens, self.pooled, self.content = (self.tensors[name] for name in ("tokens", "pooled", "content"))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the checksum is right. Reads all of it."""
+        return self.metadata.get("crc32") == str(checksum(self.tensors))
+
+
+class Block(StoredTensors):
+    """A block that is open, see :class:`StoredTensors`.
+
+    Args:
+        place: of it.
+    """
+
+    def __init__(self, place: BlockPlace) -> None:
+        super().__init__(place, NAMES)
+        self.content = self.tensors["content"]
         self._records, self._ends = self.tensors["records"].numpy(), self.tensors["ends"].numpy()
 
     def record(self, number: int) -> dict[str, Any]:
@@ -157,9 +199,12 @@ class Block:
 
     def is_whole(self, place: BlockPlace, shape: Shape) -> bool:
         """Whether shapes and checksum are right. Reads all of it."""
-        wanted = (place.count, shape.tokens, shape.width)
-        fits = tuple(self.tokens.shape) == wanted and self.tokens.dtype == shape.dtype
-        return fits and self.metadata.get("crc32") == str(checksum(self.tensors))
+        fits = all(self._holds(one, place.count) for one in shape.kept)
+        return fits and self.is_sound
+
+    def _holds(self, rows: Rows, count: int) -> bool:
+        found = self.tensors[rows.name]
+        return tuple(found.shape) == (count, *rows.shape) and found.dtype == rows.dtype
 
 
 def open_whole(place: BlockPlace, shape: Shape) -> Block | None:
@@ -203,8 +248,47 @@ def _region(one: Mapping[str, Any]) -> Region:
     return Region(**{**one, **texts})
 
 
-class Blocks:
-    """Blocks of a data set, to be read from. May be pickled into workers: files open where they are read.
+Opened = TypeVar("Opened", bound=StoredTensors)
+
+
+class OpenFiles(Generic[Opened]):
+    """Files of the token cache, to be read from. May be pickled into workers: files open where they are read.
+
+    Args:
+        places: of all files.
+        block: samples of one.
+        read: opens one.
+    """
+
+    def __init__(self, places: Sequence[BlockPlace], block: int, read: Callable[[BlockPlace], Opened]) -> None:
+        self._block, self._read = block, read
+        self._places = {(one.source, one.shard, one.first): one for one in places}
+        self._open: dict[BlockPlace, Opened] = {}
+
+    def find(self, source: int, place: Place) -> tuple[Opened, int]:
+        """The file that holds a sample, and its number there.
+
+        Raises:
+            ConfigError: the file has vanished or changed since the run began.
+        """
+        shard, number = place
+        first = number // self._block * self._block
+        where = self._places[source, shard, first]
+        if where not in self._open:
+            try:
+                self._open[where] = self._read(where)
+            except (OSError, SafetensorError, KeyError) as error:
+                raise ConfigError(
+                    f"{where.file}: the token cache has lost this file ({error}); start again, which makes it anew"
+                ) from error
+        return self._open[where], number - first
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+
+class Blocks(OpenFiles[Block]):
+    """Blocks of a data set, see :class:`OpenFiles`.
 
     Args:
         places: of all blocks.
@@ -212,33 +296,11 @@ class Blocks:
     """
 
     def __init__(self, places: Sequence[BlockPlace], shape: Shape) -> None:
+        super().__init__(places, shape.block, Block)
         self.shape = shape
-        self._places = {(one.source, one.shard, one.first): one for one in places}
-        self._open: dict[BlockPlace, Block] = {}
 
-    def find(self, source: int, place: Place) -> tuple[Block, int]:
-        """The block that holds a sample, and its number there.
-
-        Raises:
-            ConfigError: the file has vanished or changed since the run began.
-        """
-        shard, number = place
-        first = number // self.shape.block * self.shape.block
-        where = self._places[source, shard, first]
-        if where not in self._open:
-            try:
-                self._open[where] = Block(where)
-            except (OSError, SafetensorError, KeyError) as error:
-                raise ConfigError(
-                    f"{where.file}: the token cache has lost this file ({error}); start again, which makes it anew"
-                ) from error
-        return self._open[where], number - first
-
-    def rows(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens ``[B,N,C]`` and pooled embeddings ``[B,D]`` of samples ``[B,3]`` (source, shard, number)."""
+    def rows(self, places: Tensor) -> dict[str, Tensor]:
+        """What is kept of samples ``[B,3]`` (source, shard, number), by name, a row each."""
         found = [self.find(source, (shard, number)) for source, shard, number in places.tolist()]
-        tokens = torch.stack([block.tokens[row] for block, row in found])
-        return tokens, torch.stack([block.pooled[row] for block, row in found])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
+        names = [one.name for one in self.shape.kept]
+        return {name: torch.stack([block.tensors[name][row] for block, row in found]) for name in names}

@@ -62,6 +62,9 @@ class FrozenStream(Stream):
         end = position + self.batch_size
         batch = collate(items, self.tokenizer, self.chooser.regions, end, stats, self.chooser.negatives, none)
         batch.places = torch.tensor(found, dtype=torch.int64)
+        if crops := self.chooser.crops:
+            padded = [item.cut + [-1] * (crops - len(item.cut)) for item in items]
+            batch.crop_places = torch.tensor(padded, dtype=torch.int64)
         batch.stats[READER_MEMORY] = peak_memory()
         return batch
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from cloc.config import DataConfig, from_fields
 from cloc.contracts import Region, Sample
 from cloc.data.decode import decoder
+from cloc.data.stream.wording import Wording, worded
 from cloc.data.transforms import PAD_VALUE, View, ViewedPicture, mirror_text, new_views
 
 _LEAST_SCORE = 1e-6  # a region of score 0 is drawn where nothing else is left
@@ -58,6 +59,7 @@ class Item:
         stats: counters.
         source: index of the data source.
         negatives: K times the hard negative texts of the region; empty where none are asked for.
+        cut: numbers of the regions, among those that are no crowd, that are cut out.
     """
 
     key: str
@@ -71,6 +73,7 @@ class Item:
     stats: Counter[str]
     source: int = 0
     negatives: list[list[str]] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Chooser:
             ``one``: a text is drawn once a picture, at one of its boxes. ``skip``: not at all.
         negatives: at most so many of a region's hard negatives are drawn.
         crops: of the drawn regions the first so many are also cut out of the decoded picture, each a view of its own.
+        wording: of the phrases.
     """
 
     view: View
@@ -96,6 +100,7 @@ class Chooser:
     groups: str = "all"
     negatives: int = 0
     crops: int = 0
+    wording: Wording = Wording()
 
     def __call__(
         self,
@@ -140,7 +145,7 @@ class Chooser:
         All pictures at once, behind the decoding of all: between two decodings this code would leave the processor's
         cache each time.
         """
-        regions = [[region for region in one.sample.regions if not region.crowd] for one in candidates]
+        regions = [[self._named(region) for region in one.sample.regions if not region.crowd] for one in candidates]
         counts = [len(picture_regions) for picture_regions in regions]
         boxes = np.array(
             [region.box for picture_regions in regions for region in picture_regions], dtype=np.float32
@@ -154,6 +159,10 @@ class Chooser:
             items.append(self._item(one, picture_regions, content, boxes[part], usable[part]))
             first = part.stop
         return items
+
+    def _named(self, region: Region) -> Region:
+        """A region with the names of things among its phrases, where they are asked for."""
+        return replace(region, phrases=self.wording.phrases(region.phrases)) if self.wording.names else region
 
     def _item(
         self,
@@ -170,9 +179,11 @@ class Chooser:
         drawn, phrases = self._draw(regions, kept, owners, rng, stats)
         caption = self._caption(sample, regions, rng, stats)
         negatives = [self._negatives(regions[i], rng) for i in drawn] if self.negatives else []
-        if self.crops:
-            _cut_regions(self.view, candidate, [regions[i].box for i in drawn[: self.crops]])
+        cut = drawn[: self.crops]
+        if candidate.picture is not None:
+            _cut_regions(self.view, candidate, [regions[i].box for i in cut])
         shown = mirror_text if candidate.seen.mirrored else str
+        templates = self.wording.draw(len(drawn), rng)
         targets = [_union([boxes[i] for i in owners[phrase] if usable[i]]) for phrase in phrases]
         return Item(
             key=sample.key,
@@ -181,11 +192,14 @@ class Chooser:
             caption=shown(caption),
             boxes=[boxes[i] for i in drawn],
             targets=targets,
-            phrases=[shown(phrase) for phrase in phrases],
+            phrases=[shown(worded(own, phrase)) for own, phrase in zip(templates, phrases, strict=True)],
             shared=[len(owners[phrase]) > 1 for phrase in phrases],
             stats=stats,
             source=candidate.source,
-            negatives=[[shown(text) for text in texts] for texts in negatives],
+            negatives=[
+                [shown(worded(own, text)) for text in texts] for own, texts in zip(templates, negatives, strict=False)
+            ],
+            cut=cut,
         )
 
     def _draw(
@@ -240,7 +254,8 @@ def make_chooser(config: DataConfig, image_size: int, resize: str = "pad") -> Ch
         image_size: side of the model's view in pixels.
         resize: the model's own, ``pad`` or ``squash``.
     """
-    return from_fields(Chooser, config, view=from_fields(View, config, size=image_size, resize=resize))
+    view = from_fields(View, config, size=image_size, resize=resize)
+    return from_fields(Chooser, config, view=view, wording=from_fields(Wording, config))
 
 
 def _cut_regions(view: View, candidate: Candidate, boxes: Sequence[Sequence[float]]) -> None:

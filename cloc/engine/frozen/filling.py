@@ -1,7 +1,7 @@
 """Fills the token cache: a frozen image tower sees every picture of a data set once.
 
 Files are checked whole when a run begins; what is missing or damaged is made anew. Each appears under its name whole or
-not at all, so runs may share a folder and be stopped at any time. Tokens are computed in float32.
+not at all, so runs may share a folder and be stopped at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,21 +26,13 @@ from cloc.data.shards.reader import ShardReader
 from cloc.data.stream.sources import ShardSources
 from cloc.data.transforms import View
 from cloc.engine.process_group import barrier, rank_and_world
-from cloc.models.model import Cloc
 
 TOGETHER = 32  # pictures of a forward pass
 GIB = 2**30
 
 
-def shape_of(model: Cloc, config: DataConfig) -> Shape:
-    """What a model's image tower makes of a picture, as the cache keeps it."""
-    image, rows_columns = model.image, model.grid
-    dtype = torch.float16 if config.token_precision == "float16" else torch.float32
-    return Shape(rows_columns[0] * rows_columns[1], image.width, image.joint_dim, dtype)
-
-
 def check_bound(config: DataConfig, data: ShardSources, shape: Shape) -> str:
-    """Refuse a data set whose tokens are more than the cache may hold.
+    """Refuse a data set whose tokens, those of its regions' crops among them, are more than the cache may hold.
 
     Returns:
         How much they take, in words.
@@ -50,8 +42,13 @@ def check_bound(config: DataConfig, data: ShardSources, shape: Shape) -> str:
     """
     needed = data.samples * shape.sample_bytes
     said = f"{data.samples:,} samples × {shape.sample_bytes / 1024:,.0f} KiB = {needed / GIB:,.2f} GiB"
+    if config.crops:
+        of_crops = data.regions * shape.sample_bytes
+        needed += of_crops
+        said += f" and {data.regions:,} crops = {of_crops / GIB:,.2f} GiB"
     if needed > config.token_cache_bytes:
-        smaller = "" if config.token_precision == "float16" else ", data.token_precision=float16"
+        halved = any(one.dtype.itemsize > 2 and len(one.shape) > 1 for one in shape.kept)
+        smaller = ", data.token_precision=float16" if halved else ""
         raise ConfigError(
             f"data.token_cache={config.token_cache}: {said}, more than data.token_cache_bytes="
             f"{config.token_cache_bytes} ({config.token_cache_bytes / GIB:,.2f} GiB); give more{smaller}, fewer "
@@ -60,22 +57,31 @@ def check_bound(config: DataConfig, data: ShardSources, shape: Shape) -> str:
     return said
 
 
+class Makes(Protocol):
+    """What makes the rows that are kept: see :class:`cloc.engine.frozen.cuts.ImageCut`."""
+
+    def made_of(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Views ``[B,3,S,S]`` uint8 → rows by name."""
+
+
 class Filler:
     """Makes the blocks of a data set that are missing.
 
     Args:
-        model: whose image tower is frozen, on its device, in evaluation mode.
+        cut: where the image tower is cut; on its device, in evaluation mode.
         data: the data set.
         view: how the tower sees a picture; draws nothing.
-        shape: of what it makes.
+        shape: of what is kept.
         config: the data's.
         threads: that decode.
     """
 
+    label = "frozen tower"
+
     def __init__(
-        self, model: Cloc, data: ShardSources, view: View, shape: Shape, config: DataConfig, threads: int
+        self, cut: Makes, data: ShardSources, view: View, shape: Shape, config: DataConfig, threads: int
     ) -> None:
-        self.model, self.view, self.shape, self.config = model, view, shape, config
+        self.cut, self.view, self.shape, self.config = cut, view, shape, config
         self.readers = [ShardReader(part.manifest, cache=data.cache) for part in data.parts]
         self.threads = max(1, threads)
 
@@ -98,18 +104,39 @@ class Filler:
         done = self._make(missing[rank::world])
         if world > 1:
             barrier()
-            done += self._make(_still_missing(missing, damaged, self.shape))
+            done += self._make(self._still_missing(missing, damaged))
         return done, len(damaged)
+
+    def is_whole(self, place: BlockPlace) -> bool:
+        """Whether a file is there, and as it was written."""
+        return open_whole(place, self.shape) is not None
+
+    def write(self, place: BlockPlace, pool: ThreadPoolExecutor, bar: Any) -> None:
+        """Make and write one file."""
+        tensors, records = self._encode(place, pool, bar)
+        write_block(place.file, tensors, records)
+
+    @property
+    def sample_bytes(self) -> float:
+        """Bytes that a sample takes, about."""
+        return self.shape.sample_bytes
 
     def _missing(self, places: Sequence[BlockPlace]) -> list[BlockPlace]:
         with progress(progress_console(), "checking the token cache", len(places), "files") as bar:
-            return [place for place in bar.each(places) if open_whole(place, self.shape) is None]
+            return [place for place in bar.each(places) if not self.is_whole(place)]
+
+    def _still_missing(self, missing: Sequence[BlockPlace], damaged: Sequence[BlockPlace]) -> list[BlockPlace]:
+        """What others should have made, but have made on another machine: a damaged file is still there then."""
+        looked_into = set(damaged)
+        return [
+            place for place in missing if not place.file.exists() or (place in looked_into and not self.is_whole(place))
+        ]
 
     def _check_room(self, missing: Sequence[BlockPlace]) -> None:
         if not missing:
             return
         root = Path(str(self.config.token_cache)).expanduser()
-        needed = sum(place.count for place in missing) * self.shape.sample_bytes
+        needed = sum(place.count for place in missing) * self.sample_bytes
         held = sum(map(_size, root.rglob("*.safetensors")))
         replaced = sum(_size(place.file) for place in missing)
         if held - replaced + needed > self.config.token_cache_bytes:
@@ -128,12 +155,11 @@ class Filler:
             return 0
         with (
             ThreadPoolExecutor(self.threads) as pool,
-            progress(progress_console(), "frozen tower", total, "pictures") as bar,
+            progress(progress_console(), self.label, total, "pictures") as bar,
         ):
             for place in places:
-                tensors, records = self._encode(place, pool, bar)
                 try:
-                    write_block(place.file, tensors, records)
+                    self.write(place, pool, bar)
                 except OSError as error:
                     if error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise no_room(place.file.parent, "the disk is full") from error
@@ -142,9 +168,8 @@ class Filler:
 
     def _encode(self, place: BlockPlace, pool: ThreadPoolExecutor, bar: Any) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors and records of a block."""
-        shape, count = self.shape, place.count
-        tokens = torch.zeros(count, shape.tokens, shape.width, dtype=shape.dtype)
-        pooled, content = torch.zeros(count, shape.joint_dim), torch.zeros(count, 4)
+        count = place.count
+        kept, content = self.shape.empty(count), torch.zeros(count, 4)
         records: list[str] = []
         for start in range(0, count, TOGETHER):
             numbers = range(start, min(start + TOGETHER, count))
@@ -161,9 +186,10 @@ class Filler:
                     pictures.append(picture[0])
                     content[number] = torch.from_numpy(picture[1])
             if rows:
-                tokens[rows], pooled[rows] = self._forward(torch.stack(pictures), place)
+                for name, made in self.forward(torch.stack(pictures), place).items():
+                    kept[name][rows] = made
             bar.advance(len(numbers))
-        return {"tokens": tokens, "pooled": pooled, "content": content}, records
+        return {**kept, "content": content}, records
 
     def _read(self, place: BlockPlace, number: int, pool: ThreadPoolExecutor) -> tuple[str, Future[Any] | None]:
         try:
@@ -176,27 +202,22 @@ class Filler:
         seen = self.view(decoder(sample.image)(), np.random.default_rng(0))  # which is not asked: no view draws here
         return seen.image, seen.content
 
-    @torch.no_grad()
-    def _forward(self, pictures: Tensor, place: BlockPlace) -> tuple[Tensor, Tensor]:
-        found = self.model.encode_images(pictures.to(self.model.mean.device))
-        tokens = found.tokens.to(self.shape.dtype).cpu()
-        if not tokens.isfinite().all():
-            largest = float(found.tokens.abs().max())
-            raise ConfigError(
-                f"data.token_precision={self.config.token_precision}: {place.file.name}: the tower makes tokens up to "
-                f"{largest:.3g}, which it cannot hold; give float32, or data.token_cache=null"
-            )
-        return tokens, found.pooled.float().cpu()
+    def forward(self, pictures: Tensor, place: BlockPlace) -> dict[str, Tensor]:
+        """What is kept of views ``[B,3,S,S]`` uint8, by name.
 
-
-def _still_missing(missing: Sequence[BlockPlace], damaged: Sequence[BlockPlace], shape: Shape) -> list[BlockPlace]:
-    """What other processes should have made, but have made on another machine: a damaged file is still there then."""
-    looked_into = set(damaged)
-    return [
-        place
-        for place in missing
-        if not place.file.exists() or (place in looked_into and open_whole(place, shape) is None)
-    ]
+        Raises:
+            ConfigError: the precision that is kept cannot hold it.
+        """
+        made = self.cut.made_of(pictures)
+        kept = {one.name: made[one.name].to(one.dtype).cpu() for one in self.shape.kept}
+        for name, value in kept.items():
+            if not value.isfinite().all():
+                raise ConfigError(
+                    f"data.token_precision={self.config.token_precision}: {place.file.name}: the tower makes tokens up "
+                    f"to {float(made[name].abs().max()):.3g}, which it cannot hold; give float32, or "
+                    "data.token_cache=null"
+                )
+        return kept
 
 
 def _size(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen text tower, each text encoded once: kept in files, looked up by the id of its tokens."""
+"""What a frozen text tower, or its frozen part, makes of a text: kept in files, found by the id of its tokens."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from torch import Tensor
 
 from cloc.console import progress, progress_console
 from cloc.data.frozen.blocks import BlockPlace, Blocks, checksum
-from cloc.data.tokenizer import Tokenizer, pack, text_id
+from cloc.data.stream.wording import Wording
+from cloc.data.tokenizer import pack, text_id
+from cloc.engine.frozen.cuts import TextCut
 from cloc.engine.frozen.filling import no_room
 from cloc.engine.process_group import barrier, rank_and_world
 from cloc.files import write_tensors
-from cloc.models.model import Cloc
 
 SEGMENT, TOGETHER = 4096, 128  # texts of a file, of a forward pass
 Ids = tuple[int, ...]
 
 
 class TextTable:
-    """Texts and their embeddings.
+    """Texts and what is kept of them.
 
     Args:
         ids: ``[K]`` int64, distinct; see :func:`cloc.data.tokenizer.text_id`.
-        embeddings: ``[K,D]`` float32, unit norm.
+        embeddings: ``[K,D]`` float32, unit norm; of a frozen part ``[K,…]``, as it makes them.
     """
 
     def __init__(self, ids: Tensor, embeddings: Tensor) -> None:
@@ -51,12 +52,15 @@ class TextTable:
         return self.embeddings[place]
 
 
-def texts_of(blocks: Blocks, places: Sequence[BlockPlace], captions: bool, negatives: bool) -> set[str]:
+def texts_of(
+    blocks: Blocks, places: Sequence[BlockPlace], wording: Wording, captions: bool, negatives: bool
+) -> set[str]:
     """All texts that training may draw from a data set.
 
     Args:
         blocks: that hold the annotations.
         places: of them.
+        wording: of phrases in training.
         captions: those of pictures too.
         negatives: hard ones too.
     """
@@ -66,16 +70,16 @@ def texts_of(blocks: Blocks, places: Sequence[BlockPlace], captions: bool, negat
             block, row = blocks.find(place.source, (place.shard, number))
             record = block.record(row)
             if "bad" not in record:
-                found.update(_texts(record, captions, negatives))
+                found.update(texts_of_record(record, wording, captions, negatives))
     return found
 
 
-def _texts(record: Mapping[str, Any], captions: bool, negatives: bool) -> Iterable[str]:
-    regions = [region for region in record["regions"] if not region["crowd"]]
-    for region in regions:
-        yield from region["phrases"]
-        if negatives:
-            yield from region["negatives"]
+def texts_of_record(record: Mapping[str, Any], wording: Wording, captions: bool, negatives: bool) -> Iterable[str]:
+    """All texts that training may draw from one sample, see :func:`texts_of`."""
+    for region in record["regions"]:
+        if not region["crowd"]:
+            for phrase in [*wording.phrases(region["phrases"]), *(region["negatives"] if negatives else ())]:
+                yield from wording.forms(phrase)
     if captions:
         yield from record["captions"]
         # What region_sampling says of a picture that has none.
@@ -87,12 +91,11 @@ class TextFiles:
 
     Args:
         folder: of the tower; it is there.
-        model: whose text tower is frozen.
-        tokenizer: of it.
+        cut: where the tower is cut.
     """
 
-    def __init__(self, folder: Path, model: Cloc, tokenizer: Tokenizer) -> None:
-        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+    def __init__(self, folder: Path, cut: TextCut) -> None:
+        self.folder, self.cut, self.tokenizer = folder, cut, cut.tokenizer
 
     def table(self, texts: Iterable[str]) -> tuple[TextTable, int]:
         """Embeddings of texts; those that no file holds are encoded, a share by each process.
@@ -137,10 +140,8 @@ class TextFiles:
                 known |= dict(zip(keys, embeddings, strict=True))
         return len(new)
 
-    @torch.no_grad()
     def _forward(self, ids: list[Ids]) -> Tensor:
-        tokens = pack(ids, self.tokenizer.pad_id).to(self.model.mean.device)
-        return self.model.encode_texts(tokens).cpu()
+        return self.cut.made_of(pack(ids, self.tokenizer.pad_id)).cpu()
 
     def _write(self, keys: Sequence[int], embeddings: Tensor) -> None:
         held = {"ids": torch.tensor(keys), "embeddings": embeddings}
