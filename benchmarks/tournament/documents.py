@@ -24,7 +24,8 @@ from cloc.files import write_file
 
 _MARK = re.compile(r"^<!-- tournament: ", re.MULTILINE)
 _MARKED = re.compile(
-    r"^(?P<mark><!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n)(?:(?!^<!-- tournament: ).)*?(?P<end><!-- end -->)",
+    r"^(?P<mark><!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n)"
+    r"(?:(?!^<!-- tournament: ).)*?(?P<end><!-- end -->)",
     re.DOTALL | re.MULTILINE,
 )
 Maker = Callable[[Results, list[str]], str]

@@ -70,9 +70,6 @@ def test_samples_and_size_that_only_grow_together_have_no_exponents() -> None:
     assert fit(2 * diagonal) is None
     law = fit([*diagonal, *diagonal, points()[1]])
     assert law is not None and law.samples is not None and law.samples.value == pytest.approx(0.3)
-    assert (
-        fit([one for one in points(0.01) if one in (points(0.01)[0], points(0.01)[5], points(0.01)[7])] * 2) is not None
-    )
 
 
 def test_fits_of_a_ledger_are_printed_and_drawn(tmp_path: Path) -> None:
