@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.tournament.ledger import Book, Line, Record, read_book, read_lines
 from benchmarks.tournament.plan import final, search
-from benchmarks.tournament.study import COSTS, Study
+from benchmarks.tournament.study import COSTS, RATES, SECONDS, Study
 
 
 @dataclass
@@ -92,9 +92,13 @@ class Results:
         return {seed: one[name] for seed, one in measured.items() if name is not None and name in one}
 
     def _costs(self, row: Row, column: str) -> dict[int, float]:
-        if column in ("samples_per_second", "boxes_per_second"):
+        if column in RATES:
             newest = [line for line in self.lines if line["kind"] == "cost" and line["method"] == row.method][-1:]
             return dict(enumerate(line[column] for line in newest if line.get(column) is not None))
+        if column == SECONDS:
+            rates = self._costs(row, RATES[0]).values()
+            asked = {seed: record.line["samples"] for seed, record in row.records.items() if "samples" in record.line}
+            return {seed: samples / rate for rate in rates for seed, samples in asked.items()}
         return {seed: record.line[column] for seed, record in row.records.items() if column in record.line}
 
     def remeasured(self, row: Row) -> int:

@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "benchmarks" / "studies"
 OWN = "own:"
 """Begins a metric of the method's own region source: ``own:top1`` is ``region/SOURCE/top1``."""
-COSTS = ("trained_seconds", "train_processor_seconds", "samples_per_second", "boxes_per_second", "parameters")
+RATES = ("samples_per_second", "boxes_per_second")
+"""Measured in turn by ``cost``."""
+SECONDS = "seconds_alone"
+"""Of a training at ``samples_per_second``: of runs that others ran beside, the clock tells what the machine did."""
+COSTS = ("trained_seconds", "train_processor_seconds", SECONDS, *RATES, "parameters")
 """What a column may name beside metrics: a measured cost."""
 
 

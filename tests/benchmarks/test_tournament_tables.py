@@ -105,6 +105,15 @@ def test_a_set_that_is_missing_is_told_and_hides_no_other(tmp_path: Path) -> Non
     assert "| CLIP | 4; 1 failed: no such set | – | 0.250 ± 0.205 |" in table(Results.read(study, path))[0]
 
 
+def test_seconds_of_a_training_are_those_of_its_rate_and_not_of_a_busy_machine(tmp_path: Path) -> None:
+    study, path = filled(tmp_path, {"clip": [0.1, 0.2]})
+    study.columns = {"seconds": "seconds_alone"}
+    assert "| CLIP | 2 of 3 | – |" in table(Results.read(study, path))[0], "its cost is not measured"
+    for rate in (64.0, 32.0):
+        write_line(path, {"kind": "cost", "method": "clip", "samples_per_second": rate})
+    assert "| CLIP | 2 of 3 | 20 |" in table(Results.read(study, path))[0]
+
+
 def test_another_set_and_a_table_of_its_own(tmp_path: Path) -> None:
     study, path = filled(tmp_path, {"clip": [0.1, 0.1], "cloc": [0.2, 0.2]})
     assert table(Results.read(study, path), dataset="things")[0].startswith("|  | n | top1 |")
