@@ -49,7 +49,7 @@ def head_noun(phrase: str) -> str | None:
 
     Simple rules, no parser: the last word before the first preposition or verb, in the singular.
     """
-    words = []
+    words: list[str] = []
     for word in WORD.findall(AMOUNT.sub("", phrase)):
         if words and word.lower() in ENDS:
             break
