@@ -91,6 +91,11 @@ def test_every_experiment_builds_its_model(experiment: str) -> None:
     assert (model.grounding is not None) == bool(resolved["grounding"])
 
 
+def test_the_model_that_knows_words_sees_as_the_demo_does() -> None:
+    own, plain = (composed(*RUN, f"model={name}").model for name in ("tiny_minilm", "tiny"))
+    assert {**own, "text": None} == {**plain, "text": None}
+
+
 def group_choices() -> list[str]:
     """Every file of every group that train.yaml can choose from."""
     return sorted(
