@@ -297,7 +297,9 @@ def test_a_key_reaches_the_view_or_the_choice_by_its_name() -> None:
         jitter=[0.1, 0.2, 0.3, 0.4], flip=0.5, names=True,
     )  # fmt: skip
     chooser = make_chooser(config, 32, "squash")
-    assert chooser == Chooser(View(32, 0.3, 0.2, (0.1, 0.2, 0.3, 0.4), 0.5, "squash"), 3, 0.1, "score", "one", 2, wording=Wording(names=True))
+    assert chooser == Chooser(
+        View(32, 0.3, 0.2, (0.1, 0.2, 0.3, 0.4), 0.5, "squash"), 3, 0.1, "score", "one", 2, wording=Wording(names=True)
+    )
     assert make_chooser(DataConfig(train="x"), 32) == Chooser(View(32))  # the defaults agree
     known = {field.name for part in (View, Chooser, Wording) for field in fields(part)}
     known -= {"size", "resize", "view", "wording"}
