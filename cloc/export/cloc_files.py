@@ -23,7 +23,8 @@ from cloc.models.weights.digests import EXTRA_CONFIG, with_sums
 from cloc.models.weights.exported import EXTRA_WEIGHTS, LOADABLE
 
 LEAST_TRANSFORMERS, PADDING_PROCESSOR = "4.57", "5.11"  # for models and tokenizer; with DeepseekOcr2ImageProcessor
-PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.")
+# What serves training alone (temperature and bias of crops) is left behind.
+PARTS = ("prompter.", "grounding.", "log_scales.region", "biases.global", "biases.region")
 
 
 def clamped_scale(model: Cloc) -> Tensor:

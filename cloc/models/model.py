@@ -145,7 +145,7 @@ class Cloc(nn.Module):
     def _seen(self, batch: Batch) -> tuple[ImageFeatures, Tensor | None]:
         """The pictures encoded, and ``[B,K,D]`` of their crops where there are any.
 
-        Both in one pass: towers take no statistics of a batch, a row does not depend on the others. One pass, whatever
+        Both in one pass: a row does not depend on the others (but by batch norm that is trained). One pass, whatever
         regions there are, is also what sharded weights need: each process gathers them as often.
         """
         if batch.tokens is not None and batch.pooled is not None:

@@ -21,6 +21,7 @@ Ratio = Annotated[float, Interval(0, 64, open_low=True)]
 Average = Annotated[str, OneOf("all", "prompt", "tokens")]
 Positions = Annotated[str, OneOf("none", "fixed", "learned")]
 Hidden = Annotated[int, Interval(0, 2**16)]
+BoxTokens = Annotated[int, Interval(1, 2)]
 Norm = Annotated[str, OneOf("pre", "post")]
 OUTSIDE = 0.02  # overlap that a token outside the box is treated as having: attention can still reach it
 
@@ -147,8 +148,8 @@ class SharedPrompter(nn.Module):
 class PaperPrompter(nn.Module):
     """One single-head encoder layer over [prompt, patch tokens] for each prompt, then an average (CLOC, App. B.1).
 
-    Two corner tokens are prepended for a box and one for a phrase. What the paper does not say either is an argument,
-    see docs/method.md.
+    A box's corners are prepended, and one token for a phrase. What the paper does not say is an argument, see
+    docs/method.md.
 
     Args:
         width: C of the tokens.
@@ -160,6 +161,8 @@ class PaperPrompter(nn.Module):
             the code of the corners) or ``learned`` (a table that starts as these).
         norm: where the layer has its norms: ``pre`` or ``post``.
         mlp_ratio: hidden width of the layer's perceptron over C.
+        box_tokens: 2, one for each corner, neither of which knows the other one before the layer; or 1, both corners'
+            codes side by side through the linear layer.
     """
 
     supports_phrases = True
@@ -179,13 +182,16 @@ class PaperPrompter(nn.Module):
         positions: Positions = "none",
         norm: Norm = "pre",
         mlp_ratio: Ratio = 4.0,
+        box_tokens: BoxTokens = 2,
     ) -> None:
         super().__init__()
+        if box_tokens not in (1, 2):
+            raise ValueError(f"model.prompter.box_tokens={box_tokens}: give 1 or 2")
         self._check(average=average, positions=positions, norm=norm)
         if not 0 < mlp_ratio < math.inf:
             raise ValueError(f"model.prompter.mlp_ratio={mlp_ratio}: must be above 0")
-        self.width, self.average = width, average
-        self.corner = nn.Linear(width, width)
+        self.width, self.average, self.box_tokens = width, average, box_tokens
+        self.corner = nn.Linear(2 * width // box_tokens, width)
         self.phrase_prompt = nn.Linear(joint_dim, width)
         self.layer = nn.TransformerEncoderLayer(
             width, 1, int(mlp_ratio * width), 0.0, activation="gelu", batch_first=True, norm_first=norm == "pre"
@@ -215,7 +221,7 @@ class PaperPrompter(nn.Module):
 
     def boxes(self, memory: Tensor, boxes: Tensor) -> Tensor:
         """Region embeddings ``[B,K,D]`` of ``[B,K,4]`` boxes."""
-        corners = fourier(boxes, self.width // 2).unflatten(-1, (2, self.width)).to(self.corner.weight.dtype)
+        corners = fourier(boxes, self.width // 2).unflatten(-1, (self.box_tokens, -1)).to(self.corner.weight.dtype)
         regions: Tensor = self.proj(self._encode(self.corner(corners), memory))
         return regions
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cloc.config import (
     validate,
 )
 from cloc.engine.base import follow
+from cloc.losses.objective import ClocLoss
 from cloc.models.build import build_model
 from tests.kit.paths import ROOT
 
@@ -94,6 +96,16 @@ def test_every_experiment_builds_its_model(experiment: str) -> None:
 def test_the_model_that_knows_words_sees_as_the_demo_does() -> None:
     own, plain = (composed(*RUN, f"model={name}").model for name in ("tiny_minilm", "tiny"))
     assert {**own, "text": None} == {**plain, "text": None}
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline"), [("demo_cloc_words", "demo_clip_words_crops"), ("flickr8k_cloc", "flickr8k_clip_crops")]
+)
+def test_clip_with_crops_leaves_out_the_pairs_that_cloc_leaves_out(method: str, baseline: str) -> None:
+    """``loss=clip`` names no rule for texts that mean the same: the class's own holds then."""
+    default = signature(ClocLoss).parameters["conflicts"].default
+    rules = [composed(*RUN, f"experiment={name}").loss.get("conflicts", default) for name in (method, baseline)]
+    assert rules[0] == rules[1]
 
 
 def group_choices() -> list[str]:

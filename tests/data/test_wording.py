@@ -100,6 +100,15 @@ def test_every_text_that_is_drawn_is_foreseen_and_all_of_them_are_drawn() -> Non
     assert {"man", "dog", "a photo of a man", "a photo of two dogs", "a photo of two cats"} <= seen
 
 
+def test_the_caption_of_a_picture_that_has_none_is_foreseen_too() -> None:
+    """It is made of what its regions hold, crowds aside."""
+    crowd = Region((0.0, 0.0, 0.3, 0.3), ("a crowd",), crowd=True)
+    sample = Sample("a", b"", "png", (), (crowd, MAN, DOGS), 10, 10)
+    item = Chooser(View(8), 2).choose([Candidate(sample, SEEN, np.random.default_rng(0))])[0]
+    assert item.caption == "A man in a red shirt, two dogs"
+    assert item.caption in set(texts_of_record(json.loads(record_of(sample, Counter())), Wording(), True, False))
+
+
 def test_a_name_that_two_regions_share_owns_both() -> None:
     regions = tuple(Region((x, 0.1, x + 0.2, 0.5), (text,)) for x, text in ((0.1, "a red man"), (0.6, "a tall man")))
     sample, shared = Sample("a", b"", "png", (), regions, 10, 10), {}

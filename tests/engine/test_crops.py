@@ -166,7 +166,7 @@ def test_it_starts_from_a_clip_and_a_clip_from_it(squares: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_several_readers_and_micro_batches_train_the_same(squares: Path, tmp_path: Path) -> None:
+def test_several_readers_train_the_same(squares: Path, tmp_path: Path) -> None:
     run.train(configure(squares, tmp_path / "one", "samples=16"))
     run.train(configure(squares, tmp_path / "two", "samples=16", "data.workers=2"))
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))

@@ -18,6 +18,9 @@ pytestmark = pytest.mark.distributed
 
 ADAPTER = ["model.frozen_towers=true", "loss.global=null", "data.token_precision=float32", "optim=adamw", "samples=24"]
 
+# A backbone that is frozen below a block, and regions cut out.
+PARTS = ["+model.image.tune_last=0", "+model.image.adapter_depth=1", "+model.image.adapter_width=64", "data.crops=2"]
+PARTS += ["+loss.crops=1", "optim=adamw", "samples=24"]
 
 # Stands for train.py, with blocks of three samples: each process has some of them to make.
 SMALL = """
@@ -41,7 +44,8 @@ def begin(squares: Path, folder: Path, processes: int, *more: str) -> subprocess
         more = (*more, f"trainer.devices={processes}", "trainer.strategy=ddp")
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
         program = [sys.executable, *launcher, *program]
-    command = [*program, *overrides(squares, folder, *ADAPTER), f"data.token_cache={folder.parent / 'tokens'}", *more]
+    own = PARTS if "crops" in folder.parts else ADAPTER
+    command = [*program, *overrides(squares, folder, *own), f"data.token_cache={folder.parent / 'tokens'}", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -100,3 +104,24 @@ def test_two_runs_fill_one_cache_at_a_time(squares: Path, alone: Path) -> None:
     assert kept(folder / "tokens").keys() == kept(alone.parent / "tokens").keys()
     alike(folder / "one", alone)
     alike(folder / "other", alone)
+
+
+def test_two_processes_fill_and_train_behind_a_frozen_part_as_one(squares: Path) -> None:
+    """Views and crops: each file is made once by one of them."""
+    one, two = squares / "crops" / "one", squares / "crops" / "two"
+    end(begin(squares, one / "run", 1))
+    end(begin(squares, two / "run", 2))
+    for kind in ("image", "crops"):
+        found, expected = (
+            {file.name: load_file(file)["states"] for file in (folder / "tokens").glob(f"{kind}-*/*.safetensors")}
+            for folder in (two, one)
+        )
+        assert len(found) == len(expected) >= 1
+        for name, rows in expected.items():
+            torch.testing.assert_close(found[name], rows, rtol=0, atol=1e-5)
+    found, expected = (
+        torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in (two, one)
+    )
+    for name, value in expected.items():
+        if value.is_floating_point() and not name.endswith(("key.bias", "in_proj_bias", "qkv.bias")):  # noise, of keys
+            torch.testing.assert_close(found[name], value, rtol=0, atol=2e-4, msg=name)

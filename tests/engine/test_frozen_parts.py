@@ -120,6 +120,16 @@ def test_with_crops_too_the_same_is_learned_to_the_bit(squares: Path, capsys: py
     assert [(file, file.stat().st_mtime_ns) for file in files[1:]] == before[1:]
 
 
+def test_kept_in_half_precision_it_reaches_the_rest_of_the_tower_in_its_own(squares: Path) -> None:
+    """As ``data.token_precision=float16`` asks for, in half the room; pictures and crops."""
+    cache = [f"data.token_cache={squares / 'halves'}", "data.token_precision=float16"]
+    found = train(squares, "halves", *CLIP, *CROPS, "samples=8", *cache)
+    assert all(value.isfinite().all() for value in found.values())
+    for kind in ("image", "crops"):
+        held = load_file(next((squares / "halves").glob(f"{kind}-*/*.safetensors")))
+        assert held["states"].dtype == torch.float16
+
+
 def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -126,12 +126,15 @@ def test_timm_by_name(format: str, image: dict[str, Any], texts: dict[str, Any],
 
 
 def test_a_squashed_view_and_a_bias_travel(texts: dict[str, Any], tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", OPEN_CLIP | {"resize": "squash"}, texts["own"], logit_bias=-10.0)
+    """Those of crops stay behind: they served training alone."""
+    bias = {"logit_bias": -10.0, "crop_scale": True}
+    run = make_run(tmp_path / "run", OPEN_CLIP | {"resize": "squash"}, texts["own"], **bias)
     for format in ("hf", "open_clip"):
         folder = export(format, run, tmp_path / format)
         check_loaded(run, folder)
-        bias = load(run).model.biases["global"]
-        torch.testing.assert_close(cloc.load(str(folder)).model.biases["global"], bias)
+        own, again = load(run).model.biases, cloc.load(str(folder)).model.biases
+        torch.testing.assert_close(again["global"], own["global"])
+        assert set(own) == {"global", "crops"} and set(again) == {"global"}
         assert "both sides resized" in (folder / "README.md").read_text()
 
 

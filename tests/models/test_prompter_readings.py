@@ -25,6 +25,7 @@ from tests.kit.paths import ROOT
 GRID, WIDTH, DIM = (3, 4), 16, 8
 BOXES = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.0, 1.0, 0.5], [0.1, 0.2, 0.9, 0.8]]]).expand(2, -1, -1).double()
 CHOICES = PaperPrompter.choices
+ONE_TOKEN = {"average": "all", "positions": "fixed", "norm": "pre", "box_tokens": 1}
 READINGS = [dict(zip(CHOICES, chosen, strict=True)) for chosen in product(*CHOICES.values())]
 
 
@@ -53,7 +54,7 @@ def reference(prompter: Any, prompt: Tensor, tokens: Tensor, average: str, added
     return normed(kept.mean(0), prompter.norm_out)
 
 
-@pytest.mark.parametrize("reading", READINGS, ids=lambda reading: "-".join(reading.values()))
+@pytest.mark.parametrize("reading", [*READINGS, ONE_TOKEN], ids=lambda reading: "-".join(map(str, reading.values())))
 def test_each_reading_is_what_it_says(reading: dict[str, Any]) -> None:
     torch.manual_seed(0)
     prompter = scattered(PaperPrompter(WIDTH, DIM, GRID, mlp_ratio=1.5, **reading))
@@ -63,7 +64,7 @@ def test_each_reading_is_what_it_says(reading: dict[str, Any]) -> None:
     memory = prompter.memory(tokens)
     regions, states = prompter.boxes(memory, BOXES), prompter.phrases(memory, texts)
     for picture, slot in product(range(2), range(3)):
-        corners = prompter.corner(fourier(BOXES[picture, slot], WIDTH // 2).view(2, WIDTH))
+        corners = prompter.corner(fourier(BOXES[picture, slot], WIDTH // 2).view(reading.get("box_tokens", 2), -1))
         own = prompter.phrase_prompt(texts[picture, slot])[None]
         box, phrase = (
             reference(prompter, prompt, tokens[picture], reading["average"], added, reading["norm"])
@@ -212,6 +213,7 @@ def test_heads_of_equal_parameters() -> None:
         (PaperPrompter, {"positions": None}, r"positions=None: give one of none, fixed, learned"),
         (PaperPrompter, {"norm": "Post"}, r"norm='Post': give one of pre, post"),
         (PaperPrompter, {"mlp_ratio": 0}, r"mlp_ratio=0"),
+        (PaperPrompter, {"box_tokens": 3}, r"box_tokens=3"),
         (SharedPrompter, {"focus": math.nan}, r"focus=nan"),
         (RoiAlign, {"hidden": -1}, r"hidden=-1"),
     ],

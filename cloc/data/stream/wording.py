@@ -49,7 +49,7 @@ def head_noun(phrase: str) -> str | None:
 
     Simple rules, no parser: the last word before the first preposition or verb, in the singular.
     """
-    words = []
+    words: list[str] = []
     for word in WORD.findall(AMOUNT.sub("", phrase)):
         if words and word.lower() in ENDS:
             break
@@ -80,7 +80,7 @@ class Wording:
 
     Attributes:
         names: whether the name of a phrase's thing is a further phrase of its region.
-        templates: of which one is drawn for each region; ``{}`` is the phrase. None leaves phrases as they are.
+        templates: of which one is drawn for each region; ``{}`` is the phrase. Without any, phrases stay as they are.
     """
 
     names: bool = False

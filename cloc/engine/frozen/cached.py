@@ -113,7 +113,7 @@ class FrozenTowers:
         assert self.blocks is not None and batch.places is not None, "prepared before"
         self.image.put(batch, self.blocks.rows(batch.places))
         if self.crops is not None and batch.crop_places is not None:
-            batch.crop_states = self.crops.of(batch.places, batch.crop_places)
+            batch.crop_states = self.image.as_made(self.crops.of(batch.places, batch.crop_places))
         if self.table is not None:
             self.text.put(batch, self.table.of, self.reads_captions)
         return batch

@@ -80,6 +80,7 @@ class ImageCut(Cut):
         super().__init__(model, part, model.image, node, precision)
         seen = view(model.image)
         self.config, self.size = config, seen.size
+        self.own_dtype: torch.dtype | None = None  # of what a frozen part makes
         self.view_facts = repr((seen.size, tuple(seen.mean), tuple(seen.std), seen.resize))
 
     def shape(self) -> Shape:
@@ -90,6 +91,7 @@ class ImageCut(Cut):
             tokens = Rows("tokens", (rows * columns, image.width), asked or torch.float16)
             return Shape((tokens, Rows("pooled", (image.joint_dim,), torch.float32)))
         states = self.made_of(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))[STATES]
+        self.own_dtype = states.dtype
         return Shape((Rows(STATES, tuple(states.shape[1:]), asked or states.dtype),))
 
     def made_of(self, pictures: Tensor) -> dict[str, Tensor]:
@@ -105,7 +107,11 @@ class ImageCut(Cut):
         if self.part is None:
             batch.tokens, batch.pooled = rows["tokens"], rows["pooled"]
         else:
-            batch.image_states = rows[STATES]
+            batch.image_states = self.as_made(rows[STATES])
+
+    def as_made(self, states: Tensor) -> Tensor:
+        """What is kept of a frozen part, in the precision in which the rest of the tower takes it."""
+        return states if self.own_dtype is None else states.to(self.own_dtype)
 
     def check_crops(self, crops: int) -> None:
         """Crops pass through the towers alone.

@@ -76,14 +76,14 @@ def texts_of(
 
 def texts_of_record(record: Mapping[str, Any], wording: Wording, captions: bool, negatives: bool) -> Iterable[str]:
     """All texts that training may draw from one sample, see :func:`texts_of`."""
-    for region in record["regions"]:
-        if not region["crowd"]:
-            for phrase in [*wording.phrases(region["phrases"]), *(region["negatives"] if negatives else ())]:
-                yield from wording.forms(phrase)
+    regions = [region for region in record["regions"] if not region["crowd"]]
+    for region in regions:
+        for phrase in [*wording.phrases(region["phrases"]), *(region["negatives"] if negatives else ())]:
+            yield from wording.forms(phrase)
     if captions:
         yield from record["captions"]
         # What region_sampling says of a picture that has none.
-        yield ", ".join(dict.fromkeys(region["phrases"][0] for region in record["regions"]))
+        yield ", ".join(dict.fromkeys(region["phrases"][0] for region in regions))
 
 
 class TextFiles:
