@@ -27,12 +27,18 @@ from benchmarks.tournament.runner import Runner, Wanted
 from benchmarks.tournament.runs import Place
 from benchmarks.tournament.study import ROOT, Study, read_study
 from benchmarks.tournament.table import search_table, table
+from cloc.config import ConfigError
 from cloc.usage import Parser, one_line
 
 
 def run(study: Study, ledger: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing."""
     stages = ("search", "final") if options.stage == "all" else (options.stage,)
+    if strange := sorted(set(options.seeds) - set(study.seeds)):
+        known = ", ".join(map(str, study.seeds))
+        raise ConfigError(
+            f"--seeds {strange[0]}: {study.name} has {known}, of which its tables are; add it to the study"
+        )
     wanted = Wanted(study.in_order(options.only), options.seeds, stages, options.retry)
     place = Place(options.runs.resolve(), options.tree.resolve(), options.local)
     return Runner(study, ledger, place, wanted, options.jobs, options.limit_minutes).run()

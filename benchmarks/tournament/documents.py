@@ -22,7 +22,12 @@ from benchmarks.tournament.table import search_table, table
 from cloc.config import ConfigError
 from cloc.files import write_file
 
-_MARKED = re.compile(r"(<!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"^<!-- tournament: ", re.MULTILINE)
+_MARKED = re.compile(
+    r"^(?P<mark><!-- tournament: (?P<study>\S+) (?P<what>[^>]+?) -->\n)"
+    r"(?:(?!^<!-- tournament: ).)*?(?P<end><!-- end -->)",
+    re.DOTALL | re.MULTILINE,
+)
 Maker = Callable[[Results, list[str]], str]
 MAKERS: dict[str, Maker] = {
     "table": lambda results, more: table(results, *["" if one == "-" else one for one in more])[0],
@@ -42,16 +47,18 @@ def made(text: str, where: str, only: str = "", ledger: Path | None = None) -> t
         ledger: of that study; the one of its name unless given.
 
     Raises:
-        ConfigError: a mark that asks for what there is not.
+        ConfigError: a mark that asks for what there is not, or has no end.
     """
     count = 0
+    if len(_MARK.findall(text)) != sum(1 for _ in _MARKED.finditer(text)):
+        raise ConfigError(f"{where}: a <!-- tournament: STUDY … --> without an <!-- end --> of its own; put it below")
 
     def fill(found: re.Match[str]) -> str:
         nonlocal count
         if only and Path(found["study"]).stem != only:
             return found[0]
         count += 1
-        return f"{found[1]}\n{_one(found['study'], found['what'].split(), where, ledger)}\n\n{found[4]}"
+        return f"{found['mark']}\n{_one(found['study'], found['what'].split(), where, ledger)}\n\n{found['end']}"
 
     return _MARKED.sub(fill, text), count
 

@@ -91,7 +91,7 @@ def _doubled(one: Exponent | None) -> str:
 def _told(one: Curve) -> str:
     told = []
     if one.law is None:
-        told.append("too few runs")
+        told.append("too few runs, or samples and size vary only together")
     elif one.law.bends is not None:
         told.append("falls faster and faster" if one.law.bends > 0 else "levels off")
     if one.perfect:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import statistics
 from dataclasses import dataclass, field
 
@@ -84,7 +85,7 @@ def make_job(study: Study, method: str, settings: Settings, seed: int, sets: lis
     experiment = [f"experiment={own.experiment}"] if own.experiment else []
     overrides = joined(experiment, study.overrides, own.overrides, [f"{key}={value}" for key, value in kept.items()])
     names = [f"{study.axes[key].name or key.rpartition('.')[2]}{value}" for key, value in kept.items()]
-    slug = "_".join([*names, f"s{seed}"])
+    slug = re.sub(r"[^\w.+-]", "-", "_".join([*names, f"s{seed}"]))  # model/prompter=paper names one folder
     return Job(study.name, method, tuple(kept.items()), seed, tuple(overrides), tuple(sets), slug, own.cost)
 
 

@@ -67,14 +67,17 @@ def fit(points: Sequence[Point]) -> Law | None:
         points: of positive errors.
 
     Returns:
-        The law; None where there are too few points for an interval, or nothing varies.
+        The law; None where there are too few points for an interval, nothing varies, or samples and parameters only
+        grow together, so that no exponent is the one's or the other's.
     """
     logs = np.log(np.asarray(points, float).reshape(-1, 3))
     axes = [axis for axis in (0, 1) if len(np.unique(logs[:, axis])) > 1]
     if not axes or len(logs) < len(axes) + 2:
         return None
     columns = [np.ones(len(logs)), *(-logs[:, axis] for axis in axes)]
-    values, halves, residual = _solved(np.stack(columns, 1), logs[:, 2])
+    if not _is_told_apart(design := np.stack(columns, 1)):
+        return None
+    values, halves, residual = _solved(design, logs[:, 2])
     found = {axis: Exponent(values[place], halves[place]) for place, axis in enumerate(axes, 1)}
     return Law(values[0], found.get(0), found.get(1), len(logs), residual, _bend(columns, logs))
 
@@ -83,8 +86,15 @@ def _bend(columns: list[np.ndarray], logs: np.ndarray) -> float | None:
     if len(np.unique(logs[:, 0])) < 3 or len(logs) < len(columns) + 2:
         return None
     centered = logs[:, 0] - logs[:, 0].mean()
-    values, halves, _ = _solved(np.stack([*columns, -(centered**2)], 1), logs[:, 2])
+    if not _is_told_apart(design := np.stack([*columns, -(centered**2)], 1)):
+        return None
+    values, halves, _ = _solved(design, logs[:, 2])
     return values[-1] if abs(values[-1]) > halves[-1] else None
+
+
+def _is_told_apart(design: np.ndarray) -> bool:
+    """Whether no column is made of others."""
+    return int(np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0), tol=1e-8)) == design.shape[1]
 
 
 def _solved(design: np.ndarray, target: np.ndarray) -> tuple[list[float], list[float], float]:

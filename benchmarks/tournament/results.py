@@ -77,6 +77,11 @@ class Results:
         tried = {trial.job.id for trial in found.trials if trial.value is not None}
         return f"in search, {len(tried)} tried" if tried else "not run"
 
+    def failed_trials(self, method: str) -> int:
+        """Runs that failed in a search which chose without them."""
+        found = search(self.study, self.book, method)
+        return len({trial.job.id for trial in found.trials if trial.failed}) if found.is_done else 0
+
     def values(self, row: Row, column: str) -> dict[int, float]:
         """A column's values of a row, by seed; those of seeds that lack it are not there."""
         if column in COSTS:

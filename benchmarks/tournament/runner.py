@@ -71,7 +71,10 @@ class Runner:
                     future.result()
         if self.children.stopping:
             self._tell("stopped; the same command goes on")
-        result = {"done": self.done, "failed": self.failed, "left": len(self._left(self._book()))}
+        book = self._book()
+        result = {"done": self.done, "failed": self.failed, "left": len(self._left(book))}
+        if not result["left"]:
+            self._tell_waiting(book)
         return {**result, "stopped": self.children.stopping}
 
     def _fill(self, pool: ThreadPoolExecutor) -> bool:
@@ -154,6 +157,17 @@ class Runner:
         self.done += 1
         trained = f"trained in {clock(line['train_seconds'])}, " if "train_seconds" in line else ""
         self._tell(f"{job.title} done: {trained}{clock(seconds)} in all; {rest}")
+
+    def _tell_waiting(self, book: Book) -> None:
+        """Say which methods have no settings, and so no seeds, though nothing is left to run."""
+        for method in self.study.in_order(self.wanted.only) if "final" in self.wanted.stages else ():
+            found = search(self.study, book, method)
+            if found.failed:
+                self._tell(f"{method} has no settings: {found.failed}")
+            elif found.waits_for:
+                self._tell(f"{method} waits for the search of {found.waits_for}, which is not done")
+            elif found.pending:
+                self._tell(f"{method} has no settings: its search is not done; run it without --stage final")
 
     def _estimate(self) -> tuple[int, str]:
         """Runs that are left to train, and the time they take by what the others of this ledger took."""

@@ -215,6 +215,9 @@ def _check(study: Study) -> None:
     for key, axis in study.axes.items():
         if not axis.values or len(set(axis.values)) < len(axis.values):
             raise ConfigError(f"axes.{key}.values={axis.values}: at least one value, each once")
+    names = [axis.name or key.rpartition(".")[2] for key, axis in study.axes.items()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"axes: two are called {twice[0]} in the names of run folders; give one a name of its own")
     if OWN.rstrip(":") in study.sets:
         raise ConfigError("sets: 'own' stands for a method's own source; give the set another name")
     for name, table in study.tables.items():

@@ -134,6 +134,8 @@ def _notes(results: Results, rows: list[Row], compared: list[Comparison], baseli
         )
     if failed := sum(len(row.failed) for row in rows):
         notes.append(f"Failed runs: {failed}.")
+    if lost := sum(results.failed_trials(row.method) for row in rows):
+        notes.append(f"{lost} runs of the search failed and were no candidates: `search` has their reasons.")
     if old := sum(results.remeasured(row) for row in rows):
         notes.append(
             f"{old} runs were measured with other overrides than the study has now; `run` measures them again."

@@ -119,8 +119,8 @@ def check_negatives(config: TrainConfig, terms: Sequence[Listed]) -> None:
     Raises:
         ConfigError: they are drawn for nothing.
     """
-    readers = Need.PHRASES, Need.CROPS, Need.NEGATIVES
-    if config.data.negatives and terms and not any(one.needs(*readers) for one in terms):
+    users = [one for one in terms if one.needs(Need.PHRASES, Need.CROPS, Need.NEGATIVES)]
+    if config.data.negatives and terms and not users:
         raise ConfigError(
             f"data.negatives={config.data.negatives} with loss.region={config.loss.get('region', 0)}: hard negatives "
             "belong to the region loss; set data.negatives=0, or a weight"

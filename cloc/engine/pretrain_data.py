@@ -140,6 +140,18 @@ def save_text_files(text: Any, folder: Path) -> dict[str, Any]:
     return {KEY: carried(folder / FOLDER), DIGEST: tokenizer.digest}
 
 
+def with_auto_precision(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's configuration with ``auto`` for float16, where that means the same and the command has it.
+
+    float16 was the default before towers that are frozen in part had a cache, which keeps them as they come.
+    """
+    data, model = stored.get("data") or {}, stored.get("model") or {}
+    in_part = data.get("token_cache") is not None and not model.get("frozen_towers")
+    if data.get("token_precision") != "float16" or resolved["data"]["token_precision"] != "auto" or in_part:
+        return stored
+    return {**stored, "data": {**data, "token_precision": "auto"}}
+
+
 def check_patience(config: TrainConfig, data: ShardSources) -> None:
     """Refuse readers that wait for a store longer than the other processes wait for theirs: no checkpoint were saved.
 

@@ -65,6 +65,13 @@ def test_what_does_not_vary_has_no_exponent_and_too_few_points_no_law() -> None:
     assert fit(points()[:2]) is None and fit([]) is None and fit([points()[0]] * 5) is None
 
 
+def test_samples_and_size_that_only_grow_together_have_no_exponents() -> None:
+    diagonal = [points()[place] for place in (0, 4, 8)]
+    assert fit(2 * diagonal) is None
+    law = fit([*diagonal, *diagonal, points()[1]])
+    assert law is not None and law.samples is not None and law.samples.value == pytest.approx(0.3)
+
+
 def test_fits_of_a_ledger_are_printed_and_drawn(tmp_path: Path) -> None:
     path, ledger = tmp_path / "sizes.yaml", tmp_path / "ledger.jsonl"
     names = [f"{family}_{n}_{size}" for family in ("clip", "cloc") for n in range(3) for size in range(3)]

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.tournament import __main__ as command
 from benchmarks.tournament.ledger import read_lines
+from cloc.config import ConfigError
 from tests.kit.paths import ROOT
 from tests.kit.resuming import TINY, make_squares
 from tests.kit.tournament import ONE, Arena, wait_for
@@ -149,6 +150,21 @@ def test_a_search_goes_on_without_what_failed_and_says_so(tmp_path: Path, call: 
     assert (
         "| CLIP | `optim.muon_lr` | `optim.muon_lr=3e+2` | failed: train: error" in text and "2e-2` | 0.400 |" in text
     )
+    assert "1 runs of the search failed and were no candidates: `search` has" in call(arena, "table")["text"]
+
+
+def test_what_waits_for_a_search_is_told(tmp_path: Path, call: Call) -> None:
+    arena = Arena(tmp_path)
+    told = call(arena, "run", "--stage", "final")["told"]
+    assert "clip has no settings: its search is not done; run it without --stage final" in told
+    assert "less waits for the search of cloc, which is not done" in call(arena, "run", "--only", "less")["told"]
+    arena.file.write_text(arena.file.read_text().replace("[1e-2, 2e-2, 3e-2]", "[7, 8]"))
+    assert "clip has no settings: no run over optim.muon_lr succeeded" in call(arena, "run", "--only", "clip")["told"]
+
+
+def test_seeds_that_no_table_has_are_not_run(tmp_path: Path, call: Call) -> None:
+    with pytest.raises(ConfigError, match="--seeds 9: toy has 0, 1, 2, of which its tables are"):
+        call(Arena(tmp_path), "run", "--seeds", "0", "9")
 
 
 def test_a_killed_program_goes_on_where_it_was(tmp_path: Path, call: Call) -> None:

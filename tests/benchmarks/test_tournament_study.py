@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.tournament import ledger as ledgers
 from benchmarks.tournament.ledger import LedgerError, read_book, read_lines, write_line
 from benchmarks.tournament.plan import Job, final, make_job, search, trains
 from benchmarks.tournament.study import STUDIES, Study, key_of, read_study
-from cloc.config import ConfigError
+from cloc.config import ConfigError, TrainConfig, check_keys, check_overrides
 from tests.kit.paths import ROOT
 from tests.kit.tournament import STUDY
 
-select = OmegaConf.select
 NAMES = sorted(one.stem for one in STUDIES.glob("*.yaml"))
 
 
@@ -57,6 +56,7 @@ def done(study: Study, job: Job, value: float, **more: Any) -> dict[str, Any]:
         ("  clip: {label", "  cloc: {label", "'cloc' stands twice"),
         ("title: A toy", "title: [", "no YAML"),
         ("  less:", "  ../less:", "letters, digits and _"),
+        ("default: 1}", "default: 1, name: lr}", "two are called lr in the names of run folders"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -72,20 +72,33 @@ def test_a_study_that_is_not_there_names_the_others() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_changes_its_experiment_where_it_says(name: str) -> None:
+def test_every_method_is_what_train_takes_and_changes_its_experiment_where_it_says(name: str) -> None:
     study = read_study(name)
-    asked = {one.experiment for one in study.methods.values()}
-    if missing := [one for one in sorted(asked) if not (ROOT / "conf" / "experiment" / f"{one}.yaml").is_file()]:
-        pytest.skip(f"no experiment {', '.join(missing)}")
     jobs = [make_job(study, method, first_values(study, method), 0, study.test) for method in study.in_order()]
     assert len({frozenset(job.overrides) for job in jobs}) == len(jobs), "two methods are the same"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        plain = {experiment: compose("train", [f"experiment={experiment}"]) for experiment in asked}
+        plain = {one.experiment: composed(f"experiment={one.experiment}") for one in study.methods.values()}
         for job in jobs:
-            own, changed = study.methods[job.method], compose("train", list(job.overrides))
+            own, changed = study.methods[job.method], composed(*job.overrides)
             keys = [(one, key_of(one).replace("/", ".")) for one in job.overrides[1:]]
             idle = [one for one, key in keys if select(plain[own.experiment], key) == select(changed, key)]
             assert all(key_of(one) in (*own.search, "samples") for one in idle), f"{job.method}: {idle} change nothing"
+            start = composed(*make_job(study, job.method, {}, 0, study.test).overrides) if own.search else plain
+            for axis in own.search:  # else a run fails once it is trained
+                default = study.axes[axis].default
+                assert not default or float(select(start, axis)) == float(default), f"{job.method}: {axis}"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """As ``train.py`` composes it, and finds it right."""
+    config = compose("train", check_overrides(overrides, TrainConfig))
+    check_keys(config, TrainConfig)
+    return config
+
+
+def select(config: DictConfig, key: str) -> Any:
+    """A value; what is null is told from what is not there."""
+    return OmegaConf.select(config, key, default="absent")
 
 
 def first_values(study: Study, method: str) -> dict[str, str]:
@@ -131,6 +144,12 @@ def test_an_id_is_what_defines_the_result(tmp_path: Path) -> None:
         identity({"optim.muon_lr": "2e-2"}, 0, "less"),
     ]
     assert len({base, *others}) == 5
+
+
+def test_a_value_with_a_slash_names_one_folder(tmp_path: Path) -> None:
+    axis = "axes:\n  model/prompter: {values: [paper, shared], default: shared}"
+    study = study_of(tmp_path, STUDY.replace("axes:", axis))
+    assert make_job(study, "cloc", {"model/prompter": "paper"}, 0, []).slug == "model-prompterpaper_s0"
 
 
 def test_a_search_without_a_survivor_fails_with_a_reason(tmp_path: Path) -> None:

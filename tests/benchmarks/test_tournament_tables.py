@@ -155,6 +155,14 @@ def test_a_document_is_written_between_its_marks_and_checked(tmp_path: Path) -> 
         documents.write(page, "scenes", path)
 
 
+def test_a_mark_without_an_end_takes_no_text_with_it(tmp_path: Path) -> None:
+    study_of(tmp_path)
+    begin = f"<!-- tournament: {tmp_path}/toy.yaml table -->\n"
+    for page in (f"{begin}kept\n", f"{begin}kept\n\n{begin}<!-- end -->\n"):
+        with pytest.raises(ConfigError, match="page.md: a <!-- tournament: STUDY … --> without an <!-- end -->"):
+            documents.made(page, "page.md")
+
+
 @pytest.mark.parametrize("mark", ["toy.yaml drawing", "toy.yaml table a b c"])
 def test_a_mark_that_asks_for_nothing_known_is_a_line(tmp_path: Path, mark: str) -> None:
     study_of(tmp_path)

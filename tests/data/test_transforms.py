@@ -18,6 +18,7 @@ from cloc.config import DataConfig
 from cloc.contracts import Batch, Region, Sample
 from cloc.data.stream.collate import collate
 from cloc.data.stream.region_sampling import Chooser, make_chooser
+from cloc.data.stream.wording import Wording
 from cloc.data.tokenizer import Tokenizer, text_id
 from cloc.data.transforms import PAD_VALUE, View, crop_resize, mirror_text, resize_pad, to_picture, to_view
 
@@ -293,10 +294,13 @@ def test_hard_negatives_change_no_other_draw() -> None:
 def test_a_key_reaches_the_view_or_the_choice_by_its_name() -> None:
     config = DataConfig(
         train="x", regions=3, negatives=2, min_size=0.1, choice="score", groups="one", crop=0.3, min_visible=0.2,
-        jitter=[0.1, 0.2, 0.3, 0.4], flip=0.5,
+        jitter=[0.1, 0.2, 0.3, 0.4], flip=0.5, names=True,
     )  # fmt: skip
     chooser = make_chooser(config, 32, "squash")
-    assert chooser == Chooser(View(32, 0.3, 0.2, (0.1, 0.2, 0.3, 0.4), 0.5, "squash"), 3, 0.1, "score", "one", 2)
+    assert chooser == Chooser(
+        View(32, 0.3, 0.2, (0.1, 0.2, 0.3, 0.4), 0.5, "squash"), 3, 0.1, "score", "one", 2, wording=Wording(names=True)
+    )
     assert make_chooser(DataConfig(train="x"), 32) == Chooser(View(32))  # the defaults agree
-    known = {field.name for part in (View, Chooser) for field in fields(part)} - {"size", "resize", "view"}
+    known = {field.name for part in (View, Chooser, Wording) for field in fields(part)}
+    known -= {"size", "resize", "view", "wording"}
     assert known <= {field.name for field in fields(DataConfig)}

@@ -39,6 +39,7 @@ SLOTS: dict[str, Slot] = {
 }
 """Each attribute word, where it stands in the lists."""
 _SYNONYMS = synonyms()
+_JOINS = ("and", "or")
 _PERSON = 0  # the line of SAME that names people
 
 
@@ -108,7 +109,7 @@ def take_apart(text: str, is_class: bool = False) -> Phrase:
 def _first(words: tuple[tuple[str, int, int], ...]) -> int:
     """Where the name begins: behind determiners and attributes, but for an attribute that names the thing itself."""
     place = 0
-    while place < len(words) and (words[place][0] in DETERMINERS or _qualifies(words, place)):
+    while place < len(words) and (words[place][0] in DETERMINERS or _qualifies(words, place) or _joins(words, place)):
         place += 1
     return place
 
@@ -118,7 +119,14 @@ def _qualifies(words: tuple[tuple[str, int, int], ...], place: int) -> bool:
     word = words[place][0]
     if word not in SLOTS or SLOTS[word][0] == "person" or place + 1 == len(words):
         return False
-    return words[place + 1][0] not in STOPS
+    behind = words[place + 1][0]
+    if behind in _JOINS and place + 2 < len(words):  # "a black and white dog" is no black one
+        return words[place + 2][0] in SLOTS and SLOTS[words[place + 2][0]][0] != "person"
+    return behind not in STOPS
+
+
+def _joins(words: tuple[tuple[str, int, int], ...], place: int) -> bool:
+    return place > 0 and words[place][0] in _JOINS and _qualifies(words, place - 1)
 
 
 def _last(text: str, words: tuple[tuple[str, int, int], ...], first: int) -> int:

@@ -80,7 +80,7 @@ class Wording:
 
     Attributes:
         names: whether the name of a phrase's thing is a further phrase of its region.
-        templates: of which one is drawn for each region; ``{}`` is the phrase. None leaves phrases as they are.
+        templates: of which one is drawn for each region; ``{}`` is the phrase. Without any, phrases stay as they are.
     """
 
     names: bool = False

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cloc.__main__ import app
 from cloc.config import DatasetConfig
 from cloc.contracts import Sample
 from cloc.data.convert.conversion import convert
@@ -145,3 +147,9 @@ def test_tinted_things_differ_in_color_and_keep_their_shape() -> None:
         }
         for one, other in combinations(COLORS, 2):
             assert np.abs(means[one] - means[other]).max() > 15, (thing.phrase, one, other)
+
+
+def test_no_training_on_what_is_never_trained_on_is_suggested(tmp_path: Path) -> None:
+    options = ["--held-out", "things", "--test", "2", "--relation-sets", "0", "--single-things", "0"]
+    told = CliRunner().invoke(app, ["data", "convert", "openmoji", str(tmp_path / "out"), *options]).output
+    assert f"next: python -m cloc data check {tmp_path}/out/test" in told and "train.py" not in told

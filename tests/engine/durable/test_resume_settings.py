@@ -306,6 +306,22 @@ def test_pixel_statistics_that_were_not_stored_are_those_of_the_run(pixels: dict
         assert list(changes(Pretrain, before, now)) == told
 
 
+@pytest.mark.parametrize(
+    ("cache", "frozen", "now", "changed"),
+    [(None, False, "auto", 0), ("c", True, "auto", 0), ("c", False, "auto", 1), ("c", True, "float32", 1)],
+)
+def test_the_former_word_for_the_precision_of_the_cache_is_no_change(
+    cache: str | None, frozen: bool, now: str, changed: int
+) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", ["experiment=demo_clip"])
+    before, after = (OmegaConf.to_container(composed, resolve=True) for _ in range(2))
+    for config, value in ((before, "float16"), (after, now)):
+        config["data"] |= {"token_cache": cache, "token_precision": value}
+        config["model"]["frozen_towers"] = frozen
+    assert len(changes(Pretrain, before, after)) == changed
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Pretrain], None]) -> None:
     advance = Pretrain.advance
 
