@@ -302,7 +302,7 @@ class Pretrain(Task):
 
     @classmethod
     def completed(cls, stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With the pixel statistics, where it is the same tower, and the precision of the token cache in today's word."""
+        """With the pixel statistics, where it is the same tower, and today's word for the token cache's precision."""
         stored = pretrain_data.with_auto_precision(stored, resolved)
         model, now = stored.get("model") or {}, resolved["model"]["image"]
         own = model.get("image") or {}

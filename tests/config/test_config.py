@@ -99,7 +99,12 @@ def test_the_model_that_knows_words_sees_as_the_demo_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "baseline"), [("demo_cloc_words", "demo_clip_words_crops"), ("flickr8k_cloc", "flickr8k_clip_crops")]
+    ("method", "baseline"),
+    [
+        ("demo_cloc", "demo_clip_crops"),
+        ("demo_cloc_words", "demo_clip_words_crops"),
+        ("flickr8k_cloc", "flickr8k_clip_crops"),
+    ],
 )
 def test_clip_with_crops_leaves_out_the_pairs_that_cloc_leaves_out(method: str, baseline: str) -> None:
     """``loss=clip`` names no rule for texts that mean the same: the class's own holds then."""
