@@ -48,7 +48,7 @@ class Rows:
     dtype: torch.dtype
 
     @property
-    def bytes(self) -> int:
+    def row_bytes(self) -> int:
         """Of a row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
@@ -66,7 +66,7 @@ class Shape:
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes, without its annotations."""
-        return sum(one.bytes for one in self.kept)
+        return sum(one.row_bytes for one in self.kept)
 
     @property
     def block(self) -> int:

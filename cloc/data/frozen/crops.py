@@ -19,7 +19,7 @@ LIKELY = 16  # regions of a picture, for the size of files
 
 def pictures_of(rows: Rows) -> int:
     """Pictures whose regions lie in one file."""
-    return max(1, min(MOST_SAMPLES, MOST_BYTES // (LIKELY * rows.bytes)))
+    return max(1, min(MOST_SAMPLES, MOST_BYTES // (LIKELY * rows.row_bytes)))
 
 
 class CropBlock(StoredTensors):

@@ -37,7 +37,7 @@ class CropFiller(Filler):
     @property
     def sample_bytes(self) -> float:
         """Bytes that a sample takes on average."""
-        return self.regions * self.rows.bytes
+        return self.regions * self.rows.row_bytes
 
     def is_whole(self, place: BlockPlace) -> bool:
         """Whether a file is there, and as it was written."""
