@@ -144,7 +144,10 @@ def test_what_cannot_be_is_refused_in_a_line(more: list[str], message: str, squa
 
 
 def test_hard_negatives_serve_crops_alone_too(squares: Path, tmp_path: Path) -> None:
-    validate(configure(squares, tmp_path, "data.negatives=2"))
+    config = configure(squares, tmp_path, "data.negatives=2")
+    assert validate(config).data.negatives == 2
+    with pytest.raises(ConfigError, match=r"data\.negatives=2"):
+        validate(configure(squares, tmp_path, "data.negatives=2", "data.crops=0", "loss.crops=0"))
 
 
 def test_a_dry_run_tells_of_the_crops(squares: Path, tmp_path: Path, capsys: Any) -> None:

@@ -18,6 +18,7 @@ from cloc.data.shards.index import load_manifest
 from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import each_sample
 from cloc.data.shards.tars import ShardError
+from tests.kit.interrupting import interrupt_third
 from tests.kit.landscapes import jpeg, landscape, sample, write
 
 
@@ -74,15 +75,7 @@ def test_the_same_for_any_order_another_for_another_seed(source: Path, tmp_path:
 
 
 def test_killed_while_writing_it_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], module._samples
-
-    def counted(*arguments: object) -> object:
-        made.append(arguments)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_samples", counted)
+    made = interrupt_third(monkeypatch, module)
     with pytest.raises(KeyboardInterrupt):
         split(source, tmp_path / "out", val=0.2, samples_per_shard=10)
     with pytest.raises(ShardError, match="seed was 0, is 1"):

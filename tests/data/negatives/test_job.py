@@ -25,6 +25,7 @@ from cloc.data.shards.reader import ShardReader
 from cloc.data.shards.samples import each_sample
 from cloc.data.shards.tars import ShardError
 from cloc.data.shards.writer import write_shards
+from tests.kit.interrupting import interrupt_third
 from tests.kit.landscapes import jpeg, landscape
 
 BOX = (0.1, 0.1, 0.5, 0.5)
@@ -160,15 +161,7 @@ def test_the_same_for_any_workers(source: Path, written: Path, tmp_path: Path) -
 def test_killed_while_writing_it_goes_on(
     source: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, real = [], module._samples
-
-    def counted(*arguments: object) -> object:
-        made.append(arguments)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_samples", counted)
+    made = interrupt_third(monkeypatch, module)
     with pytest.raises(KeyboardInterrupt):
         add_negatives(source, tmp_path / "out", per_region=4)
     with pytest.raises(ShardError, match="seed was 0, is 1"):
